@@ -1,0 +1,61 @@
+# Two commands do everything on a fresh machine:  make run   make test
+# VENV=…         another folder for the environment
+# TORCH_INDEX=…  where pip finds PyTorch's CPU build (README, "PyTorch without CUDA")
+
+PYTHON  ?= python3
+VENV    ?= .venv
+PORT    ?= 8000
+HOME_DIR ?= home
+STUDIES ?= sample-data/studies
+BIN     := $(VENV)/bin
+GPU     := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
+TORCH   := $(if $(GPU),torch==2.13.0,torch==2.13.0+cpu)
+PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: help run test check lint setup sample clean
+
+help:
+	@echo "make run     set up, make sample studies and a sample model, serve on http://127.0.0.1:$(PORT)/"
+	@echo "make test    set up and run the tests"
+	@echo "make check   make test, and before it formatting, lint, types and import rules"
+	@echo "make clean   remove the environment, the sample studies and the sample home"
+
+$(VENV)/.ready: pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v[:2] < (3, 12) else f"Python 3.11 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.11 …")'
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing PyTorch ($(if $(GPU),a GPU was found,no GPU: the CPU build)) …"
+	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) '$(TORCH)' || { echo; \
+	  echo "PyTorch ($(TORCH)) was not found where pip looks. A machine without a GPU needs the CPU build,"; \
+	  echo "which PyTorch serves from an index of its own; see 'PyTorch without CUDA' in README.md, then:"; \
+	  echo "  make TORCH_INDEX=<that index> $(MAKECMDGOALS)"; exit 1; }
+	@echo "Installing SegUnlearn and what it needs …"
+	@$(PIP) -e '.[server,postgresql,dev]'
+	@$(PIP) --no-deps monailabel==0.8.5
+	@touch $@
+
+setup: $(VENV)/.ready
+
+sample-data/studies/.ready: sample-data/generate.py | $(VENV)/.ready
+	$(BIN)/python sample-data/generate.py --out sample-data/studies --nifti sample-data/nifti
+	@touch $@
+
+sample: sample-data/studies/.ready
+
+run: setup sample
+	@test -e $(HOME_DIR)/models/segmentation/active || \
+	  $(BIN)/segunlearn train --data sample-data/nifti --home $(HOME_DIR) --recipe sample
+	$(BIN)/segunlearn serve --studies $(STUDIES) --home $(HOME_DIR) --port $(PORT)
+
+test: setup
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test
+
+clean:
+	rm -rf $(VENV) sample-data/studies sample-data/nifti $(HOME_DIR)

@@ -1,0 +1,210 @@
+"""Cases: an image with its label, and the person, study and series it belongs to."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from segunlearn.errors import InvalidInputError
+from segunlearn.volumes import SUFFIXES, strip_suffix
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image, and who it shows.
+
+    Parameters
+    ----------
+    series
+        SeriesInstanceUID, or the file's name without ending for folders of files. Unique.
+    study
+        StudyInstanceUID, or what the sidecar says, or the same as ``series``.
+    person
+        PatientID, or the person that a regex or CSV gives. Sets are always split by person.
+    image, label
+        NIfTI or NRRD files on the same grid; ``label`` is None for unlabelled images.
+    modality
+        DICOM Modality (0008,0060).
+    site
+        Site key of the scanner (``segunlearn.dicom.site``), empty when unknown.
+    """
+
+    series: str
+    study: str
+    person: str
+    image: Path
+    label: Path | None = None
+    modality: str = "OT"
+    site: str = ""
+
+
+class People:
+    """Who is shown in a file: a rule from file stem to (person, study).
+
+    Parameters
+    ----------
+    regex
+        Its first group is the person; searched in the file's stem.
+    table
+        CSV with the columns ``file``, ``person`` and optionally ``study``.
+
+    Notes
+    -----
+    Without either, ``hippocampus_NNN`` (Medical Segmentation Decathlon task 4) is person
+    ``(NNN + 1) // 2``, because neighbouring crops are very probably the two sides of one head;
+    any other file is a person of its own, and siblings cannot be known.
+    """
+
+    _HIPPOCAMPUS = re.compile(r"^hippocampus_(\d+)$")
+
+    def __init__(self, regex: str | None = None, table: Path | None = None) -> None:
+        if regex is not None and table is not None:
+            raise InvalidInputError("give people either by a regex or by a CSV file, not by both.")
+        try:
+            self._regex = re.compile(regex) if regex is not None else None
+        except re.error as error:
+            raise InvalidInputError(f"the person regex {regex!r} is not valid: {error}.") from error
+        if self._regex is not None and self._regex.groups < 1:
+            raise InvalidInputError(
+                f"the person regex {regex!r} has no group; put the person in parentheses, "
+                r"for example 'patient(\d+)_'."
+            )
+        self._table = self._read_table(table) if table is not None else None
+
+    @staticmethod
+    def _read_table(path: Path) -> dict[str, tuple[str, str]]:
+        if not Path(path).is_file():
+            raise InvalidInputError(f"{path}: no such people file.")
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if not {"file", "person"} <= set(reader.fieldnames or ()):
+                raise InvalidInputError(f"{path}: the first line must name 'file' and 'person'.")
+            return {
+                strip_suffix(Path(row["file"])): (row["person"], row.get("study") or row["file"])
+                for row in reader
+            }
+
+    @property
+    def known(self) -> bool:
+        """Whether a rule was given, so that siblings of a file can be found."""
+        return self._regex is not None or self._table is not None
+
+    def of(self, stem: str) -> tuple[str, str]:
+        """(person, study) of a file stem.
+
+        Raises
+        ------
+        InvalidInputError
+            A rule was given and does not cover the file: guessing would mix people up.
+        """
+        if self._table is not None:
+            if stem not in self._table:
+                raise InvalidInputError(f"the people file has no row for {stem!r}; add one.")
+            return self._table[stem]
+        if self._regex is not None:
+            match = self._regex.search(stem)
+            if match is None or match.group(1) is None:
+                raise InvalidInputError(
+                    f"the person regex {self._regex.pattern!r} does not match {stem!r}."
+                )
+            return match.group(1), stem
+        match = self._HIPPOCAMPUS.match(stem)
+        if match is not None:
+            return f"hippocampus-{(int(match.group(1)) + 1) // 2:03d}", stem
+        return stem, stem
+
+
+def cases_from_folder(
+    folder: Path, people: People | None = None, *, modality: str = "OT", labelled: bool = True
+) -> list[Case]:
+    """Read a folder with ``images/`` and ``labels/`` (Medical Segmentation Decathlon manner).
+
+    ``imagesTr``/``labelsTr`` are accepted too. Files pair by their name; the endings may differ.
+
+    Raises
+    ------
+    InvalidInputError
+        No images, two images of one name, or no labelled image although ``labelled``.
+    """
+    folder, people = Path(folder), people or People()
+    images = next((folder / n for n in ("images", "imagesTr") if (folder / n).is_dir()), None)
+    if images is None:
+        raise InvalidInputError(
+            f"{folder}: no folder 'images' in it. Put images into images/ and label maps of the "
+            "same file names into labels/."
+        )
+    labels = next((folder / n for n in ("labels", "labelsTr") if (folder / n).is_dir()), None)
+    label_files = {strip_suffix(p): p for p in _volume_files(labels)} if labels else {}
+    cases: dict[str, Case] = {}
+    for path in _volume_files(images):
+        stem = strip_suffix(path)
+        if stem in cases:
+            raise InvalidInputError(f"{images}: two files are named {stem!r}; keep one.")
+        person, study = people.of(stem)
+        cases[stem] = Case(stem, study, person, path, label_files.get(stem), modality)
+    found = [c for c in cases.values() if c.label is not None or not labelled]
+    if not found:
+        raise InvalidInputError(
+            f"{folder}: {len(cases)} images, none with a label map of the same name in labels/."
+        )
+    return found
+
+
+def _volume_files(folder: Path) -> list[Path]:
+    return sorted(
+        p
+        for p in folder.iterdir()
+        if p.is_file() and not p.name.startswith(".") and p.name.endswith(SUFFIXES)
+    )
+
+
+def split_by_person(
+    cases: Sequence[Case], fractions: Sequence[float], seed: int
+) -> list[list[Case]]:
+    """Divide cases into sets that share no person.
+
+    Parameters
+    ----------
+    cases
+        Any order; the result depends only on their persons and the seed.
+    fractions
+        Share of *persons* of each set, adding up to 1. Every set with a positive share gets at
+        least one person.
+    seed
+        Of ``numpy.random.default_rng``.
+
+    Raises
+    ------
+    InvalidInputError
+        Shares do not add up to 1, or there are fewer persons than sets.
+    """
+    if abs(sum(fractions) - 1.0) > 1e-6 or min(fractions, default=-1.0) < 0.0:
+        raise InvalidInputError(f"shares must be >= 0 and add up to 1, got {list(fractions)}.")
+    persons = sorted({c.person for c in cases})
+    wanted = [i for i, f in enumerate(fractions) if f > 0]
+    if len(persons) < len(wanted):
+        raise InvalidInputError(
+            f"{len(persons)} persons cannot be divided into {len(wanted)} sets; "
+            "sets never share a person. Annotate studies of more patients."
+        )
+    order = [persons[i] for i in np.random.default_rng(seed).permutation(len(persons))]
+    counts = [round(f * len(persons)) if f > 0 else 0 for f in fractions]
+    for i in wanted:
+        counts[i] = max(1, counts[i])
+    while sum(counts) != len(persons):
+        step = 1 if sum(counts) < len(persons) else -1
+        counts[int(np.argmax(counts))] += step
+    bounds = np.cumsum([0, *counts])
+    groups = [set(order[a:b]) for a, b in itertools.pairwise(bounds)]
+    return [[c for c in cases if c.person in group] for group in groups]
+
+
+def persons_of(cases: Iterable[Case]) -> list[str]:
+    """Sorted persons of the cases, each once."""
+    return sorted({c.person for c in cases})
