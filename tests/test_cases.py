@@ -1,0 +1,92 @@
+"""Cases: persons are never guessed and never shared between sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segunlearn.cases import Case, People, cases_from_folder, persons_of, split_by_person
+from segunlearn.errors import InvalidInputError
+from segunlearn.volumes import Volume, write_volume
+
+
+def case(series: str, person: str) -> Case:
+    return Case(series, series, person, Path(f"{series}.nii.gz"))
+
+
+@given(
+    st.lists(st.integers(0, 30), min_size=3, max_size=60),
+    st.sampled_from([(0.8, 0.2), (0.6, 0.2, 0.2), (0.5, 0.0, 0.5), (1.0,)]),
+    st.integers(0, 5),
+)
+def test_sets_share_no_person_and_lose_no_case(
+    persons: list[int], fractions: tuple[float, ...], seed: int
+) -> None:
+    cases = [case(f"s{i}", f"p{p}") for i, p in enumerate(persons)]
+    if len(set(persons)) < sum(f > 0 for f in fractions):
+        with pytest.raises(InvalidInputError, match="persons cannot be divided"):
+            split_by_person(cases, fractions, seed)
+        return
+
+    sets = split_by_person(cases, fractions, seed)
+
+    assert sorted(c.series for s in sets for c in s) == sorted(c.series for c in cases)
+    for i, one in enumerate(sets):
+        assert bool(one) == (fractions[i] > 0)
+        for other in sets[i + 1 :]:
+            assert not set(persons_of(one)) & set(persons_of(other))
+    assert sets == split_by_person(cases, fractions, seed)
+
+
+def test_shares_must_add_up() -> None:
+    with pytest.raises(InvalidInputError, match="add up"):
+        split_by_person([case("a", "a")], (0.5, 0.1), 0)
+
+
+def test_both_sides_of_a_head_are_one_person() -> None:
+    people = People()
+    assert people.of("hippocampus_001")[0] == people.of("hippocampus_002")[0]
+    assert people.of("hippocampus_002")[0] != people.of("hippocampus_003")[0]
+    assert people.of("other") == ("other", "other")
+    assert not people.known
+
+
+def test_a_rule_that_does_not_cover_a_file_is_an_error(tmp_path: Path) -> None:
+    people = People(regex=r"^p(\d+)_")
+    assert people.of("p12_left") == ("12", "p12_left")
+    with pytest.raises(InvalidInputError, match="does not match"):
+        people.of("x1")
+    with pytest.raises(InvalidInputError, match="no group"):
+        People(regex=r"p\d+")
+    with pytest.raises(InvalidInputError, match="not valid"):
+        People(regex=r"p(\d+")
+
+    table = tmp_path / "people.csv"
+    table.write_text("file,person,study\na.nii.gz,anna,one\n")
+    assert People(table=table).of("a") == ("anna", "one")
+    with pytest.raises(InvalidInputError, match="no row"):
+        People(table=table).of("b")
+    table.write_text("name,who\n")
+    with pytest.raises(InvalidInputError, match="first line"):
+        People(table=table)
+
+
+def test_a_folder_pairs_images_and_labels_by_name(tmp_path: Path) -> None:
+    for name in ("images/a.nii.gz", "images/b.nrrd", "labels/a.nrrd", "images/.hidden.nii"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        write_volume(Volume(np.zeros((2, 2, 2), np.int16), np.eye(4)), path)
+
+    assert [c.series for c in cases_from_folder(tmp_path)] == ["a"]
+    both = cases_from_folder(tmp_path, labelled=False)
+    assert [(c.series, c.label is None) for c in both] == [("a", False), ("b", True)]
+
+    with pytest.raises(InvalidInputError, match="no folder 'images'"):
+        cases_from_folder(tmp_path / "images")
+    (tmp_path / "labels/a.nrrd").unlink()
+    with pytest.raises(InvalidInputError, match="none with a label"):
+        cases_from_folder(tmp_path)

@@ -1,0 +1,112 @@
+"""Volumes: grids, digests, and files read by more than one library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from segunlearn.errors import GeometryError, InvalidInputError
+from segunlearn.volumes import Volume, read_volume, strip_suffix, write_volume
+
+
+def oblique_affine(seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    rotation, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    affine = np.eye(4)
+    affine[:3, :3] = rotation @ np.diag([0.7, 1.1, 3.0])
+    affine[:3, 3] = [12.5, -40.0, 7.25]
+    return affine
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd"])
+def test_files_round_trip_on_an_oblique_grid(tmp_path: Path, suffix: str) -> None:
+    array = np.random.default_rng(1).integers(0, 4, (5, 6, 7)).astype(np.int16)
+    volume = Volume(array, oblique_affine())
+    path = tmp_path / f"case{suffix}"
+
+    write_volume(volume, path)
+    again = read_volume(path, label=True)
+
+    assert np.array_equal(again.array, array)
+    assert again.same_grid(volume)
+    assert again.digest() == volume.digest()
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
+def test_physical_place_agrees_with_simpleitk(tmp_path: Path, suffix: str) -> None:
+    """SimpleITK speaks LPS: the same voxel lies at (-x, -y, z) of ours."""
+    volume = Volume(np.zeros((4, 5, 6), np.int16), oblique_affine(3))
+    path = tmp_path / f"case{suffix}"
+    write_volume(volume, path)
+
+    lps = np.array(sitk.ReadImage(str(path)).TransformIndexToPhysicalPoint((1, 2, 3)))
+
+    ras = (volume.affine @ np.array([1, 2, 3, 1.0]))[:3]
+    assert lps * [-1, -1, 1] == pytest.approx(ras, abs=1e-3)
+
+
+@given(
+    hnp.arrays(np.int16, hnp.array_shapes(min_dims=3, max_dims=3, max_side=4)),
+    st.integers(0, 3),
+)
+def test_digest_changes_with_voxels_and_place_and_nothing_else(
+    array: np.ndarray, axis: int
+) -> None:
+    volume = Volume(array, np.eye(4))
+    moved = np.eye(4)
+    moved[min(axis, 2), 3] += 0.5
+    changed = array.copy()
+    changed.flat[0] = changed.flat[0] ^ 1
+
+    assert volume.digest() == Volume(array.astype(np.int32), np.eye(4)).digest()
+    assert volume.digest() == Volume(np.asfortranarray(array), np.eye(4) * 1.0).digest()
+    assert volume.digest() != Volume(array, moved).digest()
+    assert volume.digest() != Volume(changed, np.eye(4)).digest()
+
+
+def test_bad_files_are_refused_with_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "broken.nii.gz").write_bytes(b"not a volume")
+    (tmp_path / "image.txt").write_text("text")
+    fractions = Volume(np.full((2, 2, 2), 0.5, np.float32), np.eye(4))
+    write_volume(fractions, tmp_path / "fractions.nii.gz")
+    nan = np.zeros((2, 2, 2), np.float32)
+    nan[0, 0, 0] = np.nan
+    nib.save(nib.Nifti1Image(nan, np.eye(4)), tmp_path / "nan.nii.gz")
+
+    for name, words in {
+        "missing.nii": "no such file",
+        "broken.nii.gz": "cannot be read",
+        "image.txt": "not a volume",
+        "nan.nii.gz": "NaN",
+    }.items():
+        with pytest.raises(InvalidInputError, match=words):
+            read_volume(tmp_path / name)
+    with pytest.raises(InvalidInputError, match="whole numbers"):
+        read_volume(tmp_path / "fractions.nii.gz", label=True)
+    with pytest.raises(InvalidInputError, match="ending"):
+        write_volume(fractions, tmp_path / "out.png")
+
+
+def test_a_grid_without_a_place_is_refused() -> None:
+    with pytest.raises(GeometryError, match="singular"):
+        Volume(np.zeros((2, 2, 2)), np.zeros((4, 4)))
+    with pytest.raises(InvalidInputError, match="axes"):
+        Volume(np.zeros((2, 2)), np.eye(4))
+
+
+def test_one_slice_of_a_2d_file_is_a_volume(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(np.ones((4, 5), np.float32), np.eye(4)), tmp_path / "slice.nii")
+    assert read_volume(tmp_path / "slice.nii").shape == (4, 5, 1)
+
+
+def test_strip_suffix() -> None:
+    assert strip_suffix(Path("a/hippocampus_001.nii.gz")) == "hippocampus_001"
+    assert strip_suffix(Path("1.2.840.10008.nrrd")) == "1.2.840.10008"
