@@ -1,0 +1,227 @@
+"""Sliding-window inference: a volume in, a mask on the volume's own grid out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.data.utils import dense_patch_slices
+from monai.inferers.inferer import SlidingWindowInferer
+from torch import nn
+
+from segunlearn.errors import CancelledError, InvalidInputError
+from segunlearn.networks import ModelConfig, load_weights
+from segunlearn.records.versions import VersionInfo
+from segunlearn.transforms import (
+    Preprocessed,
+    preprocess,
+    restore,
+    restore_probabilities,
+)
+from segunlearn.volumes import Volume
+
+#: Called with the windows done and their total.
+WindowProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Prediction(Volume):
+    """A mask on the input's grid, and how long each part took.
+
+    Parameters
+    ----------
+    seconds
+        Wall time of ``"pre"`` (orient, normalise, resample), ``"network"`` (sliding window) and
+        ``"post"`` (back onto the input's grid).
+    """
+
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """``"auto"`` is the first GPU where there is one, else the CPU.
+
+    Raises
+    ------
+    InvalidInputError
+        The name is no device, or a GPU is asked for where there is none.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise InvalidInputError(f"{device!r} is no device; use auto, cpu or cuda:0.") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidInputError(f"{device!r}: this machine has no usable GPU; use auto or cpu.")
+    return chosen
+
+
+class Segmenter:
+    """A network ready to segment.
+
+    Parameters
+    ----------
+    network
+        Put into evaluation mode and moved to the device.
+    config
+        What it expects.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda:0"`` …
+    window_batch
+        Windows that go through the network together.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        config: ModelConfig,
+        device: str | torch.device = "auto",
+        *,
+        window_batch: int = 4,
+    ) -> None:
+        self.device = choose_device(device)
+        self.network = network.eval().to(self.device)
+        self.config = config
+        self.window_batch = window_batch
+
+    @classmethod
+    def from_version(cls, info: VersionInfo, device: str | torch.device = "auto") -> Segmenter:
+        """Load a published version; the digest of its weights is checked.
+
+        Raises
+        ------
+        IntegrityError
+            The weights are not the published ones.
+        """
+        config = ModelConfig.from_json(info.config)
+        return cls(load_weights(info.weights, config, info.sha256), config, device)
+
+    def predict(
+        self,
+        volume: Volume,
+        progress: WindowProgress | None = None,
+        cancel: Callable[[], bool] | None = None,
+    ) -> Prediction:
+        """Segment a volume.
+
+        Parameters
+        ----------
+        volume
+            Any orientation and spacing.
+        progress
+            Called with (windows done, windows in total).
+        cancel
+            Asked before each batch of windows.
+
+        Returns
+        -------
+        Prediction
+            uint8 label values on exactly the input's grid.
+
+        Raises
+        ------
+        CancelledError
+            ``cancel`` said so.
+        InvalidInputError, GeometryError
+            See ``segunlearn.transforms.preprocess``.
+        """
+        times = [time.perf_counter()]
+        prepared = preprocess(volume, self.config)
+        times.append(time.perf_counter())
+        probabilities = self.probabilities_of(prepared, progress, cancel)
+        self._synchronise()
+        times.append(time.perf_counter())
+        label = restore(probabilities, prepared.grid)
+        times.append(time.perf_counter())
+        spans = dict(zip(("pre", "network", "post"), np.diff(times).tolist(), strict=True))
+        return Prediction(label, volume.affine, volume.modality, seconds=spans)
+
+    def predict_probabilities(
+        self,
+        volume: Volume,
+        progress: WindowProgress | None = None,
+        cancel: Callable[[], bool] | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """Probability of each class, ``(K, X, Y, Z)`` on the input's grid; class 0 is background.
+
+        Raises
+        ------
+        CancelledError, InvalidInputError, GeometryError
+            As ``predict``.
+        """
+        prepared = preprocess(volume, self.config)
+        return restore_probabilities(
+            self.probabilities_of(prepared, progress, cancel), prepared.grid
+        )
+
+    def probabilities_of(
+        self,
+        prepared: Preprocessed,
+        progress: WindowProgress | None = None,
+        cancel: Callable[[], bool] | None = None,
+    ) -> torch.Tensor:
+        """Probabilities on the model's grid, ``(K, X, Y, Z)`` float32.
+
+        Logits of overlapping windows are blended with Gaussian weights before the softmax; in 2D
+        each slice is treated on its own. Volumes smaller than a patch are padded with 0, the mean
+        after normalisation.
+        """
+        axis = self.config.slice_axis
+        image = prepared.tensor
+        # B, C, spatial: in 2D the slices are the batch
+        batch = image[None] if axis is None else image.movedim(axis + 1, 0)
+        done, total = 0, self._count_windows(tuple(batch.shape))
+
+        def network(windows: torch.Tensor) -> torch.Tensor:
+            nonlocal done
+            if cancel is not None and cancel():
+                raise CancelledError("the inference was stopped before it was complete.")
+            with torch.autocast("cuda", torch.float16, enabled=self.device.type == "cuda"):
+                logits = self.network(windows)
+            done += windows.shape[0]
+            if progress is not None:
+                progress(min(done, total), total)
+            return cast(torch.Tensor, logits.float())
+
+        inferer = SlidingWindowInferer(
+            roi_size=self.config.roi_size,
+            sw_batch_size=self.window_batch,
+            overlap=self.config.overlap,
+            mode="gaussian",
+            sw_device=self.device,
+            device=self._blend_device(batch.shape),
+        )
+        with torch.inference_mode():
+            slices = max(1, len(batch) if axis is None else 32)
+            parts = (batch[i : i + slices] for i in range(0, len(batch), slices))
+            logits = torch.cat([cast(torch.Tensor, inferer(part, network)) for part in parts])
+            logits = logits[0] if axis is None else logits.movedim(0, axis + 1)
+            return logits.softmax(dim=0)
+
+    def _count_windows(self, shape: tuple[int, ...]) -> int:
+        roi = self.config.roi_size
+        padded = tuple(max(n, r) for n, r in zip(shape[2:], roi, strict=True))
+        step = tuple(
+            max(1, int(r * (1 - self.config.overlap))) if r != n else r
+            for n, r in zip(padded, roi, strict=True)
+        )
+        return shape[0] * len(dense_patch_slices(padded, roi, step))
+
+    def _blend_device(self, shape: torch.Size) -> torch.device:
+        """Where windows are blended: the GPU only while all logits fit into a third of it."""
+        if self.device.type != "cuda":
+            return self.device
+        # float32 logits and weights of every class, and the softmax
+        needed = 4 * 3 * self.config.num_classes * int(np.prod(shape[2:]))
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return self.device if needed < free / 3 else torch.device("cpu")
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
