@@ -1,0 +1,498 @@
+"""A DICOM series as one volume: CT, MR and PET, single frame or enhanced multi-frame.
+
+A series is read as a volume only when its frames lie on one regular grid. What does not is
+refused by :class:`~segunlearn.errors.UnsupportedSeriesError`, which names the series, the reason
+and a way out. Tolerances:
+
+- direction cosines of all frames agree within ``ORIENTATION_TOLERANCE``;
+- frames lie on a straight line along their normal, tilted by less than ``TILT_TOLERANCE_DEG``
+  (more is a gantry tilt);
+- each frame lies within 2 % of the slice step of its even place, or within 0.06 mm (positions
+  rounded to a tenth of a millimetre), and never further than a fifth of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataset import Dataset
+
+from segunlearn.errors import SegUnlearnError, UnsupportedSeriesError
+from segunlearn.volumes import Volume
+
+#: Largest difference of a direction cosine between frames of one series.
+ORIENTATION_TOLERANCE = 2e-3
+#: Largest angle between the line of positions and the frames' normal, in degrees.
+TILT_TOLERANCE_DEG = 0.2
+#: Positions closer than this (mm along the normal) are one position.
+SAME_POSITION_MM = 1e-2
+
+#: SOP classes with geometry that are no images of a volume, and what they are.
+_NOT_IMAGES = {
+    "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
+    "1.2.840.10008.5.1.4.1.1.66.7": "a label map segmentation",
+    "1.2.840.10008.5.1.4.1.1.66": "raw data",
+    "1.2.840.10008.5.1.4.1.1.30": "a parametric map",
+    "1.2.840.10008.5.1.4.1.1.481.2": "an RT dose",
+    "1.2.840.10008.5.1.4.1.1.77.1.6": "a whole slide microscopy image",
+    "1.2.840.10008.5.1.4.1.1.4.2": "MR spectroscopy",
+}
+
+#: Attributes that explain why a series shows one position several times.
+_TEMPORAL = (
+    ("EchoTime", "echo times"),
+    ("EffectiveEchoTime", "echo times"),
+    ("TemporalPositionIdentifier", "temporal positions"),
+    ("TemporalPositionIndex", "temporal positions"),
+    ("DiffusionBValue", "b-values"),
+    ("TriggerTime", "trigger times"),
+    ("NominalCardiacTriggerDelayTime", "trigger times"),
+    ("InversionTime", "inversion times"),
+    ("AcquisitionNumber", "acquisitions"),
+    ("ContentTime", "content times"),
+    ("ImageType", "image types"),
+)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame of a series and its place in the patient.
+
+    Parameters
+    ----------
+    dataset, index
+        Number of the dataset in the sequence given, and of the frame in it (from 0).
+    position
+        ImagePositionPatient, centre of the first voxel, mm, LPS.
+    orientation
+        ImageOrientationPatient: direction of a row, then of a column, LPS.
+    spacing
+        PixelSpacing: distance of rows, distance of columns, mm.
+    thickness
+        SliceThickness or SpacingBetweenSlices in mm, NaN when neither is given.
+    slope, intercept
+        Rescale to the output units (HU for CT).
+    """
+
+    dataset: int
+    index: int
+    position: npt.NDArray[np.float64]
+    orientation: npt.NDArray[np.float64]
+    spacing: npt.NDArray[np.float64]
+    thickness: float
+    slope: float
+    intercept: float
+
+
+@dataclass(frozen=True)
+class SeriesGeometry:
+    """Regular grid of a series.
+
+    Parameters
+    ----------
+    frames
+        In the order of Z: ``frames[z]`` fills ``array[:, :, z]``. Copies are dropped.
+    shape
+        Voxels along X (columns), Y (rows), Z (frames).
+    affine
+        4x4, voxel index to mm in RAS.
+    """
+
+    frames: tuple[Frame, ...]
+    shape: tuple[int, int, int]
+    affine: npt.NDArray[np.float64]
+
+
+def name_series(datasets: Sequence[Dataset]) -> str:
+    """Name for messages: ``series 1.2.3 (CT)``; never a patient's name."""
+    for dataset in datasets:
+        try:
+            uid, modality = str(dataset.SeriesInstanceUID), str(dataset.get("Modality", ""))
+        except Exception:  # noqa: BLE001 - a damaged header must not hide the first error
+            continue
+        return f"series {uid}" + (f" ({modality})" if modality else "")
+    return "series without SeriesInstanceUID"
+
+
+def volume_from_datasets(datasets: Sequence[Dataset]) -> Volume:
+    """Read all instances of one series as one volume.
+
+    Parameters
+    ----------
+    datasets
+        Instances with pixel data and file meta information, in any order. Copies of an instance
+        (one SOPInstanceUID twice with the same content) are dropped.
+
+    Returns
+    -------
+    Volume
+        float32 ``(X, Y, Z)``: X along a row (columns), Y along a column (rows), Z along the normal
+        by growing position. Values after Rescale Slope and Intercept; affine voxel to RAS mm.
+        Source: PS3.3 C.7.6.2.1.1 (equation C.7.6.2.1-1) and C.7.6.16.2.
+
+    Raises
+    ------
+    UnsupportedSeriesError
+        The series is not one regular grey-value volume, or cannot be decoded.
+    """
+    with _refusing(datasets):
+        decoded: dict[int, npt.NDArray[Any]] = {}
+
+        def pixels(frame: Frame) -> npt.NDArray[np.float32]:
+            if frame.dataset not in decoded:
+                decoded[frame.dataset] = _decode(datasets, frame.dataset)
+            raw = decoded[frame.dataset][frame.index]
+            return np.asarray(raw * frame.slope + frame.intercept, dtype=np.float32)
+
+        geometry = _geometry(datasets, pixels)
+        array = np.empty(geometry.shape, dtype=np.float32)
+        for z, frame in enumerate(geometry.frames):
+            array[:, :, z] = pixels(frame).T
+            if not np.isfinite(array[:, :, z]).all():
+                raise _refuse(datasets, "holds voxels that are not finite", "Export it again.")
+        return Volume(array, geometry.affine, str(datasets[0].get("Modality", "") or "OT"))
+
+
+def geometry_from_datasets(datasets: Sequence[Dataset]) -> SeriesGeometry:
+    """Grid of a series from its headers; pixel data are not needed.
+
+    Raises
+    ------
+    UnsupportedSeriesError
+        As for :func:`volume_from_datasets`; positions that occur twice are refused, because
+        without pixels copies cannot be told from different images.
+    """
+    with _refusing(datasets):
+        return _geometry(datasets, None)
+
+
+class _refusing:
+    """Turn whatever a damaged header raises into an UnsupportedSeriesError."""
+
+    def __init__(self, datasets: Sequence[Dataset]) -> None:
+        self._datasets = datasets
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception) and not isinstance(error, (SegUnlearnError, MemoryError)):
+            raise _refuse(
+                self._datasets,
+                f"has a header that cannot be read ({type(error).__name__}: {error})",
+                "Check the file with a DICOM validator and export it again.",
+            ) from error
+
+
+def _refuse(datasets: Sequence[Dataset], reason: str, remedy: str) -> UnsupportedSeriesError:
+    return UnsupportedSeriesError(f"{name_series(datasets)} {reason}. {remedy}")
+
+
+def _geometry(
+    datasets: Sequence[Dataset], pixels: Callable[[Frame], npt.NDArray[np.float32]] | None
+) -> SeriesGeometry:
+    if not datasets:
+        raise UnsupportedSeriesError("the series has no instances. Send it to the archive again.")
+    _check_images(datasets)
+    kept = _without_copies(datasets)
+    frames = [f for i in kept for f in _frames_of(datasets, i)]
+    first = frames[0]
+    row, column = _axes(datasets, frames)
+    normal = np.cross(row, column)
+    if any(not np.allclose(f.spacing, first.spacing, rtol=0.0, atol=1e-4) for f in frames):
+        raise _refuse(
+            datasets, "has frames of different PixelSpacing", "Send one resolution as one series."
+        )
+    frames.sort(key=lambda f: float(f.position @ normal))
+    frames = _without_repeats(datasets, frames, normal, pixels)
+    step = _step(datasets, frames, normal)
+    lps = np.eye(4)
+    lps[:3, 0] = row * first.spacing[1]
+    lps[:3, 1] = column * first.spacing[0]
+    lps[:3, 2] = step
+    lps[:3, 3] = frames[0].position
+    head = datasets[kept[0]]
+    return SeriesGeometry(
+        frames=tuple(frames),
+        shape=(int(head.Columns), int(head.Rows), len(frames)),
+        affine=np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps,
+    )
+
+
+def _without_copies(datasets: Sequence[Dataset]) -> list[int]:
+    """Return the indices of the instances, each SOPInstanceUID once."""
+    seen: dict[str, int] = {}
+    for i, dataset in enumerate(datasets):
+        uid = str(dataset.get("SOPInstanceUID", "") or f"#{i}")
+        if uid not in seen:
+            seen[uid] = i
+            continue
+        other = datasets[seen[uid]]
+        keys = ("PixelData", "ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope")
+        if any(dataset.get(k) != other.get(k) for k in keys):
+            raise _refuse(
+                datasets,
+                f"holds two different images with the same SOPInstanceUID {uid}",
+                "Remove the one that is not the original.",
+            )
+    return list(seen.values())
+
+
+def _check_images(datasets: Sequence[Dataset]) -> None:
+    series = {str(d.get("SeriesInstanceUID", "")) for d in datasets}
+    if len(series) > 1:
+        raise _refuse(datasets, f"was given with {len(series) - 1} other series", "Give one.")
+    for dataset in datasets:
+        kind = _NOT_IMAGES.get(str(dataset.get("SOPClassUID", "")))
+        if kind is not None:
+            raise _refuse(datasets, f"is {kind}, no image", "Choose a CT or MR image series.")
+        if "Rows" not in dataset or "Columns" not in dataset:
+            raise _refuse(datasets, "holds no images", "Choose a CT or MR image series.")
+        photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
+        if int(dataset.get("SamplesPerPixel", 1) or 1) != 1 or photometric not in (
+            "MONOCHROME1",
+            "MONOCHROME2",
+        ):
+            raise _refuse(
+                datasets, f"is in colour ({photometric})", "Choose the grey-value series."
+            )
+        if dataset.get("ModalityLUTSequence"):
+            raise _refuse(
+                datasets, "stores values through a modality lookup table", "Export it rescaled."
+            )
+    sizes = {(int(d.Rows), int(d.Columns)) for d in datasets}
+    if len(sizes) > 1:
+        raise _refuse(
+            datasets,
+            f"has images of {len(sizes)} sizes ({_listed(sizes)})",
+            "Send images of one size as one series.",
+        )
+    if len(sizes) == 1 and min(next(iter(sizes))) < 1:
+        raise _refuse(datasets, "has images without rows or columns", "Export it again.")
+
+
+def _frames_of(datasets: Sequence[Dataset], i: int) -> Iterator[Frame]:
+    dataset = datasets[i]
+    count = int(dataset.get("NumberOfFrames", 1) or 1)
+    per_frame = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])
+    shared = list(dataset.get("SharedFunctionalGroupsSequence") or [])
+    if (per_frame or shared) and len(per_frame) != count:
+        raise _refuse(
+            datasets,
+            f"has {count} frames and {len(per_frame)} frame descriptions",
+            "Export it again.",
+        )
+    if count > 1 and not per_frame:
+        raise _refuse(
+            datasets,
+            f"has an image of {count} frames without positions",
+            "Export it as single frames or as an enhanced multi-frame image.",
+        )
+    for index in range(count):
+        groups = [per_frame[index], *shared] if per_frame else []
+
+        def find(sequence: str, keyword: str, groups: list[Dataset] = groups) -> Any:
+            for group in groups:
+                if group.get(sequence):
+                    return group[sequence].value[0].get(keyword)
+            return dataset.get(keyword)
+
+        thickness = [
+            _number(find("PixelMeasuresSequence", k))
+            for k in ("SliceThickness", "SpacingBetweenSlices")
+        ]
+        slope = _number(find("PixelValueTransformationSequence", "RescaleSlope"))
+        intercept = _number(find("PixelValueTransformationSequence", "RescaleIntercept"))
+        yield Frame(
+            dataset=i,
+            index=index,
+            position=_vector(
+                datasets,
+                "ImagePositionPatient",
+                find("PlanePositionSequence", "ImagePositionPatient"),
+                3,
+            ),
+            orientation=_vector(
+                datasets,
+                "ImageOrientationPatient",
+                find("PlaneOrientationSequence", "ImageOrientationPatient"),
+                6,
+            ),
+            spacing=_vector(
+                datasets, "PixelSpacing", find("PixelMeasuresSequence", "PixelSpacing"), 2
+            ),
+            thickness=next((t for t in thickness if np.isfinite(t) and t > 0), float("nan")),
+            slope=slope if np.isfinite(slope) and slope != 0 else 1.0,
+            intercept=intercept if np.isfinite(intercept) else 0.0,
+        )
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return float("nan")
+
+
+def _vector(
+    datasets: Sequence[Dataset], keyword: str, value: Any, length: int
+) -> npt.NDArray[np.float64]:
+    if value is None or isinstance(value, (str, float, int)) or len(value) != length:
+        raise _refuse(
+            datasets,
+            f"has no usable {keyword}",
+            "Without it the image has no place in the patient; choose a CT or MR volume.",
+        )
+    vector = np.array([_number(v) for v in value], dtype=np.float64)
+    if not np.isfinite(vector).all() or (keyword == "PixelSpacing" and vector.min() <= 0):
+        raise _refuse(datasets, f"has an invalid {keyword}", "Export it again.")
+    return vector
+
+
+def _axes(
+    datasets: Sequence[Dataset], frames: Sequence[Frame]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the unit directions of a row and of a column."""
+    first = frames[0].orientation
+    different = [
+        f for f in frames if not np.allclose(f.orientation, first, atol=ORIENTATION_TOLERANCE)
+    ]
+    if different:
+        planes = len({tuple(np.round(f.orientation, 2)) for f in frames})
+        image_type = datasets[frames[0].dataset].get("ImageType") or []
+        kind = "is a localizer and " if "LOCALIZER" in image_type else ""
+        raise _refuse(
+            datasets,
+            f"{kind}mixes {max(planes, 2)} orientations",
+            "Choose the series of one plane.",
+        )
+    row, column = first[:3], first[3:]
+    lengths = np.array([np.linalg.norm(row), np.linalg.norm(column)])
+    if np.abs(lengths - 1).max() > 1e-2 or abs(row @ column) > 1e-2:
+        raise _refuse(
+            datasets,
+            "has an ImageOrientationPatient whose directions are not perpendicular unit vectors",
+            "Export it again.",
+        )
+    row = row / lengths[0]
+    column = column - (column @ row) * row
+    return row, column / np.linalg.norm(column)
+
+
+def _without_repeats(
+    datasets: Sequence[Dataset],
+    frames: Sequence[Frame],
+    normal: npt.NDArray[np.float64],
+    pixels: Callable[[Frame], npt.NDArray[np.float32]] | None,
+) -> list[Frame]:
+    """Frames with one position each; copies of equal content are dropped."""
+    kept: list[Frame] = []
+    for frame in frames:
+        if not kept or float((frame.position - kept[-1].position) @ normal) > SAME_POSITION_MM:
+            kept.append(frame)
+            continue
+        offset = np.abs(frame.position - kept[-1].position).max()
+        same = pixels is not None and offset <= SAME_POSITION_MM
+        if not (same and pixels and np.array_equal(pixels(frame), pixels(kept[-1]))):
+            positions = len({round(float(f.position @ normal), 1) for f in frames})
+            raise _refuse(
+                datasets,
+                f"shows one position several times: {len(frames)} images at {positions} "
+                f"positions{_what_varies(datasets, frames)}",
+                "Send each time point, echo or contrast as a series of its own.",
+            )
+    return kept
+
+
+def _what_varies(datasets: Sequence[Dataset], frames: Sequence[Frame]) -> str:
+    for keyword, words in _TEMPORAL:
+        values = {str(deep_value(datasets[f.dataset], f.index, keyword)) for f in frames}
+        if 1 < len(values) < len(frames) or (len(values) == 2 and len(frames) == 2):
+            return f", {len(values)} {words}"
+    return ""
+
+
+def deep_value(dataset: Dataset, index: int, keyword: str) -> Any:
+    """Value of a keyword in the dataset or in the functional groups of one frame."""
+    if keyword in dataset:
+        return dataset.get(keyword)
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    if index < len(per_frame):
+        for element in per_frame[index]:
+            if element.VR == "SQ" and element.value and keyword in element.value[0]:
+                return element.value[0].get(keyword)
+    return None
+
+
+def _step(
+    datasets: Sequence[Dataset], frames: Sequence[Frame], normal: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Vector from one frame to the next, mm, LPS."""
+    if len(frames) == 1:
+        if not np.isfinite(frames[0].thickness):
+            raise _refuse(
+                datasets,
+                "is a single slice without SliceThickness and SpacingBetweenSlices",
+                "Its third dimension is not known; choose a volume.",
+            )
+        return normal * frames[0].thickness
+    positions = np.stack([f.position for f in frames])
+    along = (positions - positions[0]) @ normal
+    steps = np.diff(along)
+    step = (positions[-1] - positions[0]) / (len(frames) - 1)
+    length = float(step @ normal)
+    tolerance = min(max(0.02 * length, 0.06), 0.2 * length)
+    tilt = float(np.degrees(np.arccos(np.clip(length / np.linalg.norm(step), -1.0, 1.0))))
+    if tilt > TILT_TOLERANCE_DEG and np.linalg.norm(step - length * normal) * len(frames) > 0.05:
+        raise _refuse(
+            datasets,
+            f"is sheared by {tilt:.1f} degrees (gantry tilt): its slices do not lie above each "
+            "other",
+            "Resample it to an upright grid first.",
+        )
+    even = np.arange(len(frames)) * length
+    if float(np.abs(along - even).max()) > tolerance:
+        median = float(np.median(steps))
+        gaps = [i for i, s in enumerate(steps) if s > 1.5 * median]
+        if gaps and all(abs(s / median - round(s / median)) < 0.1 for s in steps):
+            missing = sum(round(steps[i] / median) - 1 for i in gaps)
+            reason = f"misses {missing} of {len(frames) + missing} slices"
+        else:
+            reason = f"has uneven slice gaps from {steps.min():.2f} to {steps.max():.2f} mm"
+        raise _refuse(datasets, reason, "Send the complete series, or one stack of even gaps.")
+    drift = positions - positions[0] - np.outer(np.arange(len(frames)), step)
+    drift -= np.outer(drift @ normal, normal)
+    if float(np.linalg.norm(drift, axis=1).max()) > max(
+        0.06, 0.05 * float(frames[0].spacing.min())
+    ):
+        raise _refuse(
+            datasets, "has slices that are shifted sideways", "Resample it to one grid first."
+        )
+    return np.asarray(step, dtype=np.float64)
+
+
+def _decode(datasets: Sequence[Dataset], i: int) -> npt.NDArray[Any]:
+    """Decode the stored pixel values of one instance, ``(frames, rows, columns)``."""
+    dataset = datasets[i]
+    try:
+        array = dataset.pixel_array
+    except MemoryError:
+        raise
+    except Exception as error:
+        syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
+        raise _refuse(
+            datasets,
+            f"cannot be decoded (transfer syntax {getattr(syntax, 'name', 'unknown')}; "
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",
+            "Send it uncompressed or in a lossless standard syntax.",
+        ) from error
+    count = int(dataset.get("NumberOfFrames", 1) or 1)
+    return np.asarray(array).reshape(count, int(dataset.Rows), int(dataset.Columns))
+
+
+def _listed(sizes: set[tuple[int, int]]) -> str:
+    return ", ".join(f"{r}x{c}" for r, c in sorted(sizes)[:4])
