@@ -1,0 +1,118 @@
+"""Membership inference: telling from its scores that a study was trained on.
+
+Two-sided, because a forgotten study that scores *below* unseen ones is recognisable too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from segunlearn.audit.statistics import Interval, auc, detectable_auc, tpr_at_fpr
+from segunlearn.errors import InvalidInputError
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One score for each study (higher: looks more like a training study), and its person."""
+
+    values: tuple[float, ...]
+    persons: tuple[str, ...]
+
+    @classmethod
+    def of(cls, values: Mapping[str, float], person_of: Mapping[str, str]) -> Scores:
+        """From series → score and series → person, in the order of the series."""
+        series = sorted(values)
+        return cls(tuple(values[s] for s in series), tuple(person_of[s] for s in series))
+
+
+@dataclass(frozen=True)
+class Membership:
+    """Result of one membership attack.
+
+    Parameters
+    ----------
+    area
+        Area under the curve, forgotten against unseen persons, with its interval.
+    tpr_at_1_percent
+        True-positive rate at 1 % false positives.
+    smallest_fpr
+        Resolution of that rate: one over the number of unseen studies.
+    detectable
+        Smallest area that this many persons would have shown with 80 % power.
+    """
+
+    area: Interval
+    tpr_at_1_percent: float
+    smallest_fpr: float
+    detectable: float
+
+
+def membership(forgotten: Scores, unseen: Scores) -> Membership:
+    """Attack a model by its scores on forgotten and never-seen studies.
+
+    Parameters
+    ----------
+    forgotten, unseen
+        Scores of the *same* model: minus the loss, Dice, or a structure score.
+
+    Raises
+    ------
+    InvalidInputError
+        Fewer than two persons on a side, or a person on both.
+    """
+    area = auc(forgotten.values, forgotten.persons, unseen.values, unseen.persons)
+    rate, smallest = tpr_at_fpr(forgotten.values, unseen.values)
+    detectable = detectable_auc(len(set(forgotten.persons)), len(set(unseen.persons)))
+    return Membership(area, rate, smallest, detectable)
+
+
+def difference_calibrated(
+    model_forgotten: Scores,
+    model_unseen: Scores,
+    reference_forgotten: Sequence[Scores],
+    reference_unseen: Sequence[Scores],
+) -> Membership:
+    """Attack with the difficulty of each study taken out.
+
+    The score of a study is the model's minus the mean of references that never saw it (Watson
+    et al., arXiv 2111.08440): a hard study scores low in both, so what remains is memory.
+
+    Parameters
+    ----------
+    model_forgotten, model_unseen
+        Scores of the audited model.
+    reference_forgotten, reference_unseen
+        Scores of each never-seen reference on the same studies, in the same order.
+
+    Raises
+    ------
+    InvalidInputError
+        No reference, or the studies do not agree.
+    """
+    return membership(
+        _minus_mean(model_forgotten, reference_forgotten),
+        _minus_mean(model_unseen, reference_unseen),
+    )
+
+
+def _minus_mean(model: Scores, references: Sequence[Scores]) -> Scores:
+    if not references:
+        raise InvalidInputError("the calibrated attack needs a reference that never saw S.")
+    if any(r.persons != model.persons for r in references):
+        raise InvalidInputError("model and reference were scored on different studies.")
+    mean = np.mean([r.values for r in references], axis=0)
+    return Scores(tuple(float(v) for v in np.asarray(model.values) - mean), model.persons)
+
+
+def conformal_rank(score: float, calibration: Sequence[float]) -> float:
+    """Two-sided conformal p-value of one study among never-trained ones, in (0, 1].
+
+    Uniform for a study drawn as the calibration studies are. In practice forgotten studies are
+    not an average draw, so it is read only beside the retrained model's own rank.
+    """
+    below = sum(c <= score for c in calibration) + 1
+    above = sum(c >= score for c in calibration) + 1
+    return float(min(1.0, 2.0 * min(below, above) / (len(calibration) + 1)))
