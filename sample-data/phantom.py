@@ -160,6 +160,8 @@ def anatomy(points: Field, person_seed: int) -> Anatomy:
     liver = _union(right, left, 26.0)
     liver = _cut(liver, _ellipsoid(p, (-18, 62, -8), (72, 58, 90)), 12.0)  # porta, kidney, spine
     liver = _cut(liver, -(cavity + 5.0), 8.0)
+    heart = np.maximum(np.hypot(x - 6.0, y + 22.0) - 42.0, 68.0 - z)
+    liver = _cut(liver, heart - 2.0, 4.0)
     liver = _cut(liver, 0.9 * z - 0.55 * x + 44.0, 10.0) + wall  # lower edge
 
     spleen = _ellipsoid(p, (92, 32 + 5 * s["h"], 42 + 7 * s["i"]), (48, 54, 50 + 8 * s["j"]))
@@ -182,8 +184,6 @@ def anatomy(points: Field, person_seed: int) -> Anatomy:
     dome = np.minimum(dome, _ellipsoid(p, (70, -2, 26), (82, 100, 60)))
     lung = np.maximum(np.maximum(cavity + 5.0, -dome), 52.0 - z)
     lung = np.maximum(lung, 20.0 - np.hypot(x - 6.0, y + 22.0) * 0.42)  # room for the heart
-
-    heart = np.maximum(np.hypot(x - 6.0, y + 22.0) - 42.0, 68.0 - z)
 
     body_axis = _ellipsoid(p, (0, 62, 0), (23, 19, 0))
     process = _ellipsoid(p, (0, 96, 0), (5, 22, 0))
@@ -215,8 +215,8 @@ def anatomy(points: Field, person_seed: int) -> Anatomy:
     vessels = np.maximum(tubes, liver + 7.0)
     return Anatomy(
         body=body, cavity=cavity, lung=lung, heart=heart, liver=liver, spleen=spleen,
-        kidneys=kidneys, kidney_core=kidneys + 8.0, spine=spine, discs=discs, canal=canal, ribs=ribs,
-        aorta=aorta, cava=cava, stomach=stomach, gas=gas, gallbladder=gallbladder, bowel=bowel,
+        kidneys=kidneys, kidney_core=kidneys + 8.0, spine=spine, discs=discs, canal=canal,
+        ribs=ribs, aorta=aorta, cava=cava, stomach=stomach, gas=gas, gallbladder=gallbladder, bowel=bowel,
         bowel_gas=bowel_gas, vessels=vessels, texture=noise.field(5.0),
     )  # fmt: skip
 
