@@ -216,8 +216,9 @@ def anatomy(points: Field, person_seed: int) -> Anatomy:
     return Anatomy(
         body=body, cavity=cavity, lung=lung, heart=heart, liver=liver, spleen=spleen,
         kidneys=kidneys, kidney_core=kidneys + 8.0, spine=spine, discs=discs, canal=canal,
-        ribs=ribs, aorta=aorta, cava=cava, stomach=stomach, gas=gas, gallbladder=gallbladder, bowel=bowel,
-        bowel_gas=bowel_gas, vessels=vessels, texture=noise.field(5.0),
+        ribs=ribs, aorta=aorta, cava=cava, stomach=stomach, gas=gas,
+        gallbladder=gallbladder, bowel=bowel, bowel_gas=bowel_gas, vessels=vessels,
+        texture=noise.field(5.0),
     )  # fmt: skip
 
 
