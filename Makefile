@@ -35,15 +35,17 @@ $(VENV)/.ready: pyproject.toml constraints.txt Makefile
 
 setup: $(VENV)/.ready
 
-sample-data/studies/.ready: sample-data/generate.py | $(VENV)/.ready
-	$(BIN)/python sample-data/generate.py --out sample-data/studies --nifti sample-data/nifti
+sample-data/.ready: sample-data/generate.py sample-data/phantom.py | $(VENV)/.ready
+	$(BIN)/python sample-data/generate.py --out sample-data/studies
+	$(BIN)/python sample-data/generate.py --out sample-data/nifti --nifti
 	@touch $@
 
-sample: sample-data/studies/.ready
+sample: sample-data/.ready
 
 run: setup sample
 	@test -e $(HOME_DIR)/models/segmentation/active || \
-	  $(BIN)/segunlearn train --data sample-data/nifti --home $(HOME_DIR) --recipe sample
+	  $(BIN)/segunlearn train --data sample-data/nifti --home $(HOME_DIR) \
+	    --person-regex '^(P[0-9]+)_' --recipe sample
 	$(BIN)/segunlearn serve --studies $(STUDIES) --home $(HOME_DIR) --port $(PORT)
 
 test: setup
@@ -58,4 +60,4 @@ lint: setup
 check: lint test
 
 clean:
-	rm -rf $(VENV) sample-data/studies sample-data/nifti $(HOME_DIR)
+	rm -rf $(VENV) sample-data/studies sample-data/nifti sample-data/.ready $(HOME_DIR)
