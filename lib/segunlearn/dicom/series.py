@@ -13,7 +13,7 @@ and a way out. Tolerances:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 
+from segunlearn.dicom.frames import Frame, deep_value, frames_of, refuse
 from segunlearn.errors import SegUnlearnError, UnsupportedSeriesError
 from segunlearn.volumes import Volume
 
@@ -59,36 +60,6 @@ _TEMPORAL = (
 
 
 @dataclass(frozen=True)
-class Frame:
-    """One frame of a series and its place in the patient.
-
-    Parameters
-    ----------
-    dataset, index
-        Number of the dataset in the sequence given, and of the frame in it (from 0).
-    position
-        ImagePositionPatient, centre of the first voxel, mm, LPS.
-    orientation
-        ImageOrientationPatient: direction of a row, then of a column, LPS.
-    spacing
-        PixelSpacing: distance of rows, distance of columns, mm.
-    thickness
-        SliceThickness or SpacingBetweenSlices in mm, NaN when neither is given.
-    slope, intercept
-        Rescale to the output units (HU for CT).
-    """
-
-    dataset: int
-    index: int
-    position: npt.NDArray[np.float64]
-    orientation: npt.NDArray[np.float64]
-    spacing: npt.NDArray[np.float64]
-    thickness: float
-    slope: float
-    intercept: float
-
-
-@dataclass(frozen=True)
 class SeriesGeometry:
     """Regular grid of a series.
 
@@ -105,17 +76,6 @@ class SeriesGeometry:
     frames: tuple[Frame, ...]
     shape: tuple[int, int, int]
     affine: npt.NDArray[np.float64]
-
-
-def name_series(datasets: Sequence[Dataset]) -> str:
-    """Name for messages: ``series 1.2.3 (CT)``; never a patient's name."""
-    for dataset in datasets:
-        try:
-            uid, modality = str(dataset.SeriesInstanceUID), str(dataset.get("Modality", ""))
-        except Exception:  # noqa: BLE001 - a damaged header must not hide the first error
-            continue
-        return f"series {uid}" + (f" ({modality})" if modality else "")
-    return "series without SeriesInstanceUID"
 
 
 def volume_from_datasets(datasets: Sequence[Dataset]) -> Volume:
@@ -153,7 +113,7 @@ def volume_from_datasets(datasets: Sequence[Dataset]) -> Volume:
         for z, frame in enumerate(geometry.frames):
             array[:, :, z] = pixels(frame).T
             if not np.isfinite(array[:, :, z]).all():
-                raise _refuse(datasets, "holds voxels that are not finite", "Export it again.")
+                raise refuse(datasets, "holds voxels that are not finite", "Export it again.")
         return Volume(array, geometry.affine, str(datasets[0].get("Modality", "") or "OT"))
 
 
@@ -181,15 +141,11 @@ class _refusing:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, Exception) and not isinstance(error, (SegUnlearnError, MemoryError)):
-            raise _refuse(
+            raise refuse(
                 self._datasets,
                 f"has a header that cannot be read ({type(error).__name__}: {error})",
                 "Check the file with a DICOM validator and export it again.",
             ) from error
-
-
-def _refuse(datasets: Sequence[Dataset], reason: str, remedy: str) -> UnsupportedSeriesError:
-    return UnsupportedSeriesError(f"{name_series(datasets)} {reason}. {remedy}")
 
 
 def _geometry(
@@ -199,12 +155,12 @@ def _geometry(
         raise UnsupportedSeriesError("the series has no instances. Send it to the archive again.")
     _check_images(datasets)
     kept = _without_copies(datasets)
-    frames = [f for i in kept for f in _frames_of(datasets, i)]
+    frames = [f for i in kept for f in frames_of(datasets, i)]
     first = frames[0]
     row, column = _axes(datasets, frames)
     normal = np.cross(row, column)
     if any(not np.allclose(f.spacing, first.spacing, rtol=0.0, atol=1e-4) for f in frames):
-        raise _refuse(
+        raise refuse(
             datasets, "has frames of different PixelSpacing", "Send one resolution as one series."
         )
     frames.sort(key=lambda f: float(f.position @ normal))
@@ -234,7 +190,7 @@ def _without_copies(datasets: Sequence[Dataset]) -> list[int]:
         other = datasets[seen[uid]]
         keys = ("PixelData", "ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope")
         if any(dataset.get(k) != other.get(k) for k in keys):
-            raise _refuse(
+            raise refuse(
                 datasets,
                 f"holds two different images with the same SOPInstanceUID {uid}",
                 "Remove the one that is not the original.",
@@ -245,112 +201,32 @@ def _without_copies(datasets: Sequence[Dataset]) -> list[int]:
 def _check_images(datasets: Sequence[Dataset]) -> None:
     series = {str(d.get("SeriesInstanceUID", "")) for d in datasets}
     if len(series) > 1:
-        raise _refuse(datasets, f"was given with {len(series) - 1} other series", "Give one.")
+        raise refuse(datasets, f"was given with {len(series) - 1} other series", "Give one.")
     for dataset in datasets:
         kind = _NOT_IMAGES.get(str(dataset.get("SOPClassUID", "")))
         if kind is not None:
-            raise _refuse(datasets, f"is {kind}, no image", "Choose a CT or MR image series.")
+            raise refuse(datasets, f"is {kind}, no image", "Choose a CT or MR image series.")
         if "Rows" not in dataset or "Columns" not in dataset:
-            raise _refuse(datasets, "holds no images", "Choose a CT or MR image series.")
+            raise refuse(datasets, "holds no images", "Choose a CT or MR image series.")
         photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
         if int(dataset.get("SamplesPerPixel", 1) or 1) != 1 or photometric not in (
             "MONOCHROME1",
             "MONOCHROME2",
         ):
-            raise _refuse(
-                datasets, f"is in colour ({photometric})", "Choose the grey-value series."
-            )
+            raise refuse(datasets, f"is in colour ({photometric})", "Choose the grey-value series.")
         if dataset.get("ModalityLUTSequence"):
-            raise _refuse(
+            raise refuse(
                 datasets, "stores values through a modality lookup table", "Export it rescaled."
             )
     sizes = {(int(d.Rows), int(d.Columns)) for d in datasets}
     if len(sizes) > 1:
-        raise _refuse(
+        raise refuse(
             datasets,
             f"has images of {len(sizes)} sizes ({_listed(sizes)})",
             "Send images of one size as one series.",
         )
     if len(sizes) == 1 and min(next(iter(sizes))) < 1:
-        raise _refuse(datasets, "has images without rows or columns", "Export it again.")
-
-
-def _frames_of(datasets: Sequence[Dataset], i: int) -> Iterator[Frame]:
-    dataset = datasets[i]
-    count = int(dataset.get("NumberOfFrames", 1) or 1)
-    per_frame = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])
-    shared = list(dataset.get("SharedFunctionalGroupsSequence") or [])
-    if (per_frame or shared) and len(per_frame) != count:
-        raise _refuse(
-            datasets,
-            f"has {count} frames and {len(per_frame)} frame descriptions",
-            "Export it again.",
-        )
-    if count > 1 and not per_frame:
-        raise _refuse(
-            datasets,
-            f"has an image of {count} frames without positions",
-            "Export it as single frames or as an enhanced multi-frame image.",
-        )
-    for index in range(count):
-        groups = [per_frame[index], *shared] if per_frame else []
-
-        def find(sequence: str, keyword: str, groups: list[Dataset] = groups) -> Any:
-            for group in groups:
-                if group.get(sequence):
-                    return group[sequence].value[0].get(keyword)
-            return dataset.get(keyword)
-
-        thickness = [
-            _number(find("PixelMeasuresSequence", k))
-            for k in ("SliceThickness", "SpacingBetweenSlices")
-        ]
-        slope = _number(find("PixelValueTransformationSequence", "RescaleSlope"))
-        intercept = _number(find("PixelValueTransformationSequence", "RescaleIntercept"))
-        yield Frame(
-            dataset=i,
-            index=index,
-            position=_vector(
-                datasets,
-                "ImagePositionPatient",
-                find("PlanePositionSequence", "ImagePositionPatient"),
-                3,
-            ),
-            orientation=_vector(
-                datasets,
-                "ImageOrientationPatient",
-                find("PlaneOrientationSequence", "ImageOrientationPatient"),
-                6,
-            ),
-            spacing=_vector(
-                datasets, "PixelSpacing", find("PixelMeasuresSequence", "PixelSpacing"), 2
-            ),
-            thickness=next((t for t in thickness if np.isfinite(t) and t > 0), float("nan")),
-            slope=slope if np.isfinite(slope) and slope != 0 else 1.0,
-            intercept=intercept if np.isfinite(intercept) else 0.0,
-        )
-
-
-def _number(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return float("nan")
-
-
-def _vector(
-    datasets: Sequence[Dataset], keyword: str, value: Any, length: int
-) -> npt.NDArray[np.float64]:
-    if value is None or isinstance(value, (str, float, int)) or len(value) != length:
-        raise _refuse(
-            datasets,
-            f"has no usable {keyword}",
-            "Without it the image has no place in the patient; choose a CT or MR volume.",
-        )
-    vector = np.array([_number(v) for v in value], dtype=np.float64)
-    if not np.isfinite(vector).all() or (keyword == "PixelSpacing" and vector.min() <= 0):
-        raise _refuse(datasets, f"has an invalid {keyword}", "Export it again.")
-    return vector
+        raise refuse(datasets, "has images without rows or columns", "Export it again.")
 
 
 def _axes(
@@ -365,7 +241,7 @@ def _axes(
         planes = len({tuple(np.round(f.orientation, 2)) for f in frames})
         image_type = datasets[frames[0].dataset].get("ImageType") or []
         kind = "is a localizer and " if "LOCALIZER" in image_type else ""
-        raise _refuse(
+        raise refuse(
             datasets,
             f"{kind}mixes {max(planes, 2)} orientations",
             "Choose the series of one plane.",
@@ -373,7 +249,7 @@ def _axes(
     row, column = first[:3], first[3:]
     lengths = np.array([np.linalg.norm(row), np.linalg.norm(column)])
     if np.abs(lengths - 1).max() > 1e-2 or abs(row @ column) > 1e-2:
-        raise _refuse(
+        raise refuse(
             datasets,
             "has an ImageOrientationPatient whose directions are not perpendicular unit vectors",
             "Export it again.",
@@ -399,7 +275,7 @@ def _without_repeats(
         same = pixels is not None and offset <= SAME_POSITION_MM
         if not (same and pixels and np.array_equal(pixels(frame), pixels(kept[-1]))):
             positions = len({round(float(f.position @ normal), 1) for f in frames})
-            raise _refuse(
+            raise refuse(
                 datasets,
                 f"shows one position several times: {len(frames)} images at {positions} "
                 f"positions{_what_varies(datasets, frames)}",
@@ -416,25 +292,13 @@ def _what_varies(datasets: Sequence[Dataset], frames: Sequence[Frame]) -> str:
     return ""
 
 
-def deep_value(dataset: Dataset, index: int, keyword: str) -> Any:
-    """Value of a keyword in the dataset or in the functional groups of one frame."""
-    if keyword in dataset:
-        return dataset.get(keyword)
-    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
-    if index < len(per_frame):
-        for element in per_frame[index]:
-            if element.VR == "SQ" and element.value and keyword in element.value[0]:
-                return element.value[0].get(keyword)
-    return None
-
-
 def _step(
     datasets: Sequence[Dataset], frames: Sequence[Frame], normal: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
     """Vector from one frame to the next, mm, LPS."""
     if len(frames) == 1:
         if not np.isfinite(frames[0].thickness):
-            raise _refuse(
+            raise refuse(
                 datasets,
                 "is a single slice without SliceThickness and SpacingBetweenSlices",
                 "Its third dimension is not known; choose a volume.",
@@ -448,7 +312,7 @@ def _step(
     tolerance = min(max(0.02 * length, 0.06), 0.2 * length)
     tilt = float(np.degrees(np.arccos(np.clip(length / np.linalg.norm(step), -1.0, 1.0))))
     if tilt > TILT_TOLERANCE_DEG and np.linalg.norm(step - length * normal) * len(frames) > 0.05:
-        raise _refuse(
+        raise refuse(
             datasets,
             f"is sheared by {tilt:.1f} degrees (gantry tilt): its slices do not lie above each "
             "other",
@@ -463,13 +327,13 @@ def _step(
             reason = f"misses {missing} of {len(frames) + missing} slices"
         else:
             reason = f"has uneven slice gaps from {steps.min():.2f} to {steps.max():.2f} mm"
-        raise _refuse(datasets, reason, "Send the complete series, or one stack of even gaps.")
+        raise refuse(datasets, reason, "Send the complete series, or one stack of even gaps.")
     drift = positions - positions[0] - np.outer(np.arange(len(frames)), step)
     drift -= np.outer(drift @ normal, normal)
     if float(np.linalg.norm(drift, axis=1).max()) > max(
         0.06, 0.05 * float(frames[0].spacing.min())
     ):
-        raise _refuse(
+        raise refuse(
             datasets, "has slices that are shifted sideways", "Resample it to one grid first."
         )
     return np.asarray(step, dtype=np.float64)
@@ -484,7 +348,7 @@ def _decode(datasets: Sequence[Dataset], i: int) -> npt.NDArray[Any]:
         raise
     except Exception as error:
         syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
-        raise _refuse(
+        raise refuse(
             datasets,
             f"cannot be decoded (transfer syntax {getattr(syntax, 'name', 'unknown')}; "
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
 
-from segunlearn.dicom.series import deep_value
+from segunlearn.dicom.frames import deep_value
 
 #: Values that de-identification and empty forms leave behind; they name no site.
 _PLACEHOLDERS = frozenset(

@@ -1,0 +1,485 @@
+"""Studies and series of an archive: a PACS over DICOMweb, or a folder of DICOM files."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pydicom.dataset import Dataset
+
+from segunlearn.dicom.folder import FolderClient
+from segunlearn.dicom.identifiers import validate_uid
+from segunlearn.dicom.segmentation import (
+    SegmentationRecord,
+    describe_segmentation,
+    read_segmentation,
+    references_series,
+)
+from segunlearn.dicom.series import volume_from_datasets
+from segunlearn.dicom.web import fault_of, web_client
+from segunlearn.errors import (
+    NotFoundError,
+    SegUnlearnError,
+    UnavailableError,
+    UnsupportedSeriesError,
+)
+from segunlearn.volumes import Volume
+
+logger = logging.getLogger(__name__)
+
+#: Modalities that are listed unless a filter says otherwise.
+MODALITIES = ("CT", "MR")
+#: Results asked for in one search request.
+PAGE = 100
+#: Descriptions of segmentations kept in memory; an instance never changes (PS3.5 section 9).
+_CACHED_RECORDS = 4096
+
+_SERIES_FIELDS = (
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "PatientID",
+    "Modality",
+    "SeriesDescription",
+    "SeriesNumber",
+    "StudyDate",
+    "StudyDescription",
+    "NumberOfSeriesRelatedInstances",
+)
+
+
+@dataclass(frozen=True)
+class SeriesRecord:
+    """One series as a search answers; absent attributes are empty.
+
+    Parameters
+    ----------
+    study_instance_uid, series_instance_uid, patient_id, modality
+        DICOM identifiers of the series.
+    series_description, series_number, study_date, study_description
+        As in the header; the date is ``YYYYMMDD``.
+    number_of_instances
+        Instances that the archive holds, None when it does not say.
+    """
+
+    study_instance_uid: str
+    series_instance_uid: str
+    patient_id: str
+    modality: str
+    series_description: str = ""
+    series_number: int | None = None
+    study_date: str = ""
+    study_description: str = ""
+    number_of_instances: int | None = None
+
+
+def open_archive(
+    studies: str | Path,
+    *,
+    index_dir: Path,
+    results_dir: Path | None = None,
+    user: str | None = None,
+    password: str | None = None,
+    token: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    timeout: float | tuple[float, float] = (5.0, 60.0),
+    attempts: int = 3,
+    ca_bundle: Path | None = None,
+    url_prefixes: Mapping[str, str] | None = None,
+) -> Archive:
+    """Open a PACS or a folder of DICOM files.
+
+    Parameters
+    ----------
+    studies
+        DICOMweb base URL (``http(s)://host:port/dicom-web`` for Orthanc), or a folder.
+    index_dir
+        Folder for the index of a folder of files; never inside ``studies``.
+    results_dir
+        Where results go when the folder of studies is read-only.
+    user, password, token
+        HTTP basic or bearer authentication of the PACS.
+    headers
+        Further HTTP headers.
+    timeout
+        Seconds: one, or (to connect, between two bytes).
+    attempts
+        Tries of a request that fails to connect or is answered by 408, 429, 503 or 504.
+    ca_bundle
+        PEM file of the authorities that signed the PACS's certificate.
+    url_prefixes
+        ``{"qido": …, "wado": …, "stow": …}`` where a server keeps the services apart.
+
+    Raises
+    ------
+    InvalidInputError
+        Neither a DICOMweb URL nor a folder.
+    """
+    text = str(studies)
+    if text.lower().startswith(("http://", "https://")):
+        client = web_client(
+            text,
+            user=user,
+            password=password,
+            token=token,
+            headers=headers,
+            timeout=timeout,
+            attempts=attempts,
+            ca_bundle=ca_bundle,
+            url_prefixes=url_prefixes,
+        )
+        return Archive(client)
+    return Archive(FolderClient(Path(text), index_dir=index_dir, results_dir=results_dir))
+
+
+class Archive:
+    """Series, volumes and segmentations of an archive.
+
+    Parameters
+    ----------
+    client
+        Any client of dicomweb-client's protocol; see :func:`open_archive`.
+
+    Notes
+    -----
+    Nothing is cached but descriptions of segmentations by SOPInstanceUID, so a label that was
+    stored a moment ago, by whom ever, is seen at once. Safe to use from several threads.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self._records: OrderedDict[str, tuple[SegmentationRecord, tuple[str, ...]]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    # --- search --------------------------------------------------------------------------------
+
+    def iter_series(
+        self,
+        *,
+        modalities: Sequence[str] = MODALITIES,
+        filters: Mapping[str, str] | None = None,
+    ) -> Iterator[SeriesRecord]:
+        """Yield series page by page, each once.
+
+        Parameters
+        ----------
+        modalities
+            DICOM Modality values, searched one after another; empty for all.
+        filters
+            Further QIDO-RS matching keys by keyword, e.g. ``{"PatientID": "A*"}``.
+        """
+        seen: set[str] = set()
+        for modality in modalities or ("",):
+            criteria = dict(filters or {})
+            if modality:
+                criteria["Modality"] = modality
+            for record in self._pages(criteria):
+                if record.series_instance_uid in seen:
+                    continue
+                if modality and record.modality not in ("", modality):
+                    continue  # a server that does not know the matching key
+                seen.add(record.series_instance_uid)
+                yield record
+
+    def list_series(
+        self,
+        *,
+        modalities: Sequence[str] = MODALITIES,
+        limit: int | None = None,
+        offset: int = 0,
+        filters: Mapping[str, str] | None = None,
+    ) -> list[SeriesRecord]:
+        """List one page of :meth:`iter_series`."""
+        series = self.iter_series(modalities=modalities, filters=filters)
+        return list(islice(series, offset, None if limit is None else offset + limit))
+
+    def find_series(self, series_instance_uid: str) -> SeriesRecord:
+        """Find a series by its UID.
+
+        Raises
+        ------
+        NotFoundError
+            The archive does not hold it.
+        """
+        uid = validate_uid(series_instance_uid, what="SeriesInstanceUID", strict=False)
+        for record in self._pages({"SeriesInstanceUID": uid}):
+            if record.series_instance_uid == uid:
+                return record
+        raise NotFoundError(
+            f"series {uid} is not in the archive. Check the UID, and that the study was sent."
+        )
+
+    def series_of_study(self, study_instance_uid: str) -> list[SeriesRecord]:
+        """List all series of a study, of every modality.
+
+        Raises
+        ------
+        NotFoundError
+            The archive holds no series of the study.
+        """
+        uid = validate_uid(study_instance_uid, what="StudyInstanceUID", strict=False)
+        found = list(self._pages({}, study=uid))
+        if not found:
+            raise NotFoundError(
+                f"study {uid} is not in the archive. Check the UID, and that the study was sent."
+            )
+        return found
+
+    def studies_of_patient(self, patient_id: str) -> list[str]:
+        """List StudyInstanceUIDs of a patient; the PatientID matches exactly, without wildcards."""
+        if not patient_id.strip():
+            return []
+        found: dict[str, None] = {}
+        for answer in self._search("studies", {"PatientID": patient_id}, ("PatientID",)):
+            if _text(answer, "PatientID") == patient_id.strip():
+                found[_text(answer, "StudyInstanceUID")] = None
+        return list(found)
+
+    def _pages(self, criteria: Mapping[str, str], study: str = "") -> Iterator[SeriesRecord]:
+        for answer in self._search("series", criteria, _SERIES_FIELDS, study):
+            yield SeriesRecord(
+                study_instance_uid=_text(answer, "StudyInstanceUID") or study,
+                series_instance_uid=_text(answer, "SeriesInstanceUID"),
+                patient_id=_text(answer, "PatientID"),
+                modality=_text(answer, "Modality"),
+                series_description=_text(answer, "SeriesDescription"),
+                series_number=_integer(answer, "SeriesNumber"),
+                study_date=_text(answer, "StudyDate"),
+                study_description=_text(answer, "StudyDescription"),
+                number_of_instances=_integer(answer, "NumberOfSeriesRelatedInstances"),
+            )
+
+    def _search(
+        self, level: str, criteria: Mapping[str, str], fields: Sequence[str], *path: str
+    ) -> Iterator[Dataset]:
+        """Ask page by page, until a page brings nothing new (some servers ignore ``offset``)."""
+        search: Callable[..., list[dict[str, Any]]] = getattr(self.client, f"search_for_{level}")
+        names = [p for p in path if p]
+        keys = dict(zip(("study_instance_uid", "series_instance_uid"), names, strict=False))
+        uid = {"studies": "StudyInstanceUID", "series": "SeriesInstanceUID"}.get(
+            level, "SOPInstanceUID"
+        )
+        seen: set[str] = set()
+        offset = 0
+        while True:
+            with _faults(f"search for {level}"):
+                page = search(
+                    **keys,
+                    search_filters=dict(criteria),
+                    fields=list(fields),
+                    limit=PAGE,
+                    offset=offset,
+                )
+            fresh = 0
+            for item in page:
+                answer = _dataset(item)
+                name = _text(answer, uid)
+                if name and name not in seen:
+                    seen.add(name)
+                    fresh += 1
+                    yield answer
+            offset += len(page)
+            if fresh == 0:
+                return
+
+    # --- retrieve ------------------------------------------------------------------------------
+
+    def datasets(self, series_instance_uid: str) -> list[Dataset]:
+        """Retrieve all instances of a series with their pixels, in the stored transfer syntax.
+
+        Raises
+        ------
+        NotFoundError
+            The archive does not hold the series.
+        UnavailableError
+            Fewer instances came than the archive counts: the transfer broke off, or the series is
+            still being sent. A part of a series is never taken for the whole.
+        """
+        record = self.find_series(series_instance_uid)
+        uids = (record.study_instance_uid, record.series_instance_uid)
+        with _faults(f"series {uids[1]}"):
+            found = list(
+                self.client.retrieve_series(*uids, media_types=(("application/dicom", "*"),))
+            )
+        came = {str(d.get("SOPInstanceUID", "")) for d in found}
+        expected = {
+            _text(a, "SOPInstanceUID") for a in self._search("instances", {}, (), *uids)
+        } or came
+        if not came or not expected <= came:
+            raise UnavailableError(
+                f"series {uids[1]}: {len(came & expected)} of {len(expected)} instances came from "
+                "the archive. It may still be receiving the series; try again in a minute."
+            )
+        return found
+
+    def headers(self, series_instance_uid: str) -> list[Dataset]:
+        """Retrieve the headers of a series, without pixels."""
+        record = self.find_series(series_instance_uid)
+        uids = (record.study_instance_uid, record.series_instance_uid)
+        with _faults(f"series {uids[1]}"):
+            answers = self.client.retrieve_series_metadata(*uids)
+        return [_dataset(a) for a in answers]
+
+    def load_volume(self, series_instance_uid: str) -> Volume:
+        """Read a series as one volume.
+
+        Raises
+        ------
+        UnsupportedSeriesError
+            See :func:`segunlearn.dicom.series.volume_from_datasets`.
+        """
+        return volume_from_datasets(self.datasets(series_instance_uid))
+
+    # --- segmentations -------------------------------------------------------------------------
+
+    def store(self, datasets: Iterable[Dataset]) -> list[str]:
+        """Send instances to the archive.
+
+        Returns
+        -------
+        list of str
+            SOPInstanceUIDs that were stored: all of them.
+
+        Raises
+        ------
+        UnavailableError
+            The archive refused an instance, or cannot be reached.
+        """
+        objects = list(datasets)
+        if not objects:
+            return []
+        with _faults("store"):
+            response = self.client.store_instances(objects)
+        failed = list(response.get("FailedSOPSequence") or [])
+        if failed:
+            reason = failed[0].get("FailureReason", "unknown")
+            shown = f"{reason:04X}H" if isinstance(reason, int) else str(reason)
+            raise UnavailableError(
+                f"the archive refused {len(failed)} of {len(objects)} instances (failure reason "
+                f"{shown}, PS3.18 table I.2-2). Look into the archive's log."
+            )
+        return [str(o.SOPInstanceUID) for o in objects]
+
+    def segmentations_of(self, series_instance_uid: str) -> list[SegmentationRecord]:
+        """List the SEGs that reference a series, the newest first; nothing is cached for long."""
+        record = self.find_series(series_instance_uid)
+        return self._segmentations(record.study_instance_uid, record.series_instance_uid)
+
+    def _segmentations(self, study: str, series: str) -> list[SegmentationRecord]:
+        found: list[SegmentationRecord] = []
+        for answer in self._search("series", {"Modality": "SEG"}, ("Modality",), study):
+            if _text(answer, "Modality") not in ("", "SEG"):
+                continue
+            uid = _text(answer, "SeriesInstanceUID")
+            for instance in self._search("instances", {}, (), study, uid):
+                try:
+                    described = self._describe(study, uid, _text(instance, "SOPInstanceUID"))
+                except UnsupportedSeriesError as error:
+                    logger.warning("a segmentation is left out: %s", error)
+                    continue
+                if series in described[1]:
+                    found.append(described[0])
+        return sorted(found, key=lambda r: (r.created, r.sop_instance_uid), reverse=True)
+
+    def _describe(
+        self, study: str, series: str, sop: str
+    ) -> tuple[SegmentationRecord, tuple[str, ...]]:
+        with self._lock:
+            if sop in self._records:
+                return self._records[sop]
+        with _faults(f"segmentation {sop}"):
+            answer = self.client.retrieve_instance_metadata(study, series, sop)
+        header = _dataset(answer[0] if isinstance(answer, list) else answer)
+        described = describe_segmentation(header), references_series(header)
+        with self._lock:
+            self._records[sop] = described
+            while len(self._records) > _CACHED_RECORDS:
+                self._records.popitem(last=False)
+        return described
+
+    def load_label(
+        self,
+        series_instance_uid: str,
+        label_names: Mapping[int, str],
+        *,
+        author: str | None = None,
+        reference: Volume | None = None,
+    ) -> Volume | None:
+        """Read the newest label of a series.
+
+        Parameters
+        ----------
+        series_instance_uid
+            The image.
+        label_names
+            Value in the result to segment name; segments of other names are left out, and SEGs
+            that hold none of the names are passed over.
+        author
+            Take the newest SEG of this ContentCreatorName only.
+        reference
+            The image, where it is loaded already; saves retrieving it.
+
+        Returns
+        -------
+        Volume or None
+            int16, on the full grid of the image; None when there is no such SEG.
+        """
+        record = self.find_series(series_instance_uid)
+        wanted = {name.strip().casefold() for name in label_names.values()}
+        for candidate in self._segmentations(record.study_instance_uid, record.series_instance_uid):
+            if author is not None and candidate.author != author:
+                continue
+            if not wanted & {name.strip().casefold() for name in candidate.segments.values()}:
+                continue
+            with _faults(f"segmentation {candidate.sop_instance_uid}"):
+                dataset = self.client.retrieve_instance(
+                    candidate.study_instance_uid,
+                    candidate.series_instance_uid,
+                    candidate.sop_instance_uid,
+                    media_types=(("application/dicom", "*"),),
+                )
+            grid = reference if reference is not None else self.headers(series_instance_uid)
+            return read_segmentation(dataset, grid, label_names=label_names)[0]
+        return None
+
+
+@contextmanager
+def _faults(what: str) -> Iterator[None]:
+    """Turn what HTTP libraries raise into this package's errors."""
+    try:
+        yield
+    except SegUnlearnError:
+        raise
+    except Exception as error:
+        fault = fault_of(error, what)
+        if fault is None:
+            raise
+        raise fault from error
+
+
+def _dataset(answer: Mapping[str, Any]) -> Dataset:
+    """Parse DICOM JSON; bulk data stay where they are."""
+    try:
+        return Dataset.from_json(dict(answer), bulk_data_uri_handler=lambda _uri: None)
+    except Exception as error:
+        raise UnsupportedSeriesError(
+            f"the archive answered with attributes that cannot be read ({error})."
+        ) from error
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    value = dataset.get(keyword)
+    return "" if value is None else str(value).strip()
+
+
+def _integer(dataset: Dataset, keyword: str) -> int | None:
+    try:
+        return int(dataset.get(keyword))
+    except (TypeError, ValueError):
+        return None
