@@ -326,6 +326,38 @@ class Archive:
             answers = self.client.retrieve_series_metadata(*uids)
         return [_dataset(a) for a in answers]
 
+    def instances(self, study_instance_uid: str, series_instance_uid: str = "") -> list[Dataset]:
+        """List the instances of a study or of one of its series, as a search answers.
+
+        Each has StudyInstanceUID, SeriesInstanceUID, SOPClassUID and SOPInstanceUID; Rows and
+        Columns where the archive knows them. Empty when the archive holds none.
+        """
+        what = f"study {study_instance_uid}"
+        fields = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "Rows", "Columns")
+        series = [s for s in (series_instance_uid,) if s]
+        if not series:  # not all servers search the instances of a whole study
+            series = [r.series_instance_uid for r in self._pages({}, study=study_instance_uid)]
+        found = []
+        for uid in series:
+            for answer in self._search("instances", {}, fields, study_instance_uid, uid):
+                if not _text(answer, "SOPClassUID"):
+                    raise UnavailableError(f"{what}: the archive lists an instance without class.")
+                answer.StudyInstanceUID, answer.SeriesInstanceUID = study_instance_uid, uid
+                found.append(answer)
+        return found
+
+    def header(self, study: str, series: str, instance: str) -> Dataset:
+        """Retrieve the header of one instance by its three UIDs, without pixels."""
+        with _faults(f"instance {instance}"):
+            answer = self.client.retrieve_instance_metadata(study, series, instance)
+        return _dataset(answer[0] if isinstance(answer, list) else answer)
+
+    def has_study(self, study_instance_uid: str) -> bool:
+        """Whether the archive lists the study now."""
+        uid = validate_uid(study_instance_uid, what="StudyInstanceUID", strict=False)
+        answers = self._search("studies", {"StudyInstanceUID": uid}, ())
+        return any(_text(a, "StudyInstanceUID") == uid for a in answers)
+
     def load_volume(self, series_instance_uid: str) -> Volume:
         """Read a series as one volume.
 
