@@ -1,0 +1,310 @@
+"""The store: one database for runs, ledger, forget set and outbox.
+
+SQLite in WAL mode by default, PostgreSQL by URL. Both are safe with the server, its child
+processes and the command line writing at once. The database holds raw identifiers of patients:
+it stays inside the hospital, and its file is readable by its owner only.
+
+What an acknowledged write survives
+    ``write()`` returns after the commit is on the disk (SQLite ``synchronous=FULL``, which syncs
+    the WAL at each commit; PostgreSQL ``synchronous_commit=on``), so neither ``kill -9`` nor a
+    power cut loses it, as far as the disk keeps its own promises. ``write(durable=False)`` is for
+    progress: it survives ``kill -9``, and a power cut may lose the last seconds of it.
+
+SQLite's WAL needs a local disk; a database on a network share is refused by SQLite or, worse,
+damaged. Use PostgreSQL when several machines write.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Engine,
+    Text,
+    any_,
+    cast,
+    create_engine,
+    event,
+    func,
+    literal,
+    make_url,
+    select,
+)
+from sqlalchemy.exc import ArgumentError as UrlError
+from sqlalchemy.exc import (
+    DatabaseError,
+    DBAPIError,
+    InterfaceError,
+    NoSuchModuleError,
+    OperationalError,
+)
+
+from segunlearn.errors import IntegrityError, InvalidInputError, UnavailableError
+from segunlearn.records.migrations import MIGRATIONS, check_not_newer, migrate, schema_version
+
+#: Name of the SQLite file inside the home folder.
+DATABASE_NAME: Final = "segunlearn.db"
+
+#: How long a writer waits for other writers before it gives up, in seconds.
+BUSY_SECONDS: Final = 60.0
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def utc_now() -> str:
+    """Now, UTC, ISO 8601 with microseconds and ``Z``: text order is time order."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def canonical_json(value: object) -> str:
+    """JSON with sorted keys, no spaces, no NaN: one text for one value, fit for a digest.
+
+    Raises
+    ------
+    InvalidInputError
+        The value holds something that JSON cannot say (NaN, infinity, an object).
+    """
+    try:
+        return json.dumps(
+            value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        )
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"a record holds a value that JSON cannot say ({error}); give numbers that are finite, "
+            "strings, booleans, lists and dicts with string keys."
+        ) from error
+
+
+class Store:
+    """A database with the current schema; made by ``open_store``."""
+
+    def __init__(self, engine: Engine, path: Path | None) -> None:
+        self._engine = engine
+        self.path = path
+        """The SQLite file, or None for PostgreSQL."""
+
+    @property
+    def dialect(self) -> str:
+        """``"sqlite"`` or ``"postgresql"``."""
+        return self._engine.dialect.name
+
+    @property
+    def name(self) -> str:
+        """File name or URL, without a password: fit for messages."""
+        if self.path is not None:
+            return self.path.name
+        return self._engine.url.render_as_string(hide_password=True)
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Open a connection to read with; on SQLite it sees one consistent state.
+
+        Raises
+        ------
+        UnavailableError
+            The database cannot be reached.
+        """
+        with self._translated(), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self, *, durable: bool = True) -> Iterator[Connection]:
+        """Open a write transaction: committed when the block ends, undone when it raises.
+
+        Never open one inside another: on SQLite the inner one would wait for the outer one.
+
+        Parameters
+        ----------
+        durable
+            On return the write is on the disk. False only for progress, which may be lost in a
+            power cut.
+
+        Raises
+        ------
+        UnavailableError
+            The database cannot be reached, or other writers held it for ``BUSY_SECONDS``.
+        """
+        with self._translated(), self._engine.connect() as connection:
+            if self.dialect == "sqlite":
+                level = "FULL" if durable else "NORMAL"
+                connection.connection.cursor().execute(f"PRAGMA synchronous={level}")
+                connection = connection.execution_options(sqlite_begin="IMMEDIATE")
+            with connection.begin():
+                if self.dialect == "postgresql" and not durable:
+                    connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+                yield connection
+
+    def among(
+        self, column: ColumnElement[Any], values: Sequence[str] | Sequence[int]
+    ) -> ColumnElement[bool]:
+        """``column IN values`` for any number of values, all texts or all integers.
+
+        They travel as one bound parameter: a list of a million is no longer statement.
+        """
+        listed = list(values)
+        if self.dialect == "sqlite":
+            each = func.json_each(json.dumps(listed)).table_valued("value")
+            return column.in_(select(each.c.value))
+        kind: Any = BigInteger if listed and isinstance(listed[0], int) else Text
+        return column == any_(cast(literal(listed, ARRAY(kind)), ARRAY(kind)))
+
+    def close(self) -> None:
+        """Close pooled connections; the store may be used again afterwards."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turn the driver's errors into ours."""
+        try:
+            yield
+        except (OperationalError, InterfaceError) as error:
+            raise UnavailableError(
+                f"the store {self.name} cannot be used now ({_cause(error)}); nothing was changed. "
+                "See that its disk is not full and its server runs, then try again."
+            ) from error
+        except DatabaseError as error:
+            if type(error) is not DatabaseError:
+                raise
+            raise IntegrityError(
+                f"the store {self.name} is damaged or not a database ({_cause(error)}). Restore it "
+                "from a backup; do not delete it, it holds the forget requests."
+            ) from error
+
+
+def _cause(error: DBAPIError) -> str:
+    return str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else "no reason given"
+
+
+def open_store(place: str | Path) -> Store:
+    """Open the store, make it when it is missing, and bring its schema up to date.
+
+    Any number of processes may do so at the same time: one of them migrates, the others wait.
+
+    Parameters
+    ----------
+    place
+        A SQLite file, an existing folder (the file in it is ``segunlearn.db``), or a URL:
+        ``sqlite:///…`` or ``postgresql+psycopg://user:password@host/database``.
+
+    Returns
+    -------
+    Store
+
+    Raises
+    ------
+    InvalidInputError
+        The URL is not one of the two kinds of databases, or PostgreSQL's driver is missing.
+    UnavailableError
+        The database cannot be reached.
+    IntegrityError
+        A newer program wrote it, or it is not a database of this program.
+    """
+    if isinstance(place, str) and "://" in place:
+        store = _from_url(place)
+    else:
+        store = _from_path(Path(place))
+    with store.read() as connection:
+        version = schema_version(connection)
+    check_not_newer(version, len(MIGRATIONS))
+    if version < len(MIGRATIONS):
+        with store.write() as connection:
+            migrate(connection, utc_now())
+    return store
+
+
+def _from_url(place: str) -> Store:
+    try:
+        url = make_url(place)
+        if url.drivername in ("sqlite", "sqlite+pysqlite"):
+            if not url.database or url.database == ":memory:":
+                raise InvalidInputError(
+                    "the store must outlive the program, so it cannot be in memory; give a file."
+                )
+            return _from_path(Path(url.database))
+        if url.drivername in ("postgresql", "postgres"):
+            url = url.set(drivername="postgresql+psycopg")
+        if url.drivername != "postgresql+psycopg":
+            raise InvalidInputError(
+                f"a store of kind {url.drivername!r} is not supported. Use a file (SQLite) or "
+                "postgresql+psycopg://user:password@host/database."
+            )
+        engine = create_engine(url, pool_pre_ping=True)
+    except (UrlError, NoSuchModuleError, ValueError) as error:
+        if isinstance(error, InvalidInputError):
+            raise
+        raise InvalidInputError(
+            "the store's URL cannot be read. Write it like "
+            "postgresql+psycopg://user:password@host:5432/database."
+        ) from error
+    except ModuleNotFoundError as error:
+        raise InvalidInputError(
+            "a store in PostgreSQL needs the package psycopg; install segunlearn[postgresql]."
+        ) from error
+    _engines.add(engine)
+    return Store(engine, None)
+
+
+def _from_path(path: Path) -> Store:
+    if path.is_dir():
+        path = path / DATABASE_NAME
+    path = path.absolute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite itself would make it 0644
+    except OSError as error:
+        raise UnavailableError(
+            f"the store {path.name} cannot be opened or made ({error.strerror}). Check the rights "
+            "of the home folder."
+        ) from error
+    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    _engines.add(engine)
+    return Store(engine, path)
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # transactions begin where this module says so
+    cursor = connection.cursor()
+    # The change to WAL does not wait for other processes by itself; later it is a no-op.
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.execute("PRAGMA temp_store=MEMORY")
+    cursor.execute("PRAGMA cache_size=-32000")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    mode = connection.get_execution_options().get("sqlite_begin", "DEFERRED")
+    connection.exec_driver_sql(f"BEGIN {mode}")
+
+
+def _forget_inherited_connections() -> None:
+    """Drop them in a forked child: it must not speak on its parent's sockets and file locks."""
+    for engine in list(_engines):
+        engine.dispose(close=False)
+
+
+os.register_at_fork(after_in_child=_forget_inherited_connections)
