@@ -19,7 +19,7 @@ STATEMENTS = {
             sent TEXT
         ) $STRICT
         """,
-        "CREATE INDEX outbox_waiting ON outbox (due, seq) WHERE sent IS NULL",
+        "CREATE INDEX outbox_waiting ON outbox (seq) WHERE sent IS NULL",
         "CREATE INDEX outbox_waiting_by_lane ON outbox (lane, seq) WHERE sent IS NULL",
         "CREATE INDEX outbox_by_request ON outbox (request_id)",
         """
