@@ -353,8 +353,7 @@ def _patient_and_study(header: Dataset) -> Dataset:
         setattr(found, keyword, header.get(keyword) or "")
     if found.PatientSex not in ("M", "F", "O"):
         found.PatientSex = ""
-    if header.get("SpecificCharacterSet"):
-        found.SpecificCharacterSet = header.SpecificCharacterSet
+    found.SpecificCharacterSet = "ISO_IR 192"  # whatever the names hold; headers came as Unicode
     return found
 
 

@@ -1,0 +1,351 @@
+"""The PACS in the background: documents go out, and what others say comes in as proposals."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from typing import Protocol
+
+from pydicom.dataset import Dataset
+
+from segunlearn.dicom.archive import Archive, SeriesRecord
+from segunlearn.dicom.identifiers import Pseudonyms, is_uid
+from segunlearn.dicom.key_objects import Reference, references_of
+from segunlearn.dicom.orthanc import OrthancChanges
+from segunlearn.dicom.rejection import Proposal, deleted, proposals_of
+from segunlearn.dicom.retraction import RetractionNote, build_retractions
+from segunlearn.errors import InvalidInputError, NotFoundError, SegUnlearnError, UnavailableError
+from segunlearn.records.outbox import FIRST_PAUSE, Outbox, OutboxItem, PacsSeen
+
+logger = logging.getLogger(__name__)
+
+#: Modality of Key Object Selection documents.
+KEY_OBJECTS = "KO"
+#: Documents read, and studies looked for, in one poll; the next poll goes on.
+DOCUMENTS_A_POLL = 200
+STUDIES_A_POLL = 50
+#: Longest pause after the PACS could not be reached, in seconds.
+LONGEST_OUTAGE_PAUSE = 300.0
+
+
+class Propose(Protocol):
+    """Writes a proposal into the forget set; the same proposal twice changes nothing."""
+
+    def __call__(self, proposal: Proposal) -> bool:
+        """Return whether it is new."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Outcome of one pass: documents sent and failed, and whether the PACS could be reached."""
+
+    sent: int
+    failed: int
+    reachable: bool
+
+
+class PacsSync:
+    """Sends what waits in the outbox and reads what is new in the PACS.
+
+    Parameters
+    ----------
+    archive
+        The PACS.
+    outbox, seen
+        What waits, and what was seen.
+    propose
+        Writes a proposal.
+    secret
+        Key of the site; the UIDs of our documents are derived from it.
+    studies
+        Studies that models were trained on; it is proposed to forget those that vanish.
+    changes
+        Orthanc's change counter, where there is one: saves searching while nothing changes.
+    interval
+        Seconds between two polls.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        outbox: Outbox,
+        seen: PacsSeen,
+        propose: Propose,
+        *,
+        secret: bytes,
+        studies: Callable[[], Iterable[str]] = tuple,
+        changes: OrthancChanges | None = None,
+        interval: float = 60.0,
+    ) -> None:
+        if interval <= 0:
+            raise InvalidInputError(f"the PACS is polled every {interval} s; give more than 0.")
+        self._archive, self._outbox, self._seen = archive, outbox, seen
+        self._propose, self._secret, self._studies = propose, secret, studies
+        self._changes, self._interval = changes, interval
+        self._pseudonyms = Pseudonyms(secret)
+        self._last_change: int | None = None
+        self._next_study = 0
+        self._pass = threading.Lock()
+        self._wake, self._stopping = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+
+    # -- out ------------------------------------------------------------------------------------
+
+    def send_due(self, limit: int = 200) -> Sent:
+        """Send the documents that are due; an outage ends the pass, and loses nothing."""
+        sent = failed = 0
+        with self._pass:
+            while sent + failed < limit and (items := self._outbox.claim(min(20, limit))):
+                for index, item in enumerate(items):
+                    try:
+                        self._send(item)
+                    except UnavailableError as error:
+                        self._outbox.failed(item, str(error), longest=LONGEST_OUTAGE_PAUSE)
+                        for untried in items[index + 1 :]:
+                            self._outbox.release(untried)
+                        return Sent(sent, failed + 1, reachable=False)
+                    except SegUnlearnError as error:
+                        self._outbox.failed(item, str(error))
+                        failed += 1
+                    else:
+                        self._outbox.sent(item)
+                        sent += 1
+        return Sent(sent, failed, reachable=True)
+
+    def _send(self, item: OutboxItem) -> None:
+        studies = self._contents(item.payload)
+        documents = build_retractions(
+            note_of(item),
+            studies,
+            secret=self._secret,
+            document_uid=item.document_uid,
+            instance_number=item.seq,
+        )
+        # known as ours before the PACS has them: a poll at this moment must not propose them
+        self._seen.remember("document", {str(d.SOPInstanceUID): "ours" for d in documents})
+        try:
+            self._archive.store(documents)
+        except UnavailableError:
+            raise
+        except SegUnlearnError:
+            if not all(self._holds(document) for document in documents):
+                raise
+
+    def _holds(self, document: Dataset) -> bool:
+        """Whether the PACS has a document already: an earlier attempt was cut off, or refused."""
+        uid = str(document.SOPInstanceUID)
+        study, series = str(document.StudyInstanceUID), str(document.SeriesInstanceUID)
+        try:
+            return any(str(i.SOPInstanceUID) == uid for i in self._archive.instances(study, series))
+        except NotFoundError:
+            return False
+
+    def _contents(self, payload: Mapping[str, str]) -> list[tuple[Dataset, list[Reference]]]:
+        """Find header and instances of each study of a request, as the PACS has them now."""
+        kind, target = payload["target_kind"], payload["target_id"]
+        series = target if kind == "series" else ""
+        if kind == "patient":
+            studies = self._archive.studies_of_patient(target)
+        elif kind == "series":
+            studies = [self._archive.find_series(target).study_instance_uid]
+        else:
+            studies = [target]
+        found = []
+        for study in studies:
+            references = references_of(self._archive.instances(study, series))
+            if references:
+                first = references[0]
+                header = self._archive.header(
+                    first.study_instance_uid, first.series_instance_uid, first.sop_instance_uid
+                )
+                found.append((header, references))
+        if not found:
+            raise NotFoundError(
+                f"the PACS holds no instances of this {kind}, so no document can point to them. "
+                "It is sent when they arrive."
+            )
+        return found
+
+    # -- in -------------------------------------------------------------------------------------
+
+    def poll_once(self) -> list[Proposal]:
+        """Look for new documents and vanished studies; return the proposals that are new.
+
+        Raises
+        ------
+        UnavailableError
+            The PACS cannot be reached now.
+        """
+        with self._pass:
+            last = self._changes.last() if self._changes is not None else None
+            new: list[Proposal] = []
+            if last is None or last != self._last_change:
+                found, complete = self._new_documents()
+                new.extend(found)
+                self._last_change = last if complete else None
+            new.extend(self._vanished())
+        return new
+
+    def _new_documents(self) -> tuple[list[Proposal], bool]:
+        new: list[Proposal] = []
+        read = 0
+        for series in self._archive.iter_series(modalities=(KEY_OBJECTS,)):
+            count = str(series.number_of_instances)
+            known = self._seen.notes("series", [series.series_instance_uid])
+            if series.number_of_instances is not None and count in known.values():
+                continue
+            if read >= DOCUMENTS_A_POLL:
+                return new, False
+            found, number = self._documents_of(series)
+            new.extend(found)
+            read += number
+            self._seen.remember("series", {series.series_instance_uid: count})
+        return new, True
+
+    def _documents_of(self, series: SeriesRecord) -> tuple[list[Proposal], int]:
+        study, uid = series.study_instance_uid, series.series_instance_uid
+        documents = [str(i.SOPInstanceUID) for i in self._archive.instances(study, uid)]
+        known = self._seen.notes("document", documents)
+        unread = [document for document in documents if document not in known]
+        new: list[Proposal] = []
+        for document in unread:
+            try:
+                header = self._archive.header(study, uid, document)
+            except UnavailableError:
+                raise
+            except SegUnlearnError as error:
+                logger.warning("document %s is passed over: %s", self._name(document), error)
+                continue
+            new.extend(f for f in map(self._fitted, proposals_of(header)) if self._write(f))
+            self._seen.remember("document", {document: "read"})
+        return new, len(unread)
+
+    def _fitted(self, proposal: Proposal) -> Proposal:
+        """Leave the series out where the document names all images of the study."""
+        if not proposal.series_uids:
+            return proposal
+        try:
+            there = self._archive.series_of_study(proposal.study_uid)
+        except NotFoundError:
+            return proposal
+        others = {"KO", "SEG", "PR", "SR"}
+        images = {s.series_instance_uid for s in there if s.modality not in others}
+        if not images <= set(proposal.series_uids):
+            return proposal
+        return Proposal(**{**vars(proposal), "series_uids": (), "sop_instance_uids": ()})
+
+    def _vanished(self) -> list[Proposal]:
+        """Look for some of the studies of the models; the next poll looks for the next ones.
+
+        A study counts as deleted when it was seen in this PACS before and two polls in a row did
+        not find it: a search that fails half-way, or a restart, is not a deletion.
+        """
+        watched = sorted({s for s in self._studies() if is_uid(s, strict=False)})
+        if not watched:
+            return []
+        start = self._next_study % len(watched)
+        turn = list(islice((*watched[start:], *watched[:start]), STUDIES_A_POLL))
+        self._next_study = start + len(turn)
+        notes = self._seen.notes("study", turn)
+        changed: dict[str, str] = {}
+        new: list[Proposal] = []
+        for study in turn:
+            before = notes.get(study, "")
+            if self._archive.has_study(study):
+                after = "there"
+            elif before in ("", "deleted"):
+                after = before
+            else:
+                after = "deleted" if before == "missing" else "missing"
+            if after == "deleted" and before != "deleted":
+                proposal = deleted(study)
+                if self._write(proposal):
+                    new.append(proposal)
+            if after != before:
+                changed[study] = after
+        self._seen.remember("study", changed)
+        return new
+
+    def _write(self, proposal: Proposal) -> bool:
+        new = self._propose(proposal)
+        if new:
+            logger.info(
+                "%s of study %s is proposed: %s",
+                proposal.kind,
+                self._name(proposal.study_uid),
+                proposal.text,
+            )
+        return new
+
+    def _name(self, uid: str) -> str:
+        return self._pseudonyms.of(uid)
+
+    # -- in the background ----------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread; a second call does nothing."""
+        if self._thread is None:
+            self._stopping.clear()
+            self._thread = threading.Thread(target=self._run, name="pacs-sync", daemon=True)
+            self._thread.start()
+
+    def wake(self) -> None:
+        """Send at once, after a mark."""
+        self._wake.set()
+
+    def stop(self, timeout: float = 10.0) -> bool:
+        """Stop the thread; returns whether it ended in time (a request to the PACS may hang)."""
+        self._stopping.set()
+        self._wake.set()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join(timeout)
+            return not thread.is_alive()
+        return True
+
+    def _run(self) -> None:
+        outage, next_poll = 0.0, time.monotonic()
+        while not self._stopping.is_set():
+            self._wake.clear()
+            try:
+                reachable = self.send_due().reachable
+                if reachable and time.monotonic() >= next_poll:
+                    self.poll_once()
+                    next_poll = time.monotonic() + self._interval
+                waits = self._outbox.waits()
+            except UnavailableError as error:
+                logger.warning("the PACS is left alone for a while: %s", error)
+                reachable = False
+            except SegUnlearnError as error:
+                logger.warning("the PACS cannot be followed: %s", error)
+                reachable = False
+            except Exception:  # a fault here must not end the thread, documents would wait forever
+                logger.exception("following the PACS failed")
+                reachable = False
+            if not reachable:
+                outage = min(LONGEST_OUTAGE_PAUSE, max(FIRST_PAUSE, 2 * outage))
+                self._stopping.wait(outage)
+            else:
+                outage = 0.0
+                left = max(0.1, next_poll - time.monotonic())
+                self._wake.wait(min(FIRST_PAUSE, left) if waits else left)
+
+
+def note_of(item: OutboxItem) -> RetractionNote:
+    """Read what a document says from its row."""
+    payload = item.payload
+    return RetractionNote(
+        request_id=item.request_id,
+        state=payload["state"],
+        target=payload["target_kind"],
+        reason=payload["reason"],
+        needed=payload["needed"],
+        reached=payload["reached"],
+        changed=datetime.fromisoformat(payload["changed"]),
+        report_sha256=payload.get("report_sha256"),
+    )
