@@ -328,11 +328,11 @@ def stored_frames(dataset: Dataset) -> list[bytes]:
     UnsupportedSeriesError
         There are no pixel data, or they end too early.
     """
-    count = int(dataset.get("NumberOfFrames", 1) or 1)
     name = f"instance {dataset.get('SOPInstanceUID', '')}"
     if "PixelData" not in dataset:
         raise UnsupportedSeriesError(f"{name} has no pixel data. Choose an image.")
     try:
+        count = int(dataset.get("NumberOfFrames", 1) or 1)
         if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
             return list(generate_frames(dataset.PixelData, number_of_frames=count))
         bits = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("SamplesPerPixel", 1))

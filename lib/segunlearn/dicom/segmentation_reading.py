@@ -14,6 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from segunlearn.dicom.dates import iso_date_time
 from segunlearn.dicom.frames import frames_of, number
@@ -23,6 +28,9 @@ from segunlearn.volumes import Volume
 
 SEGMENTATION_STORAGE = "1.2.840.10008.5.1.4.1.1.66.4"
 LABEL_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
+
+#: Transfer syntaxes whose single bits are packed from the lowest bit of each byte on.
+_PACKED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian)
 
 #: How far a pixel of a SEG may lie beside a voxel of the image, in voxels: in the plane of the
 #: image, and along its slices, where true positions may differ from the even grid (``series``).
@@ -342,9 +350,21 @@ def _put(
 
 def _decode(dataset: Dataset) -> npt.NDArray[Any]:
     try:
-        array = np.asarray(dataset.pixel_array)
-        count = int(dataset.get("NumberOfFrames", 1) or 1)
-        return array.reshape(count, int(dataset.Rows), int(dataset.Columns))
+        shape = (
+            int(dataset.get("NumberOfFrames", 1) or 1),
+            int(dataset.Rows),
+            int(dataset.Columns),
+        )
+        syntax = dataset.file_meta.TransferSyntaxUID
+        if int(dataset.BitsAllocated) == 1 and syntax in _PACKED:
+            # pydicom 3.0 takes the padding of small frames for further frames
+            packed = np.frombuffer(dataset.PixelData, dtype=np.uint8)
+            bits = np.unpackbits(packed, count=int(np.prod(shape)), bitorder="little")
+            return bits.reshape(shape)
+        array = np.asarray(dataset.pixel_array).reshape(-1, *shape[1:])
+        if len(array) < shape[0]:
+            raise ValueError(f"{len(array)} of {shape[0]} frames")
+        return array[: shape[0]]
     except MemoryError:
         raise
     except Exception as error:

@@ -127,6 +127,11 @@ def write_segmentation(
         Author, content label or description cannot stand in a header.
     """
     geometry = geometry_from_datasets(source_datasets)
+    if geometry.shape[0] * geometry.shape[1] < 8:
+        # highdicom 0.28 packs the bits of such frames one by one, against PS3.5 section 8.1.1
+        raise UnsupportedSeriesError(
+            f"{name_series(source_datasets)} has slices of less than 8 pixels. Choose an image."
+        )
     array = _on_grid(label, geometry)
     numbers = _segment_numbers(array, label_names)
     name = _person_name(author)
@@ -338,6 +343,9 @@ def _construct(
         series_time=created.time(),
         **options,
     )
+    length = -(-segmentation.NumberOfFrames * segmentation.Rows * segmentation.Columns // 8)
+    if len(segmentation.PixelData) > length:  # highdicom 0.28 pads with the character "0"
+        segmentation.PixelData = segmentation.PixelData[:length] + b"\0"
     # highdicom warns of names without '^', and refuses values that are out of the standard.
     for keyword in ("PatientName", "PatientSex", "PatientBirthDate", "StudyDate", "StudyTime"):
         if first.get(keyword):

@@ -7,8 +7,8 @@ and a way out. Tolerances:
 - direction cosines of all frames agree within ``ORIENTATION_TOLERANCE``;
 - frames lie on a straight line along their normal, tilted by less than ``TILT_TOLERANCE_DEG``
   (more is a gantry tilt);
-- each frame lies within 2 % of the slice step of its even place, or within 0.06 mm (positions
-  rounded to a tenth of a millimetre), and never further than a fifth of the step.
+- each frame lies within 2 % of the slice step of its even place (the best even grid), or within
+  0.06 mm (positions rounded to a tenth of a millimetre), and never further than a fifth of the step.
 """
 
 from __future__ import annotations
@@ -318,7 +318,8 @@ def _step(
             "other",
             "Resample it to an upright grid first.",
         )
-    even = np.arange(len(frames)) * length
+    index = np.arange(len(frames))
+    even = np.polynomial.Polynomial.fit(index, along, 1)(index)
     if float(np.abs(along - even).max()) > tolerance:
         median = float(np.median(steps))
         gaps = [i for i, s in enumerate(steps) if s > 1.5 * median]
@@ -354,8 +355,7 @@ def _decode(datasets: Sequence[Dataset], i: int) -> npt.NDArray[Any]:
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",
             "Send it uncompressed or in a lossless standard syntax.",
         ) from error
-    count = int(dataset.get("NumberOfFrames", 1) or 1)
-    return np.asarray(array).reshape(count, int(dataset.Rows), int(dataset.Columns))
+    return np.asarray(array).reshape(-1, int(dataset.Rows), int(dataset.Columns))
 
 
 def _listed(sizes: set[tuple[int, int]]) -> str:
