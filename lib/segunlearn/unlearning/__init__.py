@@ -1,0 +1,204 @@
+"""Taking studies out of a network: exact retraining and the baselines of the literature.
+
+Every method is one file with the same interface. It gets the network and the sets, says which
+sets it reads, and returns a new network; the given one is left untouched. None of the approximate
+ones is believed without an audit (``segunlearn.audit``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from segunlearn.errors import InvalidInputError, NotFoundError
+from segunlearn.unlearning import (
+    bad_teacher,
+    fine_tune,
+    gradient_ascent,
+    gradient_difference,
+    random_label,
+    retrain,
+    salun,
+    scrub,
+)
+from segunlearn.unlearning.loop import Cancel, Report, never, no_report
+from segunlearn.unlearning.sets import (
+    SetName,
+    Study,
+    UnlearningSets,
+    cut_to_patch,
+    studies_of,
+)
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "Study",
+    "Unlearned",
+    "UnlearningSets",
+    "cut_to_patch",
+    "studies_of",
+    "unlearn",
+]
+
+
+@dataclass(frozen=True)
+class Method:
+    """An unlearning method.
+
+    Parameters
+    ----------
+    run
+        ``(network, sets, settings, report, cancel) -> network``.
+    settings
+        Its frozen dataclass of settings; the defaults are usable.
+    reads
+        The sets it reads; :func:`unlearn` gives it no others.
+    exact
+        Whether the result cannot depend on the forget set.
+    summary
+        One line for people.
+    """
+
+    run: Callable[..., nn.Module]
+    settings: type[Any]
+    reads: tuple[SetName, ...]
+    exact: bool
+    summary: str
+
+
+#: Every method by name.
+METHODS: dict[str, Method] = {
+    "retrain": Method(
+        retrain.retrain,
+        retrain.RetrainSettings,
+        retrain.READS,
+        True,
+        "train again from random weights, without the forget set",
+    ),
+    "fine_tune": Method(
+        fine_tune.fine_tune,
+        fine_tune.FineTuneSettings,
+        fine_tune.READS,
+        False,
+        "train on with the retain set",
+    ),
+    "gradient_ascent": Method(
+        gradient_ascent.gradient_ascent,
+        gradient_ascent.GradientAscentSettings,
+        gradient_ascent.READS,
+        False,
+        "climb the loss of the forget set",
+    ),
+    "gradient_difference": Method(
+        gradient_difference.gradient_difference,
+        gradient_difference.GradientDifferenceSettings,
+        gradient_difference.READS,
+        False,
+        "climb the loss of the forget set, descend on the retain set",
+    ),
+    "random_label": Method(
+        random_label.random_label,
+        random_label.RandomLabelSettings,
+        random_label.READS,
+        False,
+        "teach wrong labels on the forget set",
+    ),
+    "bad_teacher": Method(
+        bad_teacher.bad_teacher,
+        bad_teacher.BadTeacherSettings,
+        bad_teacher.READS,
+        False,
+        "imitate a random network on the forget set",
+    ),
+    "scrub": Method(
+        scrub.scrub,
+        scrub.ScrubSettings,
+        scrub.READS,
+        False,
+        "leave the original on the forget set, follow it on the retain set, rewind",
+    ),
+    "salun": Method(
+        salun.salun,
+        salun.SalunSettings,
+        salun.READS,
+        False,
+        "teach wrong labels to the weights that matter for the forget set",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """What a method made, and what it cost.
+
+    Parameters
+    ----------
+    network
+        A new network in evaluation mode.
+    method
+        Its name in ``METHODS``.
+    settings
+        As used.
+    read
+        Number of studies it was given, by set.
+    cpu_seconds
+        Process time over all threads.
+    """
+
+    network: nn.Module
+    method: str
+    settings: Any
+    read: dict[str, int]
+    cpu_seconds: float
+
+
+def unlearn(
+    name: str,
+    network: nn.Module,
+    sets: UnlearningSets,
+    settings: Any = None,
+    report: Report = no_report,
+    cancel: Cancel = never,
+) -> Unlearned:
+    """Run a method by name, giving it only the sets it says it reads.
+
+    Parameters
+    ----------
+    name
+        Key of ``METHODS``.
+    network
+        The original; left untouched.
+    sets
+        S, R and C.
+    settings
+        Of the method's own class; None takes its defaults.
+    report, cancel
+        Progress, and whether to stop.
+
+    Raises
+    ------
+    NotFoundError
+        There is no such method.
+    InvalidInputError
+        Settings of another method, or a set that it reads is empty.
+    CancelledError
+        ``cancel`` said so.
+    """
+    if name not in METHODS:
+        raise NotFoundError(f"no unlearning method {name!r}; there are {', '.join(METHODS)}.")
+    method = METHODS[name]
+    settings = method.settings() if settings is None else settings
+    if type(settings) is not method.settings:
+        raise InvalidInputError(
+            f"{name} takes {method.settings.__name__}, not {type(settings).__name__}."
+        )
+    given = sets.only(method.reads)
+    started = time.process_time()
+    result = method.run(network, given, settings, report, cancel)
+    read: dict[str, int] = {n: len(getattr(given, n)) for n in method.reads}
+    return Unlearned(result, name, settings, read, time.process_time() - started)
