@@ -310,7 +310,7 @@ def test_overlapping_segments_are_read_apart_and_refused_together() -> None:
 def test_true_fractions_are_refused() -> None:
     source = make_series()
     fractions = np.linspace(0, 1, source.array.size).reshape(*source.array.shape, 1)
-    with pytest.raises(UnsupportedSeriesError, match="is fractional .*PROBABILITY"):
+    with pytest.raises(UnsupportedSeriesError, match=r"is fractional .*PROBABILITY"):
         read_segmentation(written(by_highdicom(source, fractions, "FRACTIONAL")), source.datasets)
 
 

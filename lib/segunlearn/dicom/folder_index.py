@@ -229,8 +229,13 @@ class FolderIndex:
         if sop_instance_uid is not None:
             query += " AND SOPInstanceUID = ?"
             values.append(sop_instance_uid)
+        query += " ORDER BY InstanceNumber, path"
         with self._connect() as connection:
-            rows = connection.execute(f"{query} ORDER BY InstanceNumber, path", values).fetchall()
+            rows = connection.execute(query, values).fetchall()
+        if not rows:
+            self.refresh()  # it may have come since
+            with self._connect() as connection:
+                rows = connection.execute(query, values).fetchall()
         if not rows:
             raise NotFoundError(
                 f"series {series_instance_uid}"

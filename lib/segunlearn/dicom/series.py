@@ -8,7 +8,7 @@ and a way out. Tolerances:
 - frames lie on a straight line along their normal, tilted by less than ``TILT_TOLERANCE_DEG``
   (more is a gantry tilt);
 - each frame lies within 2 % of the slice step of its even place (the best even grid), or within
-  0.06 mm (positions rounded to a tenth of a millimetre), and never further than a fifth of the step.
+  0.06 mm (positions rounded to a tenth of a millimetre), and never by more than a fifth of it.
 """
 
 from __future__ import annotations

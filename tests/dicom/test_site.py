@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+from pydicom.dataset import Dataset
+
+from segunlearn.dicom.site import SiteKey
+
+
+def header(**values: str) -> Dataset:
+    ds = Dataset()
+    for keyword, value in values.items():
+        setattr(ds, keyword, value)
+    return ds
+
+
+def test_spelling_does_not_make_another_site() -> None:
+    one = SiteKey.of(
+        header(InstitutionName="St.  Mary’s", Manufacturer="SIEMENS", DeviceSerialNumber="42")
+    )
+    other = SiteKey.of(
+        header(InstitutionName=" st. mary’s ", Manufacturer="Siemens", DeviceSerialNumber="４２")
+    )
+    assert one == other
+    assert str(one) == "st. mary’s|siemens||42"
+
+
+def test_scanners_of_one_institution_differ() -> None:
+    keys = {SiteKey.of(header(InstitutionName="a", StationName=s)) for s in ("CT1", "CT2", "ct1")}
+    assert len(keys) == 2
+
+
+@pytest.mark.parametrize("institution", ["", "ANONYMIZED", "***", "Removed", "n/a", "-"])
+def test_a_de_identified_header_has_no_site(institution: str) -> None:
+    key = SiteKey.of(header(InstitutionName=institution, Manufacturer="GE"))
+    assert key == SiteKey()
+    assert not key
+    assert str(key) == ""
+
+
+def test_a_bar_in_a_name_cannot_pretend_to_be_two_parts() -> None:
+    assert str(SiteKey(institution="a|b", station="c")) == "a/b|||c"
+
+
+def test_values_from_functional_groups() -> None:
+    ds, item, inner = header(InstitutionName="x"), Dataset(), Dataset()
+    inner.StationName = "enhanced"
+    item.ReferencedImageSequence = [inner]
+    ds.PerFrameFunctionalGroupsSequence = [item]
+    assert SiteKey.of(ds).station == "enhanced"
