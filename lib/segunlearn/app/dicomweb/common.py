@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC
 
+from segunlearn.dicom.archive import Archive
 from segunlearn.dicom.folder import FolderClient
 from segunlearn.dicom.identifiers import validate_uid
 from segunlearn.errors import NotFoundError, SegUnlearnError
@@ -41,18 +42,23 @@ class SentenceRoute(APIRoute):
         return answer
 
 
-def current_client() -> FolderClient:
-    """Return the folder of DICOM files that the app serves now; asked at each request.
+def current_archive() -> Archive | None:
+    """Return the DICOM archive of the app that serves now; None for a folder of other files."""
+    from monailabel.interfaces.utils.app import app_instance
+
+    archive = getattr(app_instance().datastore(), "archive", None)
+    return archive if isinstance(archive, Archive) else None
+
+
+def current_client(archive: Annotated[Archive | None, Depends(current_archive)]) -> FolderClient:
+    """Return the folder of DICOM files behind the archive.
 
     Raises
     ------
     NotFoundError
         The studies are not a folder of DICOM files.
     """
-    from monailabel.interfaces.utils.app import app_instance
-
-    archive = getattr(app_instance().datastore(), "archive", None)
-    client = getattr(archive, "client", None)
+    client = archive.client if archive is not None else None
     if not isinstance(client, FolderClient):
         where = "a PACS; ask it, or use /proxy/dicom" if archive else "files that are not DICOM"
         raise NotFoundError(f"there is no embedded DICOM archive: the studies are {where}.")
