@@ -13,7 +13,7 @@ import requests
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
-from dicom_sources import Source, make_series
+from dicom_sources import Source, make_series, written
 from segunlearn.dicom.archive import Archive, open_archive
 from segunlearn.dicom.folder import FolderClient
 from segunlearn.dicom.segmentation import write_segmentation
@@ -134,6 +134,44 @@ def test_labels_belong_to_their_series(archive: Archive) -> None:
     archive.store([write_segmentation(label_of(one), one.datasets, NAMES)])
     assert archive.load_label(one.datasets[0].SeriesInstanceUID, NAMES) is not None
     assert archive.load_label(two.datasets[0].SeriesInstanceUID, NAMES) is None
+
+
+def test_all_labels_are_listed_at_once(archive: Archive) -> None:
+    sources = [make_series(seed=i) for i in range(3)]
+    for source in sources:
+        archive.store(source.datasets)
+    assert archive.labelled_series() == {}
+    series = str(generate_uid())
+    for source, uid in zip(sources[:2], (series, None), strict=True):
+        archive.store(
+            [write_segmentation(label_of(source), source.datasets, NAMES, series_instance_uid=uid)]
+        )
+    labelled = archive.labelled_series()
+    assert set(labelled) == {s.datasets[0].SeriesInstanceUID for s in sources[:2]}
+    again = write_segmentation(
+        label_of(sources[0]),
+        sources[0].datasets,
+        NAMES,
+        series_instance_uid=series,
+    )
+    archive.store([again])  # the same series grows by one instance
+    records = archive.segmentations_of(sources[0].datasets[0].SeriesInstanceUID)
+    assert len(records) == 2
+    assert records[0].sop_instance_uid == again.SOPInstanceUID
+
+
+def test_a_series_of_copies_still_takes_a_label(archive: Archive) -> None:
+    source = make_series()
+    copy = written(source.datasets[2])
+    copy.SOPInstanceUID = generate_uid()
+    archive.store([*source.datasets, copy])
+    uid = source.datasets[0].SeriesInstanceUID
+    image = archive.load_volume(uid)
+    label = Volume(label_of(source).array, image.affine)
+    archive.store([write_segmentation(label, archive.datasets(uid), NAMES)])
+    back = archive.load_label(uid, NAMES, reference=image)
+    assert back is not None
+    np.testing.assert_array_equal(back.array, label.array)
 
 
 def test_urls_and_options_are_checked(tmp_path: Path) -> None:

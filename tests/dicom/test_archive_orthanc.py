@@ -13,7 +13,8 @@ from pydicom.uid import RLELossless, generate_uid
 
 from conftest import Orthanc
 from dicom_sources import ORIENTATIONS, make_enhanced, make_series, written
-from segunlearn.dicom.archive import PAGE, Archive, open_archive
+from segunlearn.dicom.archive import Archive, open_archive
+from segunlearn.dicom.search import PAGE
 from segunlearn.dicom.segmentation import write_segmentation
 from segunlearn.errors import NotFoundError
 from segunlearn.volumes import Volume
@@ -117,6 +118,7 @@ def test_several_labels_are_resolved_by_date_and_author(orthanc: Orthanc, archiv
         }
     newest = archive.load_label(uid, NAMES)
     of_ann = archive.load_label(uid, NAMES, author="Ann")
+    assert [r.author for r in archive.labelled_series()[uid]] == ["Bo", "Ann", "Ann"]
     assert newest is not None
     assert of_ann is not None
     assert np.unique(newest.array).tolist() == [2]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,15 @@ from pydicom.dataset import Dataset
 
 from segunlearn.dicom.folder import FolderClient
 from segunlearn.dicom.identifiers import validate_uid
+from segunlearn.dicom.search import (
+    SERIES_FIELDS,
+    SeriesRecord,
+    faults,
+    parse,
+    search,
+    series_record,
+    text,
+)
 from segunlearn.dicom.segmentation import (
     SegmentationRecord,
     describe_segmentation,
@@ -23,60 +30,18 @@ from segunlearn.dicom.segmentation import (
     references_series,
 )
 from segunlearn.dicom.series import volume_from_datasets
-from segunlearn.dicom.web import fault_of, web_client
-from segunlearn.errors import (
-    NotFoundError,
-    SegUnlearnError,
-    UnavailableError,
-    UnsupportedSeriesError,
-)
+from segunlearn.dicom.web import web_client
+from segunlearn.errors import NotFoundError, UnavailableError, UnsupportedSeriesError
 from segunlearn.volumes import Volume
+
+__all__ = ["MODALITIES", "Archive", "SegmentationRecord", "SeriesRecord", "open_archive"]
 
 logger = logging.getLogger(__name__)
 
 #: Modalities that are listed unless a filter says otherwise.
 MODALITIES = ("CT", "MR")
-#: Results asked for in one search request.
-PAGE = 100
 #: Descriptions of segmentations kept in memory; an instance never changes (PS3.5 section 9).
 _CACHED_RECORDS = 4096
-
-_SERIES_FIELDS = (
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "PatientID",
-    "Modality",
-    "SeriesDescription",
-    "SeriesNumber",
-    "StudyDate",
-    "StudyDescription",
-    "NumberOfSeriesRelatedInstances",
-)
-
-
-@dataclass(frozen=True)
-class SeriesRecord:
-    """One series as a search answers; absent attributes are empty.
-
-    Parameters
-    ----------
-    study_instance_uid, series_instance_uid, patient_id, modality
-        DICOM identifiers of the series.
-    series_description, series_number, study_date, study_description
-        As in the header; the date is ``YYYYMMDD``.
-    number_of_instances
-        Instances that the archive holds, None when it does not say.
-    """
-
-    study_instance_uid: str
-    series_instance_uid: str
-    patient_id: str
-    modality: str
-    series_description: str = ""
-    series_number: int | None = None
-    study_date: str = ""
-    study_description: str = ""
-    number_of_instances: int | None = None
 
 
 def open_archive(
@@ -121,10 +86,10 @@ def open_archive(
     InvalidInputError
         Neither a DICOMweb URL nor a folder.
     """
-    text = str(studies)
-    if text.lower().startswith(("http://", "https://")):
+    place = str(studies)
+    if place.lower().startswith(("http://", "https://")):
         client = web_client(
-            text,
+            place,
             user=user,
             password=password,
             token=token,
@@ -135,7 +100,7 @@ def open_archive(
             url_prefixes=url_prefixes,
         )
         return Archive(client)
-    return Archive(FolderClient(Path(text), index_dir=index_dir, results_dir=results_dir))
+    return Archive(FolderClient(Path(place), index_dir=index_dir, results_dir=results_dir))
 
 
 class Archive:
@@ -148,13 +113,14 @@ class Archive:
 
     Notes
     -----
-    Nothing is cached but descriptions of segmentations by SOPInstanceUID, so a label that was
-    stored a moment ago, by whom ever, is seen at once. Safe to use from several threads.
+    Nothing is cached but what segmentations say of themselves, by SOPInstanceUID, so a label that
+    was stored a moment ago, by whom ever, is seen at once. Safe to use from several threads.
     """
 
     def __init__(self, client: Any) -> None:
         self.client = client
         self._records: OrderedDict[str, tuple[SegmentationRecord, tuple[str, ...]]] = OrderedDict()
+        self._members: OrderedDict[str, tuple[int, list[str]]] = OrderedDict()
         self._lock = threading.Lock()
 
     # --- search --------------------------------------------------------------------------------
@@ -236,57 +202,14 @@ class Archive:
         if not patient_id.strip():
             return []
         found: dict[str, None] = {}
-        for answer in self._search("studies", {"PatientID": patient_id}, ("PatientID",)):
-            if _text(answer, "PatientID") == patient_id.strip():
-                found[_text(answer, "StudyInstanceUID")] = None
+        for answer in search(self.client, "studies", {"PatientID": patient_id}, ("PatientID",)):
+            if text(answer, "PatientID") == patient_id.strip():
+                found[text(answer, "StudyInstanceUID")] = None
         return list(found)
 
     def _pages(self, criteria: Mapping[str, str], study: str = "") -> Iterator[SeriesRecord]:
-        for answer in self._search("series", criteria, _SERIES_FIELDS, study):
-            yield SeriesRecord(
-                study_instance_uid=_text(answer, "StudyInstanceUID") or study,
-                series_instance_uid=_text(answer, "SeriesInstanceUID"),
-                patient_id=_text(answer, "PatientID"),
-                modality=_text(answer, "Modality"),
-                series_description=_text(answer, "SeriesDescription"),
-                series_number=_integer(answer, "SeriesNumber"),
-                study_date=_text(answer, "StudyDate"),
-                study_description=_text(answer, "StudyDescription"),
-                number_of_instances=_integer(answer, "NumberOfSeriesRelatedInstances"),
-            )
-
-    def _search(
-        self, level: str, criteria: Mapping[str, str], fields: Sequence[str], *path: str
-    ) -> Iterator[Dataset]:
-        """Ask page by page, until a page brings nothing new (some servers ignore ``offset``)."""
-        search: Callable[..., list[dict[str, Any]]] = getattr(self.client, f"search_for_{level}")
-        names = [p for p in path if p]
-        keys = dict(zip(("study_instance_uid", "series_instance_uid"), names, strict=False))
-        uid = {"studies": "StudyInstanceUID", "series": "SeriesInstanceUID"}.get(
-            level, "SOPInstanceUID"
-        )
-        seen: set[str] = set()
-        offset = 0
-        while True:
-            with _faults(f"search for {level}"):
-                page = search(
-                    **keys,
-                    search_filters=dict(criteria),
-                    fields=list(fields),
-                    limit=PAGE,
-                    offset=offset,
-                )
-            fresh = 0
-            for item in page:
-                answer = _dataset(item)
-                name = _text(answer, uid)
-                if name and name not in seen:
-                    seen.add(name)
-                    fresh += 1
-                    yield answer
-            offset += len(page)
-            if fresh == 0:
-                return
+        for answer in search(self.client, "series", criteria, SERIES_FIELDS, study):
+            yield series_record(answer, study)
 
     # --- retrieve ------------------------------------------------------------------------------
 
@@ -303,13 +226,13 @@ class Archive:
         """
         record = self.find_series(series_instance_uid)
         uids = (record.study_instance_uid, record.series_instance_uid)
-        with _faults(f"series {uids[1]}"):
+        with faults(f"series {uids[1]}"):
             found = list(
                 self.client.retrieve_series(*uids, media_types=(("application/dicom", "*"),))
             )
         came = {str(d.get("SOPInstanceUID", "")) for d in found}
         expected = {
-            _text(a, "SOPInstanceUID") for a in self._search("instances", {}, (), *uids)
+            text(a, "SOPInstanceUID") for a in search(self.client, "instances", {}, (), *uids)
         } or came
         if not came or not expected <= came:
             raise UnavailableError(
@@ -322,9 +245,9 @@ class Archive:
         """Retrieve the headers of a series, without pixels."""
         record = self.find_series(series_instance_uid)
         uids = (record.study_instance_uid, record.series_instance_uid)
-        with _faults(f"series {uids[1]}"):
+        with faults(f"series {uids[1]}"):
             answers = self.client.retrieve_series_metadata(*uids)
-        return [_dataset(a) for a in answers]
+        return [parse(a) for a in answers]
 
     def instances(self, study_instance_uid: str, series_instance_uid: str = "") -> list[Dataset]:
         """List the instances of a study or of one of its series, as a search answers.
@@ -339,8 +262,8 @@ class Archive:
             series = [r.series_instance_uid for r in self._pages({}, study=study_instance_uid)]
         found = []
         for uid in series:
-            for answer in self._search("instances", {}, fields, study_instance_uid, uid):
-                if not _text(answer, "SOPClassUID"):
+            for answer in search(self.client, "instances", {}, fields, study_instance_uid, uid):
+                if not text(answer, "SOPClassUID"):
                     raise UnavailableError(f"{what}: the archive lists an instance without class.")
                 answer.StudyInstanceUID, answer.SeriesInstanceUID = study_instance_uid, uid
                 found.append(answer)
@@ -348,15 +271,15 @@ class Archive:
 
     def header(self, study: str, series: str, instance: str) -> Dataset:
         """Retrieve the header of one instance by its three UIDs, without pixels."""
-        with _faults(f"instance {instance}"):
+        with faults(f"instance {instance}"):
             answer = self.client.retrieve_instance_metadata(study, series, instance)
-        return _dataset(answer[0] if isinstance(answer, list) else answer)
+        return parse(answer[0] if isinstance(answer, list) else answer)
 
     def has_study(self, study_instance_uid: str) -> bool:
         """Whether the archive lists the study now."""
         uid = validate_uid(study_instance_uid, what="StudyInstanceUID", strict=False)
-        answers = self._search("studies", {"StudyInstanceUID": uid}, ())
-        return any(_text(a, "StudyInstanceUID") == uid for a in answers)
+        answers = search(self.client, "studies", {"StudyInstanceUID": uid}, ())
+        return any(text(a, "StudyInstanceUID") == uid for a in answers)
 
     def load_volume(self, series_instance_uid: str) -> Volume:
         """Read a series as one volume.
@@ -386,7 +309,7 @@ class Archive:
         objects = list(datasets)
         if not objects:
             return []
-        with _faults("store"):
+        with faults("store"):
             response = self.client.store_instances(objects)
         failed = list(response.get("FailedSOPSequence") or [])
         if failed:
@@ -399,25 +322,54 @@ class Archive:
         return [str(o.SOPInstanceUID) for o in objects]
 
     def segmentations_of(self, series_instance_uid: str) -> list[SegmentationRecord]:
-        """List the SEGs that reference a series, the newest first; nothing is cached for long."""
+        """List the SEGs that reference a series, the newest first."""
         record = self.find_series(series_instance_uid)
-        return self._segmentations(record.study_instance_uid, record.series_instance_uid)
+        found = self._segmentations(record.study_instance_uid)
+        return found.get(record.series_instance_uid, [])
 
-    def _segmentations(self, study: str, series: str) -> list[SegmentationRecord]:
-        found: list[SegmentationRecord] = []
-        for answer in self._search("series", {"Modality": "SEG"}, ("Modality",), study):
-            if _text(answer, "Modality") not in ("", "SEG"):
-                continue
-            uid = _text(answer, "SeriesInstanceUID")
-            for instance in self._search("instances", {}, (), study, uid):
+    def labelled_series(self) -> dict[str, list[SegmentationRecord]]:
+        """List all SEGs of the archive by the series they reference, the newest first.
+
+        Asks for the SEGs of the whole archive, not series by series. A SEG in another study than
+        its image counts too.
+        """
+        return self._segmentations("")
+
+    def _segmentations(self, study: str) -> dict[str, list[SegmentationRecord]]:
+        found: dict[str, list[SegmentationRecord]] = {}
+        for answer in search(self.client, "series", {"Modality": "SEG"}, SERIES_FIELDS, study):
+            series = series_record(answer, study)
+            if series.modality not in ("", "SEG"):
+                continue  # a server that does not know the matching key
+            for sop in self._instances(series):
                 try:
-                    described = self._describe(study, uid, _text(instance, "SOPInstanceUID"))
-                except UnsupportedSeriesError as error:
-                    logger.warning("a segmentation is left out: %s", error)
+                    described = self._describe(
+                        series.study_instance_uid, series.series_instance_uid, sop
+                    )
+                except (UnsupportedSeriesError, NotFoundError) as error:
+                    logger.warning("a segmentation is left out: %s", type(error).__name__)
                     continue
-                if series in described[1]:
-                    found.append(described[0])
-        return sorted(found, key=lambda r: (r.created, r.sop_instance_uid), reverse=True)
+                for uid in described[1]:
+                    found.setdefault(uid, []).append(described[0])
+        for records in found.values():
+            records.sort(key=lambda r: (r.created, r.sop_instance_uid), reverse=True)
+        return found
+
+    def _instances(self, series: SeriesRecord) -> list[str]:
+        """SOPInstanceUIDs of a series of SEGs; asked for again when their number changes."""
+        key, count = series.series_instance_uid, series.number_of_instances
+        with self._lock:
+            known = self._members.get(key)
+        if known is not None and count is not None and known[0] == count:
+            return known[1]
+        uids = (series.study_instance_uid, key)
+        found = [text(a, "SOPInstanceUID") for a in search(self.client, "instances", {}, (), *uids)]
+        if count is not None:
+            with self._lock:
+                self._members[key] = (count, found)
+                while len(self._members) > _CACHED_RECORDS:
+                    self._members.popitem(last=False)
+        return found
 
     def _describe(
         self, study: str, series: str, sop: str
@@ -425,9 +377,9 @@ class Archive:
         with self._lock:
             if sop in self._records:
                 return self._records[sop]
-        with _faults(f"segmentation {sop}"):
+        with faults(f"segmentation {sop}"):
             answer = self.client.retrieve_instance_metadata(study, series, sop)
-        header = _dataset(answer[0] if isinstance(answer, list) else answer)
+        header = parse(answer[0] if isinstance(answer, list) else answer)
         described = describe_segmentation(header), references_series(header)
         with self._lock:
             self._records[sop] = described
@@ -464,12 +416,14 @@ class Archive:
         """
         record = self.find_series(series_instance_uid)
         wanted = {name.strip().casefold() for name in label_names.values()}
-        for candidate in self._segmentations(record.study_instance_uid, record.series_instance_uid):
+        for candidate in self._segmentations(record.study_instance_uid).get(
+            record.series_instance_uid, []
+        ):
             if author is not None and candidate.author != author:
                 continue
             if not wanted & {name.strip().casefold() for name in candidate.segments.values()}:
                 continue
-            with _faults(f"segmentation {candidate.sop_instance_uid}"):
+            with faults(f"segmentation {candidate.sop_instance_uid}"):
                 dataset = self.client.retrieve_instance(
                     candidate.study_instance_uid,
                     candidate.series_instance_uid,
@@ -478,40 +432,4 @@ class Archive:
                 )
             grid = reference if reference is not None else self.headers(series_instance_uid)
             return read_segmentation(dataset, grid, label_names=label_names)[0]
-        return None
-
-
-@contextmanager
-def _faults(what: str) -> Iterator[None]:
-    """Turn what HTTP libraries raise into this package's errors."""
-    try:
-        yield
-    except SegUnlearnError:
-        raise
-    except Exception as error:
-        fault = fault_of(error, what)
-        if fault is None:
-            raise
-        raise fault from error
-
-
-def _dataset(answer: Mapping[str, Any]) -> Dataset:
-    """Parse DICOM JSON; bulk data stay where they are."""
-    try:
-        return Dataset.from_json(dict(answer), bulk_data_uri_handler=lambda _uri: None)
-    except Exception as error:
-        raise UnsupportedSeriesError(
-            f"the archive answered with attributes that cannot be read ({error})."
-        ) from error
-
-
-def _text(dataset: Dataset, keyword: str) -> str:
-    value = dataset.get(keyword)
-    return "" if value is None else str(value).strip()
-
-
-def _integer(dataset: Dataset, keyword: str) -> int | None:
-    try:
-        return int(dataset.get(keyword))
-    except (TypeError, ValueError):
         return None

@@ -328,23 +328,25 @@ def stored_frames(dataset: Dataset) -> list[bytes]:
     UnsupportedSeriesError
         There are no pixel data, or they end too early.
     """
-    name = f"instance {dataset.get('SOPInstanceUID', '')}"
     if "PixelData" not in dataset:
-        raise UnsupportedSeriesError(f"{name} has no pixel data. Choose an image.")
+        raise UnsupportedSeriesError("the instance has no pixel data. Choose an image.")
+    name = "the instance"
     try:
+        name = f"instance {dataset.get('SOPInstanceUID', '')}"
         count = int(dataset.get("NumberOfFrames", 1) or 1)
         if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
             return list(generate_frames(dataset.PixelData, number_of_frames=count))
         bits = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("SamplesPerPixel", 1))
         bits *= int(dataset.BitsAllocated)
+        pixels: bytes = dataset.PixelData
     except Exception as error:
         raise UnsupportedSeriesError(f"{name} has damaged pixel data ({error}).") from error
     if bits % 8:
         raise UnsupportedSeriesError(f"{name} has frames of {bits} bits; read the whole instance.")
     size = bits // 8
-    if len(dataset.PixelData) < size * count:
+    if len(pixels) < size * count:
         raise UnsupportedSeriesError(f"{name} has too few pixel data. Send it again.")
-    return [dataset.PixelData[i * size : (i + 1) * size] for i in range(count)]
+    return [pixels[i * size : (i + 1) * size] for i in range(count)]
 
 
 def _within(filters: Mapping[str, Any] | None, **uids: str | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 
-from segunlearn.errors import UnsupportedSeriesError
+from segunlearn.errors import SegUnlearnError, UnsupportedSeriesError
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,24 @@ def name_series(datasets: Sequence[Dataset]) -> str:
 def refuse(datasets: Sequence[Dataset], reason: str, remedy: str) -> UnsupportedSeriesError:
     """Make the error that names a series, the reason and a way out."""
     return UnsupportedSeriesError(f"{name_series(datasets)} {reason}. {remedy}")
+
+
+class refusing:
+    """Turn whatever a damaged header raises into an UnsupportedSeriesError."""
+
+    def __init__(self, datasets: Sequence[Dataset]) -> None:
+        self._datasets = datasets
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception) and not isinstance(error, (SegUnlearnError, MemoryError)):
+            raise refuse(
+                self._datasets,
+                f"has a header that cannot be read ({type(error).__name__}: {error})",
+                "Check the file with a DICOM validator and export it again.",
+            ) from error
 
 
 def frames_of(datasets: Sequence[Dataset], i: int) -> Iterator[Frame]:

@@ -118,16 +118,17 @@ def describe_segmentation(header: Dataset) -> SegmentationRecord:
 
 def references_series(header: Dataset) -> tuple[str, ...]:
     """SeriesInstanceUIDs of the images that a SEG was made from."""
-    items = [
-        *(header.get("ReferencedSeriesSequence") or []),
-        *(
-            series
-            for study in header.get("StudiesContainingOtherReferencedInstancesSequence") or []
-            for series in study.get("ReferencedSeriesSequence") or []
-        ),
-    ]
-    found = dict.fromkeys(str(i.get("SeriesInstanceUID", "")) for i in items)
-    return tuple(uid for uid in found if uid)
+    with _refusing(header):
+        items = [
+            *(header.get("ReferencedSeriesSequence") or []),
+            *(
+                series
+                for study in header.get("StudiesContainingOtherReferencedInstancesSequence") or []
+                for series in study.get("ReferencedSeriesSequence") or []
+            ),
+        ]
+        found = dict.fromkeys(str(i.get("SeriesInstanceUID", "")) for i in items)
+        return tuple(uid for uid in found if uid)
 
 
 def read_segments(dataset: Dataset, source: Volume | Sequence[Dataset]) -> list[Segment]:
@@ -398,7 +399,10 @@ def _created(header: Dataset) -> str:
 
 
 def _name(dataset: Dataset) -> str:
-    return f"segmentation {dataset.get('SOPInstanceUID', 'without SOPInstanceUID')}"
+    try:
+        return f"segmentation {dataset.get('SOPInstanceUID', 'without SOPInstanceUID')}"
+    except Exception:  # noqa: BLE001 - a damaged header must not hide the first error
+        return "segmentation without SOPInstanceUID"
 
 
 class _refusing:

@@ -34,13 +34,12 @@ from pydicom.valuerep import DSfloat
 
 from segunlearn import __version__
 from segunlearn.dicom.anatomy import coded_label
-from segunlearn.dicom.frames import name_series
+from segunlearn.dicom.frames import name_series, refusing
 from segunlearn.dicom.series import SeriesGeometry, geometry_from_datasets
 from segunlearn.errors import (
     GeometryError,
     InvalidInputError,
     LabelError,
-    SegUnlearnError,
     UnsupportedSeriesError,
 )
 from segunlearn.volumes import GRID_TOLERANCE_MM, Volume
@@ -140,8 +139,8 @@ def write_segmentation(
             f"content label {content_label!r}: use 1 to 16 of A-Z, 0-9, space and underscore."
         )
     description = description or ", ".join(label_names[v] for v in numbers)
-    try:
-        segmentation = _construct(
+    with refusing(source_datasets):
+        return _construct(
             geometry,
             source_datasets,
             np.ascontiguousarray(_renumber(array, numbers).transpose(2, 1, 0)),
@@ -154,14 +153,6 @@ def write_segmentation(
             series_number=series_number,
             created=created or datetime.now(),
         )
-    except SegUnlearnError:
-        raise
-    except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
-        raise UnsupportedSeriesError(
-            f"{name_series(source_datasets)} cannot carry a segmentation ({error}). "
-            "Check its header with a DICOM validator."
-        ) from error
-    return segmentation
 
 
 def _on_grid(label: Volume, geometry: SeriesGeometry) -> npt.NDArray[np.int64]:

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 
-from segunlearn.dicom.frames import Frame, deep_value, frames_of, refuse
-from segunlearn.errors import SegUnlearnError, UnsupportedSeriesError
+from segunlearn.dicom.frames import Frame, deep_value, frames_of, refuse, refusing
+from segunlearn.errors import UnsupportedSeriesError
 from segunlearn.volumes import Volume
 
 #: Largest difference of a direction cosine between frames of one series.
@@ -99,15 +99,8 @@ def volume_from_datasets(datasets: Sequence[Dataset]) -> Volume:
     UnsupportedSeriesError
         The series is not one regular grey-value volume, or cannot be decoded.
     """
-    with _refusing(datasets):
-        decoded: dict[int, npt.NDArray[Any]] = {}
-
-        def pixels(frame: Frame) -> npt.NDArray[np.float32]:
-            if frame.dataset not in decoded:
-                decoded[frame.dataset] = _decode(datasets, frame.dataset)
-            raw = decoded[frame.dataset][frame.index]
-            return np.asarray(raw * frame.slope + frame.intercept, dtype=np.float32)
-
+    with refusing(datasets):
+        pixels = _Pixels(datasets)
         geometry = _geometry(datasets, pixels)
         array = np.empty(geometry.shape, dtype=np.float32)
         for z, frame in enumerate(geometry.frames):
@@ -123,29 +116,27 @@ def geometry_from_datasets(datasets: Sequence[Dataset]) -> SeriesGeometry:
     Raises
     ------
     UnsupportedSeriesError
-        As for :func:`volume_from_datasets`; positions that occur twice are refused, because
-        without pixels copies cannot be told from different images.
+        As for :func:`volume_from_datasets`; without pixels positions that occur twice are refused,
+        because copies cannot be told from different images then.
     """
-    with _refusing(datasets):
-        return _geometry(datasets, None)
+    with refusing(datasets):
+        complete = all("PixelData" in dataset for dataset in datasets)
+        return _geometry(datasets, _Pixels(datasets) if complete else None)
 
 
-class _refusing:
-    """Turn whatever a damaged header raises into an UnsupportedSeriesError."""
+class _Pixels:
+    """Frames in output units, each instance decoded once and only when it is asked for."""
 
     def __init__(self, datasets: Sequence[Dataset]) -> None:
         self._datasets = datasets
+        self._decoded: dict[int, npt.NDArray[Any]] = {}
 
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, (SegUnlearnError, MemoryError)):
-            raise refuse(
-                self._datasets,
-                f"has a header that cannot be read ({type(error).__name__}: {error})",
-                "Check the file with a DICOM validator and export it again.",
-            ) from error
+    def __call__(self, frame: Frame) -> npt.NDArray[np.float32]:
+        """``(rows, columns)``."""
+        if frame.dataset not in self._decoded:
+            self._decoded[frame.dataset] = _decode(self._datasets, frame.dataset)
+        raw = self._decoded[frame.dataset][frame.index]
+        return np.asarray(raw * frame.slope + frame.intercept, dtype=np.float32)
 
 
 def _geometry(

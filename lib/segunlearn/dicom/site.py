@@ -77,5 +77,8 @@ def normalise(text: str) -> str:
 
 
 def _value(dataset: Dataset, keyword: str) -> str:
-    value = deep_value(dataset, 0, keyword)
+    try:
+        value = deep_value(dataset, 0, keyword)
+    except Exception:  # noqa: BLE001 - a damaged header has no site
+        return ""
     return normalise(str(value)) if value is not None else ""
