@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,16 +66,18 @@ def search(
     offset = 0
     while True:
         with faults(f"search for {level}"):
-            page = search(
-                **keys,
-                search_filters=dict(criteria),
-                fields=list(fields),
-                limit=PAGE,
-                offset=offset,
+            page = list(
+                search(
+                    **keys,
+                    search_filters=dict(criteria),
+                    fields=list(fields),
+                    limit=PAGE,
+                    offset=offset,
+                )
             )
         fresh = 0
         for item in page:
-            answer = parse(item)
+            answer = _readable(item)
             name = text(answer, uid)
             if name and name not in seen:
                 seen.add(name)
@@ -123,6 +125,18 @@ def parse(answer: Mapping[str, Any]) -> Dataset:
         raise UnsupportedSeriesError(
             f"the archive answered with attributes that cannot be read ({error})."
         ) from error
+
+
+def _readable(answer: Any) -> Dataset:
+    """Parse what can be parsed: one bad value must not hide the other series."""
+    try:
+        return parse(answer)
+    except UnsupportedSeriesError:
+        result = Dataset()
+        for tag, element in answer.items() if isinstance(answer, Mapping) else ():
+            with suppress(UnsupportedSeriesError):
+                result.update(parse({tag: element}))
+        return result
 
 
 def text(dataset: Dataset, keyword: str) -> str:
