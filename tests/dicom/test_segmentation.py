@@ -232,9 +232,10 @@ def test_a_segmentation_of_another_series() -> None:
 def test_a_segmentation_between_the_voxels() -> None:
     source = make_series()
     segmentation = write_segmentation(some_label(source), source.datasets, NAMES)
-    for shift, words in ((0.4, "beside them"), (0.7 * 3, "reaches out")):
+    cases = [(0, 0.4, "beside them"), (1, 0.4, "beside them"), (2, 1.0, "beside them")]
+    for axis, shift, words in [*cases, (0, 0.7 * 3, "reaches out"), (2, 2.5, "reaches out")]:
         affine = source.affine.copy()
-        affine[0, 3] += shift
+        affine[axis, 3] += shift
         with pytest.raises(GeometryError, match=words):
             read_segmentation(segmentation, Volume(source.array, affine))
 
