@@ -233,7 +233,7 @@ def test_a_segmentation_between_the_voxels() -> None:
     source = make_series()
     segmentation = write_segmentation(some_label(source), source.datasets, NAMES)
     cases = [(0, 0.4, "beside them"), (1, 0.4, "beside them"), (2, 1.0, "beside them")]
-    for axis, shift, words in [*cases, (0, 0.7 * 3, "reaches out"), (2, 2.5, "reaches out")]:
+    for axis, shift, words in [*cases, (0, 0.7 * 3, "reaches out"), (2, -2.5, "reaches out")]:
         affine = source.affine.copy()
         affine[axis, 3] += shift
         with pytest.raises(GeometryError, match=words):
