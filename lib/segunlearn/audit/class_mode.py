@@ -1,0 +1,183 @@
+"""Class mode: a structure is withdrawn, and its voxels become what a model without it would say.
+
+Dice of the structure must go to 0, but that alone proves little: voxels must not blindly become
+background. The confusion row of the structure is compared with a model trained without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from segunlearn.errors import InvalidInputError, LabelError
+from segunlearn.networks import ModelConfig
+from segunlearn.unlearning.loop import dice_of, log_probabilities
+from segunlearn.unlearning.sets import Study
+
+Row = npt.NDArray[np.float64]
+
+
+def confusion_row(
+    network: nn.Module, studies: Sequence[Study], config: ModelConfig, label: str
+) -> Row:
+    """Mean predicted probability of each class on the structure's voxels, ``(K,)``.
+
+    Mean over persons of the mean over their voxels, so that a large organ does not outvote.
+
+    Raises
+    ------
+    LabelError
+        The structure is unknown, or no study shows it.
+    """
+    value = _value(config, label)
+    persons: dict[str, list[Row]] = {}
+    for study, logs in zip(studies, log_probabilities(network, studies, config), strict=True):
+        inside = study.label == value
+        if inside.any():
+            row = logs.exp()[:, inside].double().mean(dim=1).numpy()
+            persons.setdefault(study.person, []).append(row)
+    if not persons:
+        raise LabelError(f"no study shows {label!r}; class mode cannot be audited on these.")
+    return np.asarray(np.mean([np.mean(rows, axis=0) for rows in persons.values()], axis=0))
+
+
+def renormalised(row: Sequence[float] | Row, withdrawn: int) -> Row:
+    """Target without a class, ``p'(k) = p(k) / (1 - p(c))`` and ``p'(c) = 0``.
+
+    The cheap stand-in where no model was trained without the structure.
+
+    Raises
+    ------
+    InvalidInputError
+        The class is not in the row, or has all the probability.
+
+    Examples
+    --------
+    >>> renormalised([0.2, 0.5, 0.3], 1).round(2).tolist()
+    [0.4, 0.0, 0.6]
+    """
+    values = np.asarray(row, dtype=np.float64)
+    if not 0 <= withdrawn < values.size or values[withdrawn] >= 1:
+        raise InvalidInputError(
+            f"class {withdrawn} cannot be taken out of a row of {values.size} probabilities."
+        )
+    target: Row = values / (1 - values[withdrawn])
+    target[withdrawn] = 0.0
+    return target
+
+
+def row_divergence(reference: Sequence[float] | Row, row: Sequence[float] | Row) -> float:
+    """KL divergence of a row from the reference's, in nats, with probabilities of at least 1e-6."""
+    p = np.clip(np.asarray(reference, dtype=np.float64), 1e-6, None)
+    q = np.clip(np.asarray(row, dtype=np.float64), 1e-6, None)
+    if p.shape != q.shape:
+        raise InvalidInputError(f"rows of {p.size} and {q.size} classes cannot be compared.")
+    p, q = p / p.sum(), q / q.sum()
+    return float((p * np.log(p / q)).sum())
+
+
+@dataclass(frozen=True)
+class ClassMode:
+    """Figures of a withdrawn structure.
+
+    Parameters
+    ----------
+    label
+        The structure.
+    dice
+        Of the structure; forgotten is 0.
+    divergence
+        Of its confusion row from the references' mean row, nats.
+    noise
+        Largest divergence of one reference from the mean of the others; None with one reference.
+    others
+        Mean Dice of the other structures minus the references'; None when there is no other.
+    row, target
+        The rows, background first.
+    """
+
+    label: str
+    dice: float
+    divergence: float
+    noise: float | None
+    others: float | None
+    row: tuple[float, ...]
+    target: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def class_mode(
+    network: nn.Module,
+    references: Sequence[nn.Module],
+    studies: Sequence[Study],
+    config: ModelConfig,
+    label: str,
+) -> ClassMode:
+    """Measure a withdrawn structure against models trained without it.
+
+    Parameters
+    ----------
+    references
+        Networks of the same classes whose training labels did not hold the structure.
+    studies
+        Never-seen studies *with* the structure in their labels.
+
+    Raises
+    ------
+    InvalidInputError
+        No reference.
+    LabelError
+        See ``confusion_row``.
+    """
+    if not references:
+        raise InvalidInputError("class mode is read against a model trained without the structure.")
+    value = _value(config, label)
+    row = confusion_row(network, studies, config, label)
+    rows = [confusion_row(r, studies, config, label) for r in references]
+    target = np.mean(rows, axis=0)
+    noise = None
+    if len(rows) > 1:
+        noise = max(
+            row_divergence(np.mean(rows[:i] + rows[i + 1 :], axis=0), one)
+            for i, one in enumerate(rows)
+        )
+    rest = tuple(v for v in config.label_values.values() if v != value)
+    others = None
+    if rest:
+        theirs = float(np.mean([_mean_dice(r, studies, config, rest) for r in references]))
+        others = _mean_dice(network, studies, config, rest) - theirs
+    return ClassMode(
+        label=label,
+        dice=_mean_dice(network, studies, config, (value,)),
+        divergence=row_divergence(target, row),
+        noise=noise,
+        others=others,
+        row=tuple(float(v) for v in row),
+        target=tuple(float(v) for v in target),
+    )
+
+
+def _value(config: ModelConfig, label: str) -> int:
+    if label not in config.label_values:
+        raise LabelError(
+            f"the model has no structure {label!r}; it has {', '.join(config.labels)}."
+        )
+    return config.label_values[label]
+
+
+def _mean_dice(
+    network: nn.Module, studies: Sequence[Study], config: ModelConfig, values: tuple[int, ...]
+) -> float:
+    scores = [
+        dice_of(logs.argmax(dim=0), study.label, values)
+        for study, logs in zip(studies, log_probabilities(network, studies, config), strict=True)
+    ]
+    return float(np.mean(scores))

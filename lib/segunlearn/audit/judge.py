@@ -1,0 +1,352 @@
+"""From figures to findings: a model held against its never-seen references, measure by measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from segunlearn.audit.collateral import collateral
+from segunlearn.audit.distillation import distillation_excess
+from segunlearn.audit.figures import ModelFigures
+from segunlearn.audit.gap import Gap, gap
+from segunlearn.audit.membership import difference_calibrated, membership
+from segunlearn.audit.policy import Finding, Outcome, Policy, ReferenceKind
+from segunlearn.audit.relearning import RelearningSettings, relearning_excess
+from segunlearn.audit.scores import attack_scores, person_means, set_mean
+from segunlearn.audit.statistics import detectable_auc
+from segunlearn.audit.versions_compared import two_versions
+from segunlearn.errors import InvalidInputError
+
+
+def judge(
+    model: ModelFigures,
+    original: ModelFigures,
+    references: Sequence[ModelFigures],
+    kind: ReferenceKind,
+    policy: Policy,
+    relearning: RelearningSettings,
+) -> list[Finding]:
+    """Hold a model against its references.
+
+    Parameters
+    ----------
+    model
+        The candidate; the original itself when the audit is checked.
+    original
+        The model before.
+    references
+        Models that never saw S, at least one.
+    kind
+        Whether they were trained in full.
+    policy
+        The bars.
+    relearning
+        Settings the attacks were made with.
+
+    Raises
+    ------
+    InvalidInputError
+        No reference, or studies that do not agree.
+    """
+    if not references:
+        raise InvalidInputError("every measure is read against a never-seen reference; give one.")
+    against = gap(
+        person_means(model.forget),
+        person_means(model.test),
+        [person_means(r.forget) for r in references],
+        [person_means(r.test) for r in references],
+    )
+    findings = _output_findings(model, original, references, kind, policy, against)
+    findings += _membership_findings(model, references, policy)
+    if model.relearning is not None:
+        findings.append(_relearning(model, references, kind, policy, relearning))
+    if model.distilled is not None:
+        findings.append(_distillation(model, references, policy))
+    findings += _artefacts(model, references, policy)
+    findings += _reported(model, original, references)
+    return findings
+
+
+def noise_of(references: Sequence[ModelFigures], figure: Callable[[ModelFigures], float]) -> float:
+    """Two standard deviations of the difference of one more model to the references' mean.
+
+    0 with a single reference, whose spread is not known.
+    """
+    k = len(references)
+    if k < 2:
+        return 0.0
+    return float(2 * np.std([figure(r) for r in references], ddof=1) * np.sqrt(1 + 1 / k))
+
+
+def _outcome(excess: float, bar: float, noise: float) -> Outcome:
+    if excess <= bar:
+        return "pass"
+    return "fail" if excess > noise else "unclear"
+
+
+def _output_findings(
+    model: ModelFigures,
+    original: ModelFigures,
+    references: Sequence[ModelFigures],
+    kind: ReferenceKind,
+    policy: Policy,
+    against: Gap,
+) -> list[Finding]:
+    findings = []
+    if kind == "full":
+        d_t, bar, whom = against.unseen.value, policy.unseen_quality, "a fully retrained model"
+        noise = noise_of(references, lambda r: set_mean(r.test))
+        spread = (against.unseen.low, against.unseen.high)
+    else:
+        d_t, bar = set_mean(model.test) - set_mean(original.test), policy.unseen_quality_short
+        whom, noise, spread = "the original", 0.0, None
+    findings.append(
+        Finding(
+            "unseen_quality", "hidden", _outcome(-d_t, -bar, noise), d_t, bar, noise, spread, None,
+            f"On unseen people the model's Dice differs by {d_t:+.3f} from {whom} (may be "
+            f"{bar:+.3f}).",
+        )
+    )  # fmt: skip
+    if kind == "full":
+        d_s, noise = against.forgotten.value, noise_of(references, lambda r: set_mean(r.forget))
+        findings.append(
+            Finding(
+                "forget_level", "hidden", _outcome(abs(d_s), policy.forget_level, noise), d_s,
+                policy.forget_level, noise, (against.forgotten.low, against.forgotten.high), None,
+                f"On the forgotten people Dice differs by {d_s:+.3f} from a model that never saw "
+                f"them (may be {policy.forget_level:.3f} either way).",
+            )
+        )  # fmt: skip
+    excess, noise = against.excess, noise_of(references, lambda r: r.gap)
+    side = "are still treated better" if excess > 0 else "are treated worse"
+    findings.append(
+        Finding(
+            "gap_excess", "hidden", _outcome(abs(excess), policy.gap_excess, noise), excess,
+            policy.gap_excess, noise, None, policy.gap_excess + noise,
+            f"Compared with unseen people, the forgotten {side} by {abs(excess):.3f} Dice than by a"
+            f" model that never saw them (may be {policy.gap_excess:.3f} either way).",
+        )
+    )  # fmt: skip
+    worst = against.worst - (against.unseen.value if kind == "short" else 0.0)
+    noise = _person_noise(references)
+    findings.append(
+        Finding(
+            "worst_person", "hidden", _outcome(worst, policy.worst_person, noise), worst,
+            policy.worst_person, noise, None, policy.worst_person + noise,
+            f"The best remembered person is {worst:+.3f} Dice above the never-seen level (may be "
+            f"{policy.worst_person:.3f}).",
+        )
+    )  # fmt: skip
+    return findings
+
+
+def _person_noise(references: Sequence[ModelFigures]) -> float:
+    """As ``noise_of``, for a single forgotten person: variances pooled over the persons."""
+    k = len(references)
+    if k < 2:
+        return 0.0
+    tables = [person_means(r.forget) for r in references]
+    variances = [np.var([t[p] for t in tables], ddof=1) for p in tables[0]]
+    return float(2 * np.sqrt(np.mean(variances) * (1 + 1 / k)))
+
+
+def _membership_findings(
+    model: ModelFigures, references: Sequence[ModelFigures], policy: Policy
+) -> list[Finding]:
+    people = len({s.person for s in model.forget})
+    unseen = len({s.person for s in model.test})
+    if min(people, unseen) < 2:
+        words = (
+            f"With {people} forgotten and {unseen} unseen person(s) nobody can say from scores "
+            "whether they look trained on."
+        )
+        return [
+            Finding("membership", "none", "reported", None, None, 0.0, None, 1.0, words),
+            Finding(
+                "calibrated_membership", "unlearned", "unclear", None, None, 0.0, None, 1.0, words
+            ),
+        ]
+    found = []
+    for measure, name in (("loss", "membership"), ("dice", "structure_membership")):
+        raw = membership(
+            attack_scores(model.forget, measure),  # type: ignore[arg-type]  # literal names
+            attack_scores(model.test, measure),  # type: ignore[arg-type]
+        )
+        theirs = [
+            membership(
+                attack_scores(r.forget, measure),  # type: ignore[arg-type]
+                attack_scores(r.test, measure),  # type: ignore[arg-type]
+            ).area.value
+            for r in references
+        ]
+        difference = raw.area.value - float(np.mean(theirs))
+        k = len(theirs)
+        noise = float(2 * np.std(theirs, ddof=1) * np.sqrt(1 + 1 / k)) if k > 1 else 0.0
+        found.append(
+            Finding(
+                name, "hidden", _outcome(abs(difference), policy.membership, noise), difference,
+                policy.membership, noise, (raw.area.low, raw.area.high), raw.detectable,
+                f"Told from unseen people by their {measure}: AUC {raw.area.value:.2f} "
+                f"[{raw.area.low:.2f}, {raw.area.high:.2f}], reference {np.mean(theirs):.2f} (may "
+                f"differ by {policy.membership:.2f}); true-positive rate "
+                f"{raw.tpr_at_1_percent:.2f} at {max(0.01, raw.smallest_fpr):.2f} false positives.",
+            )
+        )  # fmt: skip
+    calibrated = difference_calibrated(
+        attack_scores(model.forget),
+        attack_scores(model.test),
+        [attack_scores(r.forget) for r in references],
+        [attack_scores(r.test) for r in references],
+    )
+    area, bar = calibrated.area, policy.calibrated_membership
+    power = detectable_auc(people, unseen)
+    outcome: Outcome = "pass" if 1 - bar <= area.value <= bar else "unclear"
+    if outcome == "unclear" and not area.holds(0.5):
+        outcome = "fail"
+    words = (
+        f"With each study's difficulty taken out: AUC {area.value:.2f} [{area.low:.2f}, "
+        f"{area.high:.2f}] (may be {1 - bar:.2f} to {bar:.2f})."
+    )
+    if power > policy.weakest_power:
+        outcome = "fail" if outcome == "fail" else "unclear"
+        words += (
+            f" {people} forgotten and {unseen} unseen people are too few: only an AUC above "
+            f"{power:.2f} would have been found four times in five."
+        )
+    found.append(
+        Finding(
+            "calibrated_membership", "unlearned", outcome, area.value, bar, 0.0,
+            (area.low, area.high), power, words,
+        )
+    )  # fmt: skip
+    return found
+
+
+def _relearning(
+    model: ModelFigures,
+    references: Sequence[ModelFigures],
+    kind: ReferenceKind,
+    policy: Policy,
+    settings: RelearningSettings,
+) -> Finding:
+    theirs = [r.relearning for r in references if r.relearning is not None]
+    if len(theirs) != len(references):
+        raise InvalidInputError("a reference was not attacked by relearning; attack all models.")
+    excess = relearning_excess(model.relearning or (), theirs, settings.steps)
+    if excess.best_others is None or excess.gap_after is None:
+        ratio = excess.fewer_steps
+        return Finding(
+            "relearning", "unlearned", "unclear", ratio, None, 0.0, None, None,
+            "With one forgotten person there are no others to bring back; the person was relearned"
+            + (" never." if ratio is None else f" in {ratio:.2f} of the reference's steps."),
+        )  # fmt: skip
+    bar = policy.relearning if kind == "full" else policy.relearning_short
+    # under a short reference the level of "others" is not comparable, the gap to T is
+    value, noise = excess.gap_after, excess.gap_noise
+    if kind == "full" and excess.best_others - excess.noise > value - noise:
+        value, noise = excess.best_others, excess.noise
+    return Finding(
+        "relearning", "unlearned", _outcome(value, bar, noise), value, bar, noise,
+        None, bar + noise,
+        f"After fine-tuning on {excess.people} forgotten people at rate {excess.rate:g}, the other "
+        f"forgotten people are {excess.best_others:+.3f} Dice above what the reference gives back; "
+        f"their lead over unseen people afterwards is {excess.gap_after:+.3f} larger (may be "
+        f"{bar:.3f}).",
+    )  # fmt: skip
+
+
+def _distillation(
+    model: ModelFigures, references: Sequence[ModelFigures], policy: Policy
+) -> Finding:
+    theirs = [r.distilled for r in references if r.distilled is not None]
+    if model.distilled is None or len(theirs) != len(references):
+        raise InvalidInputError("a reference was not distilled; attack all models.")
+    excess = distillation_excess(model.distilled, theirs)
+    k = len(theirs)
+    spread = float(np.std([t.gap for t in theirs], ddof=1)) if k > 1 else 0.0
+    noise = 2 * spread * float(np.sqrt(1 + 1 / k))
+    return Finding(
+        "distillation", "unlearned", _outcome(excess, policy.distillation, noise), excess,
+        policy.distillation, noise, None, policy.distillation + noise,
+        f"A fresh network taught by the model leads on the forgotten people by {excess:+.3f} Dice "
+        f"over one taught by the reference (may be {policy.distillation:.3f}).",
+    )  # fmt: skip
+
+
+def _artefacts(
+    model: ModelFigures, references: Sequence[ModelFigures], policy: Policy
+) -> list[Finding]:
+    if not model.variants:
+        return []
+    excess = {}
+    for name, variant in model.variants.items():
+        # a reference has no adapter to drop: its own gap stands for it
+        theirs = [r.variants[name].gap if name in r.variants else r.gap for r in references]
+        excess[name] = variant.gap - float(np.mean(theirs))
+    worst = max(excess, key=lambda n: excess[n])
+    noise = noise_of(references, lambda r: r.gap)
+    outcome = _outcome(excess[worst], policy.gap_excess, noise)
+    words = (
+        f"The weights changed to {worst} bring the forgotten people to a gap excess of "
+        f"{excess[worst]:+.3f} (may be {policy.gap_excess:.3f})."
+    )
+    if model.adapter_keys:
+        outcome = "fail"
+        words += (
+            f" The file holds {model.adapter_keys} tensors of an adapter: dropping them gives the "
+            "model before. Merge it."
+        )
+    return [
+        Finding(
+            "artefacts", "unlearned", outcome, excess[worst], policy.gap_excess, noise, None, None,
+            words,
+        )
+    ]  # fmt: skip
+
+
+def _reported(
+    model: ModelFigures, original: ModelFigures, references: Sequence[ModelFigures]
+) -> list[Finding]:
+    """List what judges nothing by itself and belongs into the report."""
+    found = []
+
+    def add(name: str, value: float, words: str) -> None:
+        found.append(Finding(name, "none", "reported", value, None, 0.0, None, None, words))
+
+    harm = collateral(original.test, model.test)
+    add(
+        "collateral", harm.worst_decile,
+        f"Unseen people: mean change of Dice {harm.mean:+.3f} since the original, worst tenth "
+        f"{harm.worst_decile:+.3f}.",
+    )  # fmt: skip
+    if original.retain and model.retain:
+        kept = collateral(original.retain, model.retain)
+        add(
+            "retained", kept.mean,
+            f"Retained people: mean change {kept.mean:+.3f}, worst tenth {kept.worst_decile:+.3f}. "
+            "A high Dice here is memory itself, so a fall is no fault.",
+        )  # fmt: skip
+    if model.recovery is not None:
+        theirs = [r.recovery.attacked for r in references if r.recovery is not None]
+        beside = f", the reference to {np.mean(theirs):.3f}" if theirs else ""
+        add(
+            "recovery", model.recovery.attacked,
+            f"A hardly visible change of the image drives the model to Dice "
+            f"{model.recovery.attacked:.3f} with the old masks{beside}; success "
+            f"{model.recovery.success_before:.2f} before and {model.recovery.success_after:.2f} "
+            "after the attack.",
+        )  # fmt: skip
+    if min(len({s.person for s in model.forget}), len({s.person for s in model.test})) >= 2:
+        ours = two_versions(original.forget, model.forget, original.test, model.test).area
+        theirs = [
+            two_versions(original.forget, r.forget, original.test, r.test).area.value
+            for r in references
+        ]
+        add(
+            "two_versions", ours.value,
+            f"Who holds the model before and after tells the forgotten people by AUC "
+            f"{ours.value:.2f} (retrained: {np.mean(theirs):.2f}). No method can pass this; keep "
+            "old versions locked.",
+        )  # fmt: skip
+    return found
