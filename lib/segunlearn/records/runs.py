@@ -18,11 +18,11 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, get_args
 
-from sqlalchemy import Connection, Row, and_, delete, insert, select, update
+from sqlalchemy import Connection, and_, delete, insert, select, update
 
 from segunlearn.errors import ConflictError, InvalidInputError, NotFoundError
 from segunlearn.records.processes import ProcessIdentity, is_alive, this_process
-from segunlearn.records.store import Store, canonical_json, utc_now
+from segunlearn.records.store import AnyRow, Store, canonical_json, utc_now
 from segunlearn.records.tables import RUN, RUN_EVENT
 
 Outcome = Literal["done", "failed", "cancelled", "refused"]
@@ -235,7 +235,7 @@ class Runs:
                 )
 
     @staticmethod
-    def _replaces_newest(recent: Sequence[Row[Any]], progress: Progress) -> bool:
+    def _replaces_newest(recent: Sequence[AnyRow], progress: Progress) -> bool:
         """Whether the newest event came so soon after the one before it that it may go."""
         if len(recent) < 2 or recent[0].progress is None:
             return False
@@ -398,7 +398,7 @@ class Runs:
         return marked
 
     @staticmethod
-    def _is_dead(row: Row[Any]) -> bool:
+    def _is_dead(row: AnyRow) -> bool:
         process = ProcessIdentity(
             row.host, row.boot, row.pid_space, int(row.pid), int(row.process_start)
         )
@@ -407,7 +407,7 @@ class Runs:
             return datetime.now(UTC) - datetime.fromisoformat(row.updated) > SILENCE
         return not alive
 
-    def _locked(self, connection: Connection, run_id: str) -> Row[Any]:
+    def _locked(self, connection: Connection, run_id: str) -> AnyRow:
         query = select(RUN).where(RUN.c.id == run_id)
         if self._store.dialect == "postgresql":
             query = query.with_for_update()
@@ -416,9 +416,7 @@ class Runs:
             raise _no_such_run(run_id)
         return row
 
-    def _end(
-        self, connection: Connection, row: Row[Any], state: str, message: str, now: str
-    ) -> None:
+    def _end(self, connection: Connection, row: AnyRow, state: str, message: str, now: str) -> None:
         connection.execute(
             update(RUN).where(RUN.c.id == row.id).values(state=state, message=message, ended=now)
         )
@@ -446,7 +444,7 @@ class Runs:
         )
 
     @staticmethod
-    def _record(connection: Connection, row: Row[Any]) -> RunRecord:
+    def _record(connection: Connection, row: AnyRow) -> RunRecord:
         progress = connection.execute(
             select(RUN_EVENT.c.progress)
             .where(and_(RUN_EVENT.c.run_id == row.id, RUN_EVENT.c.progress.is_not(None)))

@@ -25,15 +25,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from sqlalchemy import (
     ARRAY,
-    BigInteger,
     ColumnElement,
     Connection,
     Engine,
-    Text,
+    Row,
     any_,
     cast,
     create_engine,
@@ -54,6 +53,9 @@ from sqlalchemy.exc import (
 
 from segunlearn.errors import IntegrityError, InvalidInputError, UnavailableError
 from segunlearn.records.migrations import MIGRATIONS, check_not_newer, migrate, schema_version
+
+AnyRow: TypeAlias = Row[*tuple[Any, ...]]
+"""A row of any statement."""
 
 #: Name of the SQLite file inside the home folder.
 DATABASE_NAME: Final = "segunlearn.db"
@@ -158,8 +160,8 @@ class Store:
         if self.dialect == "sqlite":
             each = func.json_each(json.dumps(listed)).table_valued("value")
             return column.in_(select(each.c.value))
-        kind: Any = BigInteger if listed and isinstance(listed[0], int) else Text
-        return column == any_(cast(literal(listed, ARRAY(kind)), ARRAY(kind)))
+        kind = ARRAY(column.type)
+        return column == any_(cast(literal(listed, kind), kind))
 
     def close(self) -> None:
         """Close pooled connections; the store may be used again afterwards."""
@@ -216,12 +218,16 @@ def open_store(place: str | Path) -> Store:
         store = _from_url(place)
     else:
         store = _from_path(Path(place))
-    with store.read() as connection:
-        version = schema_version(connection)
-    check_not_newer(version, len(MIGRATIONS))
-    if version < len(MIGRATIONS):
-        with store.write() as connection:
-            migrate(connection, utc_now())
+    try:
+        with store.read() as connection:
+            version = schema_version(connection)
+        check_not_newer(version, len(MIGRATIONS))
+        if version < len(MIGRATIONS):
+            with store.write() as connection:
+                migrate(connection, utc_now())
+    except BaseException:
+        store.close()
+        raise
     return store
 
 

@@ -62,3 +62,98 @@ OUTBOX: Final = _table(
 )
 
 PACS_SEEN: Final = _table("pacs_seen", kind="text", uid="text", note="text", time="text")
+
+FORGET_REQUEST: Final = _table(
+    "forget_request",
+    seq="int",
+    id="text",
+    target_kind="text",
+    target_id="text",
+    issuer="text",
+    model="text",
+    study="text",
+    person_id="text",
+    person_issuer="text",
+    reason="text",
+    note="text",
+    state="text",
+    is_open="int",
+    is_live="int",
+    needed="text",
+    reached="text",
+    source="text",
+    marked_by="text",
+    marked_role="text",
+    created="text",
+    updated="text",
+)
+
+FORGET_HISTORY: Final = _table(
+    "forget_history",
+    seq="int",
+    request_seq="int",
+    time="text",
+    actor="text",
+    role="text",
+    from_state="text",
+    to_state="text",
+    needed="text",
+    reached="text",
+    why="text",
+)
+
+LEDGER_CASE: Final = _table(
+    "ledger_case",
+    id="int",
+    digest="text",
+    series="text",
+    study="text",
+    person_id="text",
+    person_issuer="text",
+    role="text",
+    image_digest="text",
+    label_digest="text",
+)
+
+LEDGER_SET: Final = _table("ledger_set", id="int", digest="text", size="int", members="bytes")
+
+LEDGER_ROW: Final = _table(
+    "ledger_row",
+    seq="int",
+    run_id="text",
+    kind="text",
+    model="text",
+    version_sha256="text",
+    parent_sha256="text",
+    set_id="int",
+    started="text",
+    ended="text",
+    outcome="text",
+    body="text",
+    digest="text",
+)
+
+LEDGER_HEAD: Final = _table(
+    "ledger_head",
+    id="int",
+    rows="int",
+    digest="text",
+    cases="int",
+    sets="int",
+    sealed_blocks="int",
+)
+
+LEDGER_NODE: Final = _table(
+    "ledger_node",
+    seq="int",
+    version_sha256="text",
+    parent_sha256="text",
+    set_id="int",
+    parent_seq="int",
+    twin_seq="int",
+    hops="int",
+)
+
+LEDGER_POSTING: Final = _table("ledger_posting", case_id="int", block="int", sets="bytes")
+
+LEDGER_LINEAGE: Final = _table("ledger_lineage", seq="int", members="bytes")

@@ -17,7 +17,12 @@ from typing import Final, Protocol
 from sqlalchemy import Connection, text
 
 from segunlearn.errors import IntegrityError
-from segunlearn.records.migrations import m0001_runs, m0002_outbox
+from segunlearn.records.migrations import (
+    m0001_runs,
+    m0002_outbox,
+    m0003_forget_set,
+    m0004_ledger,
+)
 
 #: Any 63-bit number; all processes that open one PostgreSQL database must use the same one.
 _ADVISORY_LOCK: Final = 0x5E6_0001_EA12
@@ -55,7 +60,12 @@ class Migration(Protocol):
         """Statements under ``"all"``, then those under the dialect's name (may be missing)."""
 
 
-MIGRATIONS: Final[tuple[Migration, ...]] = (m0001_runs, m0002_outbox)
+MIGRATIONS: Final[tuple[Migration, ...]] = (
+    m0001_runs,
+    m0002_outbox,
+    m0003_forget_set,
+    m0004_ledger,
+)
 
 
 def schema_version(connection: Connection) -> int:

@@ -1,0 +1,140 @@
+"""Which live request covers an image: by its series, its study, or its patient."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, literal_column, select
+
+from segunlearn.records.store import AnyRow, Store
+from segunlearn.records.tables import FORGET_REQUEST, LEDGER_CASE
+from segunlearn.records.targets import person_name, same_issuer, split_person, unpad
+
+_COLUMNS = (
+    FORGET_REQUEST.c.id,
+    FORGET_REQUEST.c.target_kind,
+    FORGET_REQUEST.c.target_id,
+    FORGET_REQUEST.c.issuer,
+    FORGET_REQUEST.c.state,
+    FORGET_REQUEST.c.is_live,
+    FORGET_REQUEST.c.reason,
+    FORGET_REQUEST.c.needed,
+    FORGET_REQUEST.c.reached,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A series, a study or a patient, with what it belongs to as far as that is known.
+
+    Parameters
+    ----------
+    series, study
+        UIDs, or the names of folders of files; empty when it is a study, or a patient.
+    person
+        See :mod:`segunlearn.records.targets`; empty when unknown.
+    """
+
+    series: str = ""
+    study: str = ""
+    person: str = ""
+
+
+def covering(
+    store: Store, connection: Connection, subjects: Sequence[Subject], *, proposals: bool = False
+) -> list[list[AnyRow]]:
+    """Open requests that cover each subject, the nearest first: series, study, patient.
+
+    Parameters
+    ----------
+    store, connection
+        An open connection of the store.
+    subjects
+        Any number; three statements answer for all of them.
+    proposals
+        Also list proposals; without, only requests that keep the subject out of training.
+    """
+    wanted: dict[str, set[str]] = {"series": set(), "study": set(), "patient": set()}
+    keys: list[tuple[str, str, str, str]] = []
+    persons: dict[str, tuple[str, str]] = {}
+    for subject in subjects:
+        person = persons.get(subject.person)
+        if person is None:
+            person = persons[subject.person] = split_person(subject.person)
+        key = (unpad(subject.series), unpad(subject.study), *person)
+        keys.append(key)
+        for kind, value in zip(wanted, key[:3], strict=True):
+            if value:
+                wanted[kind].add(value)
+    found = {
+        kind: _open_requests(store, connection, kind, values, proposals)
+        for kind, values in wanted.items()
+    }
+    if not any(found.values()):
+        return [[] for _ in keys]
+    return [
+        [
+            *found["series"].get(series, ()),
+            *found["study"].get(study, ()),
+            *(r for r in found["patient"].get(patient, ()) if same_issuer(r.issuer, issuer)),
+        ]
+        for series, study, patient, issuer in keys
+    ]
+
+
+def _open_requests(
+    store: Store, connection: Connection, kind: str, values: set[str], proposals: bool
+) -> dict[str, list[AnyRow]]:
+    if not values:
+        return {}
+    query = select(*_COLUMNS).where(
+        FORGET_REQUEST.c.target_kind == kind,
+        store.among(FORGET_REQUEST.c.target_id, sorted(values)),
+        FORGET_REQUEST.c.is_open == literal_column("1"),  # literal: the partial index serves it
+    )
+    if not proposals:
+        query = query.where(FORGET_REQUEST.c.is_live == 1)
+    found: dict[str, list[AnyRow]] = defaultdict(list)
+    for row in connection.execute(query.order_by(FORGET_REQUEST.c.seq)):
+        found[row.target_id].append(row)
+    return found
+
+
+def with_known_parents(
+    store: Store, connection: Connection, subjects: Sequence[Subject]
+) -> list[Subject]:
+    """Fill in the study and person of subjects from what training runs recorded.
+
+    The ledger knows every series that was ever used; archives are not asked.
+    """
+    lacking = [s for s in subjects if not s.person and (s.study or s.series)]
+    if not lacking:
+        return list(subjects)
+    by_series = _recorded(store, connection, "series", {s.series for s in lacking if s.series})
+    by_study = _recorded(store, connection, "study", {s.study for s in lacking if s.study})
+    result = []
+    for subject in subjects:
+        known = by_series.get(subject.series) or by_study.get(subject.study)
+        if known is not None and not subject.person:
+            subject = Subject(subject.series, subject.study or known[0], known[1])
+        result.append(subject)
+    return result
+
+
+def _recorded(
+    store: Store, connection: Connection, column: str, values: set[str]
+) -> dict[str, tuple[str, str]]:
+    if not values:
+        return {}
+    query = select(
+        LEDGER_CASE.c[column].label("key"),
+        LEDGER_CASE.c.study,
+        LEDGER_CASE.c.person_id,
+        LEDGER_CASE.c.person_issuer,
+    ).where(store.among(LEDGER_CASE.c[column], sorted(values)))
+    return {
+        row.key: (row.study, person_name(row.person_id, row.person_issuer))
+        for row in connection.execute(query)
+    }

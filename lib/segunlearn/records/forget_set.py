@@ -1,0 +1,825 @@
+"""The forget set: which patients, studies, series and structures must be forgotten.
+
+A mark lives here and nowhere else: not in the platform's datastore, which loses updates and drops
+marks when a file vanishes, and with no reference to any image, so that a study that was never
+downloaded, was deleted or comes back under the same UID is marked all the same. A request is never
+deleted and its target never changes; its state follows ``forget_states.TRANSITIONS``.
+
+From the moment ``mark`` returns, ``exclude`` leaves the target out, in every process, across
+restarts. A run that had its list of cases before goes on with it: its ledger row says that it used
+the study, and unlearning finds the version there.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, func, insert, literal_column, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from segunlearn.cases import Case
+from segunlearn.errors import (
+    ConflictError,
+    ForbiddenError,
+    IllegalTransitionError,
+    InvalidInputError,
+    NotFoundError,
+)
+from segunlearn.records.coverage import Subject, covering, with_known_parents
+from segunlearn.records.forget_states import (
+    CLOSED,
+    LEVELS,
+    LIVE,
+    NEEDED_LEVEL,
+    REASONS,
+    STATES,
+    TRANSITIONS,
+    at_least,
+)
+from segunlearn.records.store import AnyRow, Store, utc_now
+from segunlearn.records.tables import FORGET_HISTORY, FORGET_REQUEST, LEDGER_CASE, LEDGER_ROW, RUN
+from segunlearn.records.targets import (
+    KINDS,
+    Target,
+    clean_text,
+    instance_id,
+    make_target,
+    person_name,
+    same_issuer,
+    split_person,
+)
+
+#: Longest note and explanation, in characters.
+NOTE_LENGTH: Final = 2000
+_ACTOR_LENGTH: Final = 200
+
+
+@dataclass(frozen=True)
+class ForgetRequest:
+    """A forget request as it stands.
+
+    Parameters
+    ----------
+    request_id
+        32 hexadecimal digits.
+    target
+        What shall be forgotten.
+    study, person
+        What the target belongs to, as far as the marker said or the ledger knows; else empty.
+    reason, note
+        Code of ``forget_states.REASONS``, and free text.
+    state, needed, reached
+        See :mod:`segunlearn.records.forget_states`.
+    source
+        ``"person"``, or where a proposal came from, e.g. ``"rejection_note"``.
+    marked_by, marked_role, created, updated
+        Who marked it, with which role, when (UTC ISO 8601), and its last change.
+    covered_by
+        Ids of live requests on its study or patient: the target is out of training on their
+        account too.
+    """
+
+    request_id: str
+    target: Target
+    study: str
+    person: str
+    reason: str
+    note: str
+    state: str
+    needed: str
+    reached: str
+    source: str
+    marked_by: str
+    marked_role: str
+    created: str
+    updated: str
+    covered_by: tuple[str, ...] = ()
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it keeps its target out of training."""
+        return self.state in LIVE
+
+    @property
+    def next_states(self) -> frozenset[str]:
+        """Where it may go from here."""
+        return TRANSITIONS[self.state]
+
+
+@dataclass(frozen=True)
+class HistoryEntry:
+    """One step of a request; ``from_state`` is empty for the first, equal for a change of level."""
+
+    time: str
+    actor: str
+    role: str
+    from_state: str
+    to_state: str
+    needed: str
+    reached: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Cover:
+    """A request that covers a study or series, as a viewer's badge needs it."""
+
+    request_id: str
+    target_kind: str
+    state: str
+    reason: str
+    needed: str
+    reached: str
+
+
+@dataclass(frozen=True)
+class MarkStatus:
+    """Whether a study or series is marked.
+
+    Parameters
+    ----------
+    marked
+        It is out of training.
+    covers
+        Why: live requests on the series, the study, the patient, in this order.
+    proposals
+        Open proposals, which a person has to decide.
+    series_marked
+        For a study: live requests on single series of it.
+    """
+
+    marked: bool
+    covers: tuple[Cover, ...]
+    proposals: tuple[Cover, ...]
+    series_marked: int = 0
+
+
+Filtered = tuple[list[Case], list[tuple[Case, str]]]
+"""Cases kept, and cases left out with the request that says so."""
+
+OnChange = Callable[[Connection, ForgetRequest, HistoryEntry], None]
+
+
+class ForgetSet:
+    """Forget requests in the store.
+
+    Roles are checked by the caller, who knows its users; here they are recorded.
+
+    Parameters
+    ----------
+    store
+        From :func:`segunlearn.records.store.open_store`.
+    on_change
+        Called inside the transaction of every new request, transition and change of level, for
+        documents that must not be lost (``Outbox.enqueue``); when it raises, nothing is changed.
+    """
+
+    def __init__(self, store: Store, *, on_change: OnChange | None = None) -> None:
+        self._store = store
+        self._on_change = on_change
+
+    def mark(
+        self,
+        target_kind: str,
+        target_id: str,
+        reason: str,
+        note: str = "",
+        actor: str = "",
+        *,
+        role: str = "",
+        issuer: str = "",
+        model: str = "",
+        study: str = "",
+        person: str = "",
+        needed: str | None = None,
+        opaque: bool = False,
+    ) -> tuple[ForgetRequest, bool]:
+        """Mark a target for forgetting; on return the mark survives a power cut.
+
+        Marking a target that has an open request changes nothing in it, except that a proposal
+        becomes a request: a person said so. A series whose study or patient is marked gets a
+        request of its own, which ``covered_by`` explains, so that it stays marked when the wider
+        one is withdrawn.
+
+        Parameters
+        ----------
+        target_kind, target_id, issuer, model, opaque
+            See :func:`segunlearn.records.targets.make_target`.
+        reason, note
+            Code of ``REASONS``, and a text of at most ``NOTE_LENGTH`` characters, which ``other``
+            needs.
+        actor, role
+            Who marks; the actor must not be empty.
+        study, person
+            What the target belongs to, if known; else what the ledger knows.
+        needed
+            Assurance level, if not the reason's own.
+
+        Returns
+        -------
+        request, created
+            ``created`` is False when the target was marked (or proposed) before.
+
+        Raises
+        ------
+        InvalidInputError, InvalidIdentifierError
+            A value is wrong; nothing was changed.
+        """
+        target = make_target(target_kind, target_id, issuer=issuer, model=model, opaque=opaque)
+        return self._enter(
+            target, "requested", "person", reason, note, actor, role, study, person, needed, opaque
+        )
+
+    def propose(
+        self,
+        target_kind: str,
+        target_id: str,
+        reason: str,
+        note: str,
+        source: str,
+        *,
+        actor: str = "system",
+        study: str = "",
+        person: str = "",
+        issuer: str = "",
+        opaque: bool = False,
+    ) -> tuple[ForgetRequest, bool]:
+        """Record what another system asks for; nothing is excluded until a person agrees.
+
+        Parameters and errors as for :meth:`mark`; ``source`` says where it came from. A target
+        with an open request, or an open proposal, is left as it is.
+        """
+        target = make_target(target_kind, target_id, issuer=issuer, opaque=opaque)
+        source = clean_text(source, "the source", 64)
+        return self._enter(
+            target, "proposed", source, reason, note, actor, "system", study, person, None, opaque
+        )
+
+    def _enter(
+        self,
+        target: Target,
+        state: str,
+        source: str,
+        reason: str,
+        note: str,
+        actor: str,
+        role: str,
+        study: str,
+        person: str,
+        needed: str | None,
+        opaque: bool,
+    ) -> tuple[ForgetRequest, bool]:
+        if reason not in REASONS:
+            raise InvalidInputError(f"{str(reason)[:40]!r} is no reason; use one of {REASONS}.")
+        note = clean_text(note, "the note", NOTE_LENGTH, empty=reason != "other")
+        actor, role = _who(actor, role)
+        needed = _level(needed) if needed is not None else NEEDED_LEVEL[reason]
+        study = instance_id("study", study, opaque=opaque) if study else ""
+        patient = make_target("patient", person) if person else Target("patient", "")
+        now = utc_now()
+        with self._store.write() as connection:
+            request, created = self._find_open(connection, target), False
+            if request is None:
+                subject = Subject(
+                    target.id if target.kind == "series" else "",
+                    target.id if target.kind == "study" else study,
+                    person_name(patient.id, patient.issuer) if patient.id else "",
+                )
+                (subject,) = with_known_parents(self._store, connection, [subject])
+                person_id, person_issuer = split_person(subject.person)
+                values = {
+                    "id": uuid.uuid4().hex,
+                    "target_kind": target.kind,
+                    "target_id": target.id,
+                    "issuer": target.issuer,
+                    "model": target.model,
+                    "study": subject.study if target.kind == "series" else "",
+                    "person_id": person_id if target.kind in ("series", "study") else "",
+                    "person_issuer": person_issuer if target.kind in ("series", "study") else "",
+                    "reason": reason,
+                    "note": note,
+                    "state": state,
+                    "is_open": 1,
+                    "is_live": int(state in LIVE),
+                    "needed": needed,
+                    "reached": "none",
+                    "source": source,
+                    "marked_by": actor,
+                    "marked_role": role,
+                    "created": now,
+                    "updated": now,
+                }
+                created = self._insert(connection, values)
+                request = self._find_open(connection, target)
+                if request is None:
+                    raise ConflictError("the request changed at the same moment; try again.")
+                if created:
+                    entry = HistoryEntry(now, actor, role, "", state, needed, "none", note)
+                    self._add_history(connection, request, entry)
+            if not created and request.state == "proposed" and state == "requested":
+                why = note or "marked by a person"
+                self._move(connection, request, "requested", actor, role, why, None)
+            return self._requests(connection, [FORGET_REQUEST.c.id == request.id])[0], created
+
+    def _find_open(self, connection: Connection, target: Target) -> AnyRow | None:
+        query = select(FORGET_REQUEST).where(
+            FORGET_REQUEST.c.target_kind == target.kind,
+            FORGET_REQUEST.c.target_id == target.id,
+            FORGET_REQUEST.c.issuer == target.issuer,
+            FORGET_REQUEST.c.model == target.model,
+            FORGET_REQUEST.c.is_open == literal_column("1"),
+        )
+        return connection.execute(self._locking(query)).one_or_none()
+
+    def _insert(self, connection: Connection, values: dict[str, Any]) -> bool:
+        """Insert unless another process has just marked the same target."""
+        columns = ["target_kind", "target_id", "issuer", "model"]
+        where = FORGET_REQUEST.c.is_open == literal_column("1")
+        dialect: Any = postgresql if self._store.dialect == "postgresql" else sqlite
+        statement = dialect.insert(FORGET_REQUEST).values(values)
+        statement = statement.on_conflict_do_nothing(index_elements=columns, index_where=where)
+        return bool(connection.execute(statement).rowcount)
+
+    def get(self, request_id: str) -> ForgetRequest:
+        """Return one request.
+
+        Raises
+        ------
+        NotFoundError
+            No such request.
+        """
+        with self._store.read() as connection:
+            found = self._requests(connection, [FORGET_REQUEST.c.id == request_id])
+        if not found:
+            raise _no_such_request(request_id)
+        return found[0]
+
+    def history(self, request_id: str) -> Sequence[HistoryEntry]:
+        """Return all steps of a request, oldest first.
+
+        Raises
+        ------
+        NotFoundError
+            No such request.
+        """
+        query = (
+            select(FORGET_HISTORY)
+            .join(FORGET_REQUEST, FORGET_REQUEST.c.seq == FORGET_HISTORY.c.request_seq)
+            .where(FORGET_REQUEST.c.id == request_id)
+            .order_by(FORGET_HISTORY.c.seq)
+        )
+        with self._store.read() as connection:
+            rows = connection.execute(query).all()
+        if not rows:
+            raise _no_such_request(request_id)
+        return [
+            HistoryEntry(
+                r.time, r.actor, r.role, r.from_state, r.to_state, r.needed, r.reached, r.why
+            )
+            for r in rows
+        ]
+
+    def list(
+        self,
+        *,
+        states: Collection[str] = (),
+        target_kind: str | None = None,
+        target_id: str | None = None,
+        reason: str | None = None,
+        marked_by: str | None = None,
+        limit: int = 50,
+        offset: int = 0,
+    ) -> Sequence[ForgetRequest]:
+        """Page through requests, newest first; each filter that is given must agree.
+
+        Raises
+        ------
+        InvalidInputError
+            Unknown state, kind or reason, or a limit outside 0..1000.
+        """
+        if not 0 <= limit <= 1000 or not 0 <= offset < 2**62:
+            raise InvalidInputError(
+                f"limit must lie in 0..1000 and offset be at least 0, got {limit} and {offset}."
+            )
+        where = self._filters(states, target_kind, target_id, reason, marked_by)
+        with self._store.read() as connection:
+            return self._requests(connection, where, limit, offset)
+
+    def count(
+        self,
+        *,
+        states: Collection[str] = (),
+        target_kind: str | None = None,
+        target_id: str | None = None,
+        reason: str | None = None,
+        marked_by: str | None = None,
+    ) -> int:
+        """Count the requests that :meth:`list` would page through."""
+        where = self._filters(states, target_kind, target_id, reason, marked_by)
+        query = select(func.count()).select_from(FORGET_REQUEST).where(*where)
+        with self._store.read() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    @staticmethod
+    def _filters(
+        states: Collection[str],
+        target_kind: str | None,
+        target_id: str | None,
+        reason: str | None,
+        marked_by: str | None,
+    ) -> Sequence[ColumnElement[bool]]:
+        for value, known, what in (
+            *((s, STATES, "state") for s in states),
+            (target_kind, KINDS, "kind of target"),
+            (reason, REASONS, "reason"),
+        ):
+            if value is not None and value not in known:
+                raise InvalidInputError(f"{str(value)[:40]!r} is no {what}; use one of {known}.")
+        where: list[ColumnElement[bool]] = []
+        if states:
+            where.append(FORGET_REQUEST.c.state.in_(sorted(states)))
+        for column, wanted in (
+            ("target_kind", target_kind),
+            ("reason", reason),
+            ("target_id", target_id),
+            ("marked_by", marked_by),
+        ):
+            if wanted is not None:
+                wanted = clean_text(wanted, "a filter", 400, empty=True)
+                where.append(FORGET_REQUEST.c[column] == wanted)
+        return where
+
+    def transition(
+        self,
+        request_id: str,
+        to_state: str,
+        *,
+        actor: str,
+        role: str = "",
+        why: str = "",
+        reached: str | None = None,
+    ) -> ForgetRequest:
+        """Move a request to another state.
+
+        Parameters
+        ----------
+        request_id, to_state
+            See ``forget_states.TRANSITIONS``.
+        actor, role, why
+            Who, with which role, and a reason of at most ``NOTE_LENGTH`` characters.
+        reached
+            Assurance level that an audit found, for ``fulfilled`` and ``refused``.
+
+        Raises
+        ------
+        NotFoundError
+            No such request.
+        IllegalTransitionError
+            The state forbids it.
+        ConflictError
+            ``fulfilled`` below the needed level; or, from ``approved``, for a target that a
+            recorded run used, or that a run going on now may be using.
+        """
+        if to_state not in STATES:
+            raise InvalidInputError(f"{str(to_state)[:40]!r} is no state; use one of {STATES}.")
+        actor, role = _who(actor, role)
+        why = clean_text(why, "the reason", NOTE_LENGTH, empty=True)
+        reached = _level(reached) if reached is not None else None
+        with self._store.write() as connection:
+            row = self._locked(connection, request_id)
+            return self._move(connection, row, to_state, actor, role, why, reached)
+
+    def _move(
+        self,
+        connection: Connection,
+        row: AnyRow,
+        to_state: str,
+        actor: str,
+        role: str,
+        why: str,
+        reached: str | None,
+    ) -> ForgetRequest:
+        if to_state not in TRANSITIONS[row.state]:
+            allowed = ", ".join(sorted(TRANSITIONS[row.state])) or "nothing: it is closed"
+            raise IllegalTransitionError(
+                f"forget request {row.id} is {row.state} and cannot become {to_state}; "
+                f"from {row.state} it may become {allowed}."
+            )
+        level = reached or row.reached
+        if to_state == "restored":
+            level = "none"
+        if (row.state, to_state) == ("approved", "fulfilled"):
+            self._check_never_trained(connection, row)
+            level, why = "retrained", why or "never trained on"
+        if to_state == "fulfilled" and not at_least(level, row.needed):
+            raise ConflictError(
+                f"forget request {row.id} needs the level {row.needed!r} and has reached "
+                f"{level!r}: it is not fulfilled. Go on working, or let it be refused."
+            )
+        return self._change(connection, row, to_state, row.needed, level, actor, role, why)
+
+    def _check_never_trained(self, connection: Connection, row: AnyRow) -> None:
+        """Refuse when a recorded run used the target, or one going on now may be using it."""
+        case = LEDGER_CASE.c
+        if row.target_kind == "structure":
+            query = select(LEDGER_ROW.c.run_id).limit(1)
+            if row.model:
+                query = query.where(LEDGER_ROW.c.model == row.model)
+            used = connection.execute(query).first() is not None
+        elif row.target_kind == "patient":
+            query = select(case.person_issuer).where(case.person_id == row.target_id).distinct()
+            used = any(same_issuer(i, row.issuer) for i in connection.execute(query).scalars())
+        else:
+            query = select(case.id).where(case[row.target_kind] == row.target_id).limit(1)
+            used = connection.execute(query).first() is not None
+        if used:
+            raise ConflictError(
+                f"forget request {row.id}: a recorded run used it, so it is not fulfilled without "
+                "unlearning. Start the unlearning (state working)."
+            )
+        running = connection.execute(
+            select(RUN.c.id).where(RUN.c.state == "running", RUN.c.started <= row.created).limit(1)
+        ).scalar()
+        if running is not None:
+            raise ConflictError(
+                f"forget request {row.id}: run {running} began before the mark and may be using "
+                "it. Wait until it has ended, or stop it."
+            )
+
+    def approve(self, request_id: str, *, actor: str, role: str = "") -> ForgetRequest:
+        """Approve a request; see :meth:`transition`."""
+        return self.transition(request_id, "approved", actor=actor, role=role)
+
+    def withdraw(
+        self, request_id: str, *, actor: str, role: str = "", why: str = "", own_only: bool = False
+    ) -> ForgetRequest:
+        """Take a request back before any unlearning; see :meth:`transition`.
+
+        Parameters
+        ----------
+        own_only
+            The actor may withdraw only what they marked themselves (annotators).
+
+        Raises
+        ------
+        ForbiddenError
+            ``own_only``, and someone else marked it.
+        """
+        actor, role = _who(actor, role)
+        if own_only and self.get(request_id).marked_by != actor:  # the marker never changes
+            raise ForbiddenError(
+                f"forget request {request_id} was marked by someone else; ask them or an "
+                "administrator to withdraw it."
+            )
+        return self.transition(request_id, "withdrawn", actor=actor, role=role, why=why)
+
+    def set_needed(
+        self, request_id: str, level: str, *, actor: str, role: str = "", why: str = ""
+    ) -> ForgetRequest:
+        """Change the assurance level that a request needs, while it is being dealt with.
+
+        Raises
+        ------
+        ConflictError
+            The request is closed or fulfilled.
+        """
+        level, (actor, role) = _level(level), _who(actor, role)
+        why = clean_text(why, "the reason", NOTE_LENGTH, empty=True)
+        with self._store.write() as connection:
+            row = self._locked(connection, request_id)
+            if row.state not in ("proposed", "requested", "approved", "working", "refused"):
+                raise ConflictError(f"forget request {row.id} is {row.state}: its need is settled.")
+            return self._change(
+                connection, row, row.state, level, row.reached, actor, role, why or "need changed"
+            )
+
+    def set_reached(
+        self, request_id: str, level: str, *, actor: str, role: str = "", why: str = ""
+    ) -> ForgetRequest:
+        """Record the level that an audit found; ``hidden`` may be served while work goes on.
+
+        Raises
+        ------
+        ConflictError
+            Nothing was unlearned yet, or a fulfilled request would fall below its need.
+        """
+        if level not in LEVELS:
+            raise InvalidInputError(f"{str(level)[:40]!r} is no level; use one of {LEVELS}.")
+        actor, role = _who(actor, role)
+        why = clean_text(why, "the reason", NOTE_LENGTH, empty=True)
+        with self._store.write() as connection:
+            row = self._locked(connection, request_id)
+            if row.state not in ("working", "refused", "fulfilled"):
+                raise ConflictError(f"forget request {row.id} is {row.state}: nothing to audit.")
+            if row.state == "fulfilled" and not at_least(level, row.needed):
+                raise ConflictError(
+                    f"forget request {row.id} is fulfilled at {row.needed!r}; it cannot fall to "
+                    f"{level!r}. Restore it or mark it anew."
+                )
+            return self._change(
+                connection, row, row.state, row.needed, level, actor, role, why or "audited"
+            )
+
+    def _change(
+        self,
+        connection: Connection,
+        row: AnyRow,
+        state: str,
+        needed: str,
+        reached: str,
+        actor: str,
+        role: str,
+        why: str,
+    ) -> ForgetRequest:
+        now = utc_now()
+        connection.execute(
+            update(FORGET_REQUEST)
+            .where(FORGET_REQUEST.c.seq == row.seq)
+            .values(
+                state=state,
+                needed=needed,
+                reached=reached,
+                updated=now,
+                is_open=int(state not in CLOSED),
+                is_live=int(state in LIVE),
+            )
+        )
+        entry = HistoryEntry(now, actor, role, row.state, state, needed, reached, why)
+        return self._add_history(connection, row, entry)
+
+    def _add_history(
+        self, connection: Connection, row: AnyRow, entry: HistoryEntry
+    ) -> ForgetRequest:
+        connection.execute(
+            insert(FORGET_HISTORY).values(
+                request_seq=row.seq,
+                time=entry.time,
+                actor=entry.actor,
+                role=entry.role,
+                from_state=entry.from_state,
+                to_state=entry.to_state,
+                needed=entry.needed,
+                reached=entry.reached,
+                why=entry.why,
+            )
+        )
+        (request,) = self._requests(connection, [FORGET_REQUEST.c.seq == row.seq])
+        if self._on_change is not None:
+            self._on_change(connection, request, entry)
+        return request
+
+    def exclude(self, cases: Sequence[Case]) -> Filtered:
+        """Leave out every case whose series, study or patient has a live request.
+
+        The one filter of training, validation, active learning, scoring and adaptation.
+
+        Returns
+        -------
+        kept, excluded
+            Both in the given order; each excluded case with the id of its nearest request.
+        """
+        subjects = [Subject(c.series, c.study, c.person) for c in cases]
+        with self._store.read() as connection:
+            covers = covering(self._store, connection, subjects)
+        kept = [c for c, rows in zip(cases, covers, strict=True) if not rows]
+        out = [(c, str(rows[0].id)) for c, rows in zip(cases, covers, strict=True) if rows]
+        return kept, out
+
+    def status(
+        self,
+        *,
+        studies: Iterable[str | Subject] = (),
+        series: Iterable[str | Subject] = (),
+    ) -> dict[str, MarkStatus]:
+        """Tell for many studies and series at once whether they are marked.
+
+        Parameters
+        ----------
+        studies, series
+            UIDs, or better :class:`Subject` with what they belong to: a patient's mark can be
+            seen only where the patient is known (given here, or from the ledger).
+
+        Returns
+        -------
+        dict
+            Status by UID (unpadded as given).
+        """
+        whole = [s if isinstance(s, Subject) else Subject(study=s) for s in studies]
+        single = [s if isinstance(s, Subject) else Subject(series=s) for s in series]
+        whole = [replace(s, series="") for s in whole]
+        with self._store.read() as connection:
+            subjects = with_known_parents(self._store, connection, [*whole, *single])
+            covers = covering(self._store, connection, subjects, proposals=True)
+            inside = self._series_marked(connection, {s.study for s in whole})
+        result = {}
+        for subject, rows in zip(subjects, covers, strict=True):
+            brief = [
+                (r.is_live, Cover(r.id, r.target_kind, r.state, r.reason, r.needed, r.reached))
+                for r in rows
+            ]
+            live = tuple(cover for is_live, cover in brief if is_live)
+            result[subject.series or subject.study] = MarkStatus(
+                marked=bool(live),
+                covers=live,
+                proposals=tuple(cover for is_live, cover in brief if not is_live),
+                series_marked=0 if subject.series else inside.get(subject.study, 0),
+            )
+        return result
+
+    def _series_marked(self, connection: Connection, studies: set[str]) -> dict[str, int]:
+        if not studies:
+            return {}
+        query = (
+            select(FORGET_REQUEST.c.study, func.count())
+            .where(
+                self._store.among(FORGET_REQUEST.c.study, sorted(studies)),
+                FORGET_REQUEST.c.is_live == literal_column("1"),
+                FORGET_REQUEST.c.study != literal_column("''"),
+            )
+            .group_by(FORGET_REQUEST.c.study)
+        )
+        return {study: int(count) for study, count in connection.execute(query)}
+
+    def structures(self, model: str) -> dict[str, str]:
+        """Labels that a model must not be trained on, each with its live request's id."""
+        query = select(FORGET_REQUEST.c.target_id, FORGET_REQUEST.c.id).where(
+            FORGET_REQUEST.c.target_kind == "structure",
+            FORGET_REQUEST.c.model.in_(["", model]),
+            FORGET_REQUEST.c.is_open == literal_column("1"),
+            FORGET_REQUEST.c.is_live == 1,
+        )
+        with self._store.read() as connection:
+            return {label: request for label, request in connection.execute(query)}
+
+    def _requests(
+        self,
+        connection: Connection,
+        where: Sequence[ColumnElement[bool]],
+        limit: int = 1,
+        offset: int = 0,
+    ) -> Sequence[ForgetRequest]:
+        query = select(FORGET_REQUEST).where(*where).order_by(FORGET_REQUEST.c.seq.desc())
+        rows = connection.execute(query.limit(limit).offset(offset)).all()
+        wider = [
+            Subject(
+                study=r.study if r.target_kind == "series" else "",
+                person=person_name(r.person_id, r.person_issuer) if r.person_id else "",
+            )
+            for r in rows
+        ]
+        covers = covering(self._store, connection, wider)
+        return [_request(row, rows_) for row, rows_ in zip(rows, covers, strict=True)]
+
+    def _locked(self, connection: Connection, request_id: str) -> AnyRow:
+        query = select(FORGET_REQUEST).where(FORGET_REQUEST.c.id == request_id)
+        row = connection.execute(self._locking(query)).one_or_none()
+        if row is None:
+            raise _no_such_request(request_id)
+        return row
+
+    def _locking(self, query: Any) -> Any:
+        return query.with_for_update() if self._store.dialect == "postgresql" else query
+
+
+def _request(row: AnyRow, covers: Sequence[AnyRow]) -> ForgetRequest:
+    return ForgetRequest(
+        request_id=row.id,
+        target=Target(row.target_kind, row.target_id, row.issuer, row.model),
+        study=row.study,
+        person=person_name(row.person_id, row.person_issuer) if row.person_id else "",
+        reason=row.reason,
+        note=row.note,
+        state=row.state,
+        needed=row.needed,
+        reached=row.reached,
+        source=row.source,
+        marked_by=row.marked_by,
+        marked_role=row.marked_role,
+        created=row.created,
+        updated=row.updated,
+        covered_by=tuple(str(c.id) for c in covers if c.id != row.id),
+    )
+
+
+def _who(actor: str, role: str) -> tuple[str, str]:
+    return (
+        clean_text(actor, "the acting person", _ACTOR_LENGTH),
+        clean_text(role, "the role", _ACTOR_LENGTH, empty=True),
+    )
+
+
+def _level(level: str) -> str:
+    if level not in LEVELS or level == "none":
+        raise InvalidInputError(
+            f"{str(level)[:40]!r} is no level to ask for; use one of {LEVELS[1:]}."
+        )
+    return level
+
+
+def _no_such_request(request_id: str) -> NotFoundError:
+    return NotFoundError(
+        f"no forget request {str(request_id)[:40]!r}; list the requests to see their ids."
+    )
