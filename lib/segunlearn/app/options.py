@@ -1,0 +1,221 @@
+"""Options of the app (``--conf KEY VALUE``) and the folders of its home."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from segunlearn.cases import People
+from segunlearn.errors import InvalidInputError
+
+#: Where the app keeps everything when neither ``--conf home`` nor SEGUNLEARN_HOME is given.
+DEFAULT_HOME = Path("~/.local/share/segunlearn")
+
+Kind = Literal["auto", "dicom", "files"]
+
+#: Keys that MONAI Label itself reads from ``--conf``.
+_PLATFORM_KEYS = frozenset({"server_mode"})
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True)
+class AppOptions:
+    """What ``--conf KEY VALUE`` can set; the names of the fields are the keys.
+
+    Parameters
+    ----------
+    home
+        Folder of the store, the models and the caches; default from SEGUNLEARN_HOME.
+    store
+        URL of the store (``postgresql+psycopg://…``); empty: SQLite in ``home``.
+    model
+        Name of the model in the registry and in ``/infer/<model>``.
+    labels
+        Names of the structures, separated by commas; needed once, before the first training, when
+        neither an active version nor the labels of the studies name them.
+    kind
+        ``"dicom"`` or ``"files"`` when a folder of studies is not recognised; ``"auto"`` looks.
+    modalities
+        DICOM modalities that are listed, separated by commas.
+    filter
+        Further QIDO-RS attributes that a series must match, ``Keyword=value`` separated by ``&``,
+        for example ``BodyPartExamined=HEAD``.
+    people
+        CSV with the columns ``file``, ``person``, ``study`` for folders of files.
+    person_regex
+        Its first group is the person, searched in the file's stem.
+    device
+        ``auto``, ``cpu``, ``cuda:0``.
+    refresh
+        Seconds after which the list of studies is read again.
+    queue
+        Inference requests that may wait for the device; more are told to come back.
+    """
+
+    home: Path = field(default_factory=lambda: DEFAULT_HOME.expanduser())
+    store: str = ""
+    model: str = "segmentation"
+    labels: tuple[str, ...] = ()
+    kind: Kind = "auto"
+    modalities: tuple[str, ...] = ("CT", "MR")
+    filter: tuple[tuple[str, str], ...] = ()
+    people: str = ""
+    person_regex: str = ""
+    device: str = "auto"
+    refresh: float = 10.0
+    queue: int = 16
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.model):
+            raise InvalidInputError(
+                f"--conf model {self.model!r}: use letters, digits, '-' and '_', 64 at most."
+            )
+        if self.kind not in get_args(Kind):
+            raise InvalidInputError(f"--conf kind {self.kind!r}: use auto, dicom or files.")
+        if len(set(self.labels)) != len(self.labels) or not all(self.labels):
+            raise InvalidInputError(f"--conf labels {','.join(self.labels)!r}: names must differ.")
+        if not self.modalities or not all(re.fullmatch("[A-Z]{2,16}", m) for m in self.modalities):
+            raise InvalidInputError(
+                f"--conf modalities {','.join(self.modalities)!r}: name at least one, as in CT,MR."
+            )
+        if self.refresh < 0 or self.queue < 1:
+            raise InvalidInputError("--conf refresh must be >= 0 seconds and queue at least 1.")
+
+    @classmethod
+    def from_conf(cls, conf: Mapping[str, Any]) -> AppOptions:
+        """Read the texts of ``--conf``.
+
+        Raises
+        ------
+        InvalidInputError
+            A key is unknown, or a value cannot be read.
+        """
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(conf) - known - _PLATFORM_KEYS)
+        if unknown:
+            raise InvalidInputError(
+                f"--conf {', '.join(unknown)}: no such option. Options are "
+                f"{', '.join(sorted(known))}."
+            )
+        values = {k: _READERS[k](str(v)) for k, v in conf.items() if k in known and str(v) != ""}
+        if "home" not in values and os.environ.get("SEGUNLEARN_HOME"):
+            values["home"] = _path(os.environ["SEGUNLEARN_HOME"])
+        return cls(**values)
+
+    def make_people(self) -> People:
+        """Make the rule from file stem to person and study."""
+        return People(self.person_regex or None, Path(self.people) if self.people else None)
+
+
+@dataclass(frozen=True)
+class Home:
+    """Folders and files under the home; nothing is made before it is needed."""
+
+    root: Path
+
+    def model(self, name: str) -> Path:
+        """Registry folder of a model."""
+        return self.root / "models" / name
+
+    @property
+    def database(self) -> Path:
+        """SQLite store."""
+        return self.root / "segunlearn.db"
+
+    @property
+    def runs(self) -> Path:
+        """One folder a run, with its checkpoints."""
+        return self.root / "runs"
+
+    @property
+    def cache(self) -> Path:
+        """Converted images and labels; may be deleted at any time."""
+        return self.root / "cache"
+
+    @property
+    def labels(self) -> Path:
+        """Labels that cannot be kept with the studies."""
+        return self.root / "labels"
+
+    @property
+    def infos(self) -> Path:
+        """What clients said about images and labels."""
+        return self.root / "infos"
+
+    @property
+    def locks(self) -> Path:
+        """Lock files."""
+        return self.root / "locks"
+
+    @property
+    def sessions(self) -> Path:
+        """Volumes uploaded for one session."""
+        return self.root / "sessions"
+
+    @property
+    def archive_index(self) -> Path:
+        """Index of a folder of DICOM files."""
+        return self.root / "archive-index"
+
+    @property
+    def site_key(self) -> Path:
+        """Key of the pseudonyms."""
+        return self.root / "site.key"
+
+    def scratch(self) -> Path:
+        """Folder of temporary files, made when missing."""
+        folder = self.root / "tmp"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser().resolve()
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _filter(text: str) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for part in text.split("&"):
+        key, sign, value = part.partition("=")
+        if not sign or not re.fullmatch("[A-Za-z0-9]{1,64}", key.strip()) or not value.strip():
+            raise InvalidInputError(
+                f"--conf filter {text!r}: write Keyword=value, joined by &, for example "
+                "BodyPartExamined=HEAD."
+            )
+        pairs.append((key.strip(), value.strip()))
+    return tuple(pairs)
+
+
+def _number(key: str, kind: type[int] | type[float]) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            return kind(text)
+        except ValueError as error:
+            raise InvalidInputError(f"--conf {key} {text!r}: must be a number.") from error
+
+    return read
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    "home": _path,
+    "store": str,
+    "model": str,
+    "labels": _names,
+    "kind": str,
+    "modalities": _names,
+    "filter": _filter,
+    "people": str,
+    "person_regex": str,
+    "device": str,
+    "refresh": _number("refresh", float),
+    "queue": _number("queue", int),
+}

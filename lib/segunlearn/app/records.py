@@ -1,0 +1,141 @@
+"""The store, opened when it is first needed, and what the app asks of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from segunlearn.app.forgetting import reporting
+from segunlearn.app.options import Home
+from segunlearn.cases import Case
+from segunlearn.dicom.identifiers import Pseudonyms, load_or_create_key
+from segunlearn.errors import ConflictError
+from segunlearn.records.forget_set import ForgetSet
+from segunlearn.records.ledger import Ledger
+from segunlearn.records.outbox import Outbox
+from segunlearn.records.runs import RunRecord, Runs
+from segunlearn.records.store import Store, open_store
+
+#: State of a run in the words of MONAI Label's tasks.
+_TASK_STATES = {
+    "running": "RUNNING",
+    "done": "DONE",
+    "failed": "ERROR",
+    "refused": "ERROR",
+    "interrupted": "ERROR",
+    "cancelled": "STOPPED",
+}
+
+
+class Records:
+    """Runs, ledger and forget set of one home.
+
+    Parameters
+    ----------
+    home
+        Where the store and the site's key lie.
+    url
+        Of the store; empty: SQLite in ``home``.
+    reports
+        There is a PACS, which is told of each change of a forget request.
+    """
+
+    def __init__(self, home: Home, url: str = "", *, reports: bool = False) -> None:
+        self._home, self._url, self._reports = home, url, reports
+        self._store: Store | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def store(self) -> Store:
+        """The store.
+
+        Raises
+        ------
+        UnavailableError
+            The database cannot be reached.
+        """
+        with self._lock:
+            if self._store is None:
+                if not self._url:
+                    self._home.root.mkdir(parents=True, exist_ok=True)
+                self._store = open_store(self._url or self._home.database)
+            return self._store
+
+    @property
+    def runs(self) -> Runs:
+        """Runs; those whose process died are marked as interrupted."""
+        return Runs(self.store)
+
+    @property
+    def runs_unchecked(self) -> Runs:
+        """Runs, without looking for dead processes: for what is asked at every step."""
+        return Runs(self.store, check_dead=False)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The training ledger."""
+        return Ledger(self.store)
+
+    @property
+    def forget_set(self) -> ForgetSet:
+        """Forget requests; where there is a PACS, every change waits to be told to it."""
+        store = self.store
+        return ForgetSet(store, on_change=reporting(Outbox(store)) if self._reports else None)
+
+    @property
+    def pseudonyms(self) -> Pseudonyms:
+        """Names of studies in logs."""
+        return Pseudonyms(load_or_create_key(self._home.site_key))
+
+    def without_forgotten(self, cases: Sequence[Case]) -> list[Case]:
+        """Cases that no live forget request names."""
+        return list(self.forget_set.exclude(list(cases))[0]) if cases else []
+
+    def last_models(self, kind: str) -> list[str]:
+        """Models by their latest run of a kind, the newest first; a running one before others."""
+        runs = self.runs.list(100, kind=kind)
+        return list(dict.fromkeys(r.model for r in sorted(runs, key=lambda r: not r.is_running)))
+
+    def last_run_as_task(self, kind: str) -> dict[str, Any] | None:
+        """Latest run in the shape of MONAI Label's tasks, None when there is none."""
+        run = self.runs.latest(kind=kind)
+        if run is None:
+            return None
+        return {
+            "id": run.run_id,
+            "status": _TASK_STATES.get(run.state, "ERROR"),
+            "request": {"model": run.model},
+            "start_ts": run.started,
+            "end_ts": run.ended,
+            "details": [run.message] if run.message else [],
+        }
+
+    def cancel(self, kind: str) -> list[RunRecord]:
+        """Ask the running runs of a kind to stop; returns them."""
+        runs = self.runs
+        asked = list(runs.list(100, kind=kind, state="running"))
+        for run in asked:
+            try:
+                runs.cancel(run.run_id)
+            except ConflictError:
+                continue  # it has ended meanwhile
+        return asked
+
+    def finish_cancelled(self, asked: Sequence[RunRecord], seconds: float = 5.0) -> None:
+        """Record runs as cancelled whose process was killed after they were asked to stop.
+
+        Runs that live on (those of this process) end by themselves at their next step.
+        """
+        runs, until = self.runs, time.monotonic() + seconds
+        waiting = [run.run_id for run in asked]
+        while waiting and time.monotonic() < until:
+            runs.mark_dead()
+            for run_id in list(waiting):
+                state = runs.get(run_id).state
+                if state == "interrupted":
+                    runs.finish(run_id, "cancelled", "stopped by a person")
+                if state != "running":
+                    waiting.remove(run_id)
+            time.sleep(0.05)

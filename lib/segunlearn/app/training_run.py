@@ -1,0 +1,234 @@
+"""A training from its first record to the published version, for server and command line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from segunlearn.app.options import Home
+from segunlearn.app.records import Records
+from segunlearn.app.train_ledger import entry_of
+from segunlearn.cases import Case
+from segunlearn.errors import CancelledError, ConflictError, SegUnlearnError
+from segunlearn.networks import ModelConfig
+from segunlearn.records.runs import Progress
+from segunlearn.records.versions import VersionInfo, VersionRegistry
+from segunlearn.training import TrainResult, TrainSettings, train
+
+logger = logging.getLogger(__name__)
+
+#: How often a running training looks whether it should stop.
+WATCH_SECONDS = 2.0
+
+
+@dataclass
+class TrainingRun:
+    """A training under way: its record, and when to stop.
+
+    Parameters
+    ----------
+    model
+        Name of the model.
+    home
+        Where runs and models lie.
+    records
+        Runs, ledger and forget set.
+    settings
+        Of the training.
+    parent
+        Version whose weights it starts from, None for random ones.
+    requested_by
+        Who asked for it.
+    on_progress
+        Called with every progress record, after it was stored.
+    orphan
+        Tells that whoever started the run is gone; it then stops and can be resumed.
+    stopped
+        Tells that the person at the terminal wants it to stop.
+    details
+        What is written into the version's manifest, beside its scores.
+    """
+
+    model: str
+    home: Home
+    records: Records
+    settings: TrainSettings
+    parent: VersionInfo | None = None
+    requested_by: str = ""
+    on_progress: Callable[[Progress], None] | None = None
+    orphan: Callable[[], bool] | None = None
+    stopped: Callable[[], bool] | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    run_id: str = ""
+    cases: list[Case] = field(default_factory=list)
+    orphaned: bool = False
+    _started: str = field(default_factory=lambda: _utc_now())
+    _metrics: dict[str, float] = field(default_factory=dict)
+    _looked: float = 0.0
+    _stop: bool = False
+
+    @property
+    def registry(self) -> VersionRegistry:
+        """Versions of the model."""
+        return VersionRegistry(self.home.model(self.model))
+
+    @property
+    def folder(self) -> Path:
+        """Folder of checkpoints."""
+        return self.home.runs / self.run_id
+
+    def execute(
+        self, select: Callable[[TrainingRun], tuple[Sequence[Case], ModelConfig]]
+    ) -> tuple[VersionInfo, TrainResult]:
+        """Record the run, choose the cases, train, write the ledger row, publish.
+
+        Parameters
+        ----------
+        select
+            Gives the cases, none of which is forgotten, and the network. It is called after the
+            run was recorded, so that its own failures and cancellation are too.
+
+        Raises
+        ------
+        ConflictError
+            A case was marked for forgetting while the training ran.
+        CancelledError
+            A person stopped it.
+        InvalidInputError, LabelError, GeometryError
+            Cases, settings and configuration do not fit together.
+        """
+        parameters = {
+            "settings": self.settings.to_json(),
+            "parent_sha256": self.parent.sha256 if self.parent else None,
+        }
+        self.run_id = self.records.runs.start(
+            "train", self.model, parameters, requested_by=self.requested_by
+        )
+        try:
+            cases, config = select(self)
+            self.cases = list(cases)
+            result = train(
+                self.cases,
+                config,
+                self.settings,
+                run_dir=self._adopt(),
+                parent_weights=self.parent.weights if self.parent else None,
+                progress=self.report,
+                cancel=self.should_stop,
+            )
+            version = self._publish(result)
+        except CancelledError:
+            if self.orphaned:  # whoever looks next marks the run as interrupted
+                logger.warning("the server is gone; the training stops and can be resumed")
+                raise
+            self._finish("cancelled", "stopped by a person")
+            raise
+        except SegUnlearnError as error:
+            self._finish("refused" if isinstance(error, ConflictError) else "failed", str(error))
+            raise
+        except Exception as error:
+            self._finish("failed", f"unexpected error: {error!r:.500}")
+            raise
+        self.records.runs.finish(self.run_id, "done")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        logger.info("version %s (%s…) is in service", version.version, version.sha256[:12])
+        return version, result
+
+    def report(self, progress: Progress) -> None:
+        """Write progress to the store; figures of earlier phases stay visible."""
+        self._metrics.update(progress.metrics)
+        shown = replace(progress, metrics=dict(self._metrics))
+        self.records.runs_unchecked.update(self.run_id, shown)
+        if self.on_progress is not None:
+            self.on_progress(shown)
+
+    def should_stop(self) -> bool:
+        """Whether a person stopped the run, or whoever started it is gone."""
+        if self.stopped is not None and self.stopped():
+            self._stop = True
+        now = time.monotonic()
+        if not self._stop and now - self._looked > WATCH_SECONDS:
+            self._looked = now
+            self.orphaned = self.orphan is not None and self.orphan()
+            self._stop = self.orphaned or self.records.runs_unchecked.cancelled(self.run_id)
+        return self._stop
+
+    def _adopt(self) -> Path:
+        """Folder of the run; takes over the checkpoint of the last one that did not finish.
+
+        ``train`` goes on from it only if cases, labels, configuration and settings are the same,
+        and discards it otherwise. Folders of other runs are removed: they hold weights.
+        """
+        folder = self.folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for old in self.records.runs.list(1000, model=self.model, kind="train"):
+            left = self.home.runs / old.run_id
+            if old.run_id == self.run_id or not left.is_dir():
+                continue
+            if not folder.exists() and not old.is_running and old.state != "done":
+                logger.info("taking over the checkpoint of run %s", old.run_id)
+                os.replace(left, folder)  # noqa: PTH105
+            elif not old.is_running:
+                shutil.rmtree(left, ignore_errors=True)
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def _publish(self, result: TrainResult) -> VersionInfo:
+        self.report(Progress("publish", 0, 1, {}))
+        kept = {c.series for c in self.records.without_forgotten(self.cases)}
+        marked = [c for c in [*result.train_cases, *result.val_cases] if c.series not in kept]
+        if marked:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise ConflictError(
+                f"{len(marked)} of the cases were marked for forgetting while the training ran, so "
+                "its result is not published. Start the training again, it leaves them out."
+            )
+        # the row first: no version is ever served that the ledger does not know
+        self._append_to_ledger("done", result)
+        version = self.registry.publish(
+            result.weights,
+            result.config.to_json(),
+            parent_sha256=self.parent.sha256 if self.parent else None,
+            run_id=self.run_id,
+            details={
+                **self.details,
+                "best_dice": result.best_dice,
+                "epochs": result.epochs_done,
+            },
+        )
+        dice = {} if result.best_dice is None else {"best_dice": result.best_dice}
+        self.report(Progress("publish", 1, 1, dice))
+        return version
+
+    def _finish(self, outcome: Any, message: str) -> None:
+        """Record an end without a result; what fails here must not hide why the run ended."""
+        try:
+            self._append_to_ledger(outcome, None)
+            self.records.runs.finish(self.run_id, outcome, message)
+        except SegUnlearnError as error:
+            logger.error("the end of run %s could not be recorded: %s", self.run_id, error)
+
+    def _append_to_ledger(self, outcome: str, result: TrainResult | None) -> None:
+        self.records.ledger.append(
+            entry_of(
+                run_id=self.run_id,
+                model=self.model,
+                parent_sha256=self.parent.sha256 if self.parent else None,
+                settings=self.settings,
+                cases=self.cases,
+                started=self._started,
+                outcome=outcome,
+                result=result,
+            )
+        )
+
+
+def _utc_now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,65 @@
+"""``segunlearn``: the same capabilities without a server."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from segunlearn import __version__
+from segunlearn.app.forget_command import forget, ledger
+from segunlearn.app.serve_command import serve
+from segunlearn.cli.evaluate import evaluate
+from segunlearn.cli.infer import infer
+from segunlearn.cli.info import info
+from segunlearn.cli.train import train
+from segunlearn.errors import CancelledError, SegUnlearnError
+
+app = typer.Typer(
+    name="segunlearn",
+    help="Segmentation for hospitals that can take a study back out of the model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(train)
+app.command()(infer)
+app.command()(evaluate)
+app.command()(info)
+app.command()(serve)
+app.add_typer(forget, name="forget")
+app.add_typer(ledger, name="ledger")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"segunlearn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Show the version."
+    ),
+) -> None:
+    """Options of every command."""
+
+
+def main() -> None:
+    """Run the command line; an error of ours is one sentence on stderr and exit code 2.
+
+    A run stopped by Ctrl-C or by another process ends with 130.
+    """
+    try:
+        app()
+    except CancelledError as error:
+        typer.echo(f"stopped: {error}", err=True)
+        sys.exit(130)
+    except SegUnlearnError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader of a pipe went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -1,0 +1,137 @@
+"""What the commands share: options, progress bars, JSON."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from segunlearn.app.options import DEFAULT_HOME, Home
+from segunlearn.cases import People
+from segunlearn.errors import InvalidInputError, NotFoundError
+from segunlearn.records.versions import VersionInfo, VersionRegistry
+
+HomeOption = Annotated[
+    Path,
+    typer.Option(envvar="SEGUNLEARN_HOME", help="Folder of the store, the models and the caches."),
+]
+DataOption = Annotated[
+    Path, typer.Option(help="Folder with images/ and labels/ (NIfTI or NRRD, same file names).")
+]
+ModelOption = Annotated[str, typer.Option(help="Name of the model.")]
+StoreOption = Annotated[
+    str, typer.Option(help="URL of the store; without it, SQLite in the home folder.")
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+PeopleOption = Annotated[
+    Path | None, typer.Option(help="CSV with the columns file, person and optionally study.")
+]
+RegexOption = Annotated[
+    str | None, typer.Option(help="Its first group is the person, searched in the file's name.")
+]
+ModalityOption = Annotated[
+    str, typer.Option(help="DICOM Modality of the images, CT or MR; decides the normalisation.")
+]
+
+DEFAULT = DEFAULT_HOME
+#: Progress goes to stderr, so that stdout can be piped.
+console = Console(stderr=True)
+
+
+def home_of(path: Path) -> Home:
+    """Home folder of an option."""
+    return Home(path.expanduser().resolve())
+
+
+def people_of(table: Path | None, regex: str | None) -> People:
+    """Rule from files to persons."""
+    return People(regex=regex, table=table)
+
+
+def version_of(home: Home, model: str, version: str | None) -> VersionInfo:
+    """Version by name, or the active one.
+
+    Raises
+    ------
+    NotFoundError
+        There is none.
+    """
+    registry = VersionRegistry(home.model(model))
+    info = registry.get(version) if version else registry.active()
+    if info is None:
+        raise NotFoundError(
+            f"{home.root}: no version of the model {model!r} is active. Train one first: "
+            "segunlearn train --data DIR --home DIR."
+        )
+    return info
+
+
+def print_json(data: Any) -> None:
+    """Write JSON to stdout."""
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+
+
+@contextmanager
+def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar on stderr; gives a function of (what, done, total)."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=quiet,
+    ) as bar:
+        task = bar.add_task("", total=None)
+
+        def update(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        yield update
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a polite stop; a second one ends the program at once."""
+    stopped = False
+
+    def stop(_signal: int, _frame: object) -> None:
+        nonlocal stopped
+        stopped = True
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield lambda: stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """Names separated by commas.
+
+    Raises
+    ------
+    InvalidInputError
+        Two are the same, or one is empty.
+    """
+    names = tuple(part.strip() for part in text.split(","))
+    if not all(names) or len(set(names)) != len(names):
+        raise InvalidInputError(f"--labels {text!r}: give different names separated by commas.")
+    return names

@@ -1,0 +1,92 @@
+"""``segunlearn evaluate``."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from segunlearn.cases import cases_from_folder, persons_of
+from segunlearn.cli.common import (
+    DEFAULT,
+    DataOption,
+    DeviceOption,
+    HomeOption,
+    JsonOption,
+    ModalityOption,
+    ModelOption,
+    PeopleOption,
+    RegexOption,
+    home_of,
+    people_of,
+    print_json,
+    progress_bar,
+    stop_on_interrupt,
+    version_of,
+)
+from segunlearn.errors import InvalidInputError
+
+
+def evaluate(
+    data: DataOption,
+    home: HomeOption = DEFAULT,
+    people: PeopleOption = None,
+    person_regex: RegexOption = None,
+    modality: ModalityOption = "MR",
+    model: ModelOption = "segmentation",
+    version: Annotated[str | None, typer.Option(help="Instead of the active version.")] = None,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Only the people that 'train --holdout' kept out.")
+    ] = False,
+    tolerance: Annotated[float, typer.Option(help="Of surface Dice, mm.")] = 1.0,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure Dice, HD95 and surface Dice for each label and each person."""
+    from segunlearn.evaluation import evaluate as run
+    from segunlearn.inference import Segmenter
+
+    info = version_of(home_of(home), model, version)
+    cases = cases_from_folder(data, people_of(people, person_regex), modality=modality.upper())
+    if held_out:
+        kept_out = set(info.details.get("held_out") or ())
+        cases = [c for c in cases if c.person in kept_out]
+        if not cases:
+            raise InvalidInputError(
+                f"{info.version} was trained without --holdout, or these are other people: "
+                "none of them was kept out."
+            )
+    segmenter = Segmenter.from_version(info, device)
+    with stop_on_interrupt() as interrupted, progress_bar(as_json) as bar:
+        result = run(
+            cases,
+            segmenter,
+            tolerance_mm=tolerance,
+            progress=lambda done, total: bar("evaluate", done, total),
+            cancel=interrupted,
+        )
+    if as_json:
+        print_json({"version": info.version, "sha256": info.sha256, **result.to_json()})
+        return
+    table = Table(title=f"{info.version}: {len(cases)} images of {len(persons_of(cases))} people")
+    for column in ("", "Dice", "HD95 mm", f"surface Dice {tolerance:g} mm"):
+        table.add_column(column, justify="left" if column == "" else "right")
+    for name, figures in result.per_label().items():
+        table.add_row(name, *_row(figures))
+    table.add_section()
+    table.add_row("mean", *_row(result.mean()))
+    Console().print(table)
+    worst = sorted(result.per_person().items(), key=lambda item: item[1]["dice"])[:3]
+    Console().print("lowest: " + ", ".join(f"{p} {f['dice']:.3f}" for p, f in worst))
+
+
+def _row(figures: dict[str, Any]) -> list[str]:
+    hd95 = figures["hd95_mm"]
+    return [
+        f"{figures['dice']:.3f}",
+        "missed" if math.isinf(hd95) else f"{hd95:.2f}",
+        f"{figures['surface_dice']:.3f}",
+    ]

@@ -1,0 +1,121 @@
+"""``segunlearn infer``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydicom.dataset import Dataset
+
+from segunlearn.cli.common import (
+    DEFAULT,
+    DeviceOption,
+    HomeOption,
+    JsonOption,
+    ModalityOption,
+    ModelOption,
+    console,
+    home_of,
+    print_json,
+    progress_bar,
+    stop_on_interrupt,
+    version_of,
+)
+from segunlearn.errors import InvalidInputError
+from segunlearn.volumes import SUFFIXES
+
+
+def infer(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="INPUT", help="NIfTI or NRRD file, or folder of one DICOM series."),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Mask: .nii.gz, .nii, .nrrd, or .dcm for DICOM SEG."),
+    ],
+    home: HomeOption = DEFAULT,
+    modality: ModalityOption = "MR",
+    model: ModelOption = "segmentation",
+    version: Annotated[str | None, typer.Option(help="Instead of the active version.")] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Segment one image; the mask lies on the image's own grid."""
+    from segunlearn.dicom.segmentation import Algorithm, write_segmentation
+    from segunlearn.dicom.series import volume_from_datasets
+    from segunlearn.inference import Segmenter
+    from segunlearn.records.durable import write_durably
+    from segunlearn.volumes import read_volume, write_volume
+
+    as_dicom = output.suffix.lower() == ".dcm"
+    if not as_dicom and not output.name.endswith(SUFFIXES):
+        raise InvalidInputError(f"{output.name}: end it in {', '.join(SUFFIXES)} or .dcm.")
+    info = version_of(home_of(home), model, version)
+    if source.is_dir():
+        datasets = _series_in(source)
+        image = volume_from_datasets(datasets)
+    else:
+        datasets = []
+        image = read_volume(source, modality=modality.upper())
+        if as_dicom:
+            raise InvalidInputError("a DICOM SEG needs a DICOM series as input, not a file.")
+    segmenter = Segmenter.from_version(info, device)
+    with stop_on_interrupt() as interrupted, progress_bar(as_json) as bar:
+        mask = segmenter.predict(
+            image, progress=lambda done, total: bar("infer", done, total), cancel=interrupted
+        )
+    values = segmenter.config.label_values
+    if as_dicom:
+        algorithm = Algorithm(
+            name=f"SegUnlearn {model}", version=f"{info.version} {info.sha256[:12]}"
+        )
+        segmentation = write_segmentation(
+            mask,
+            datasets,
+            {v: k for k, v in values.items()},
+            author="SegUnlearn",
+            algorithm=algorithm,
+        )
+        write_durably(output, _file_of(segmentation))
+    else:
+        write_volume(mask, output)
+    voxel = abs(image.spacing[0] * image.spacing[1] * image.spacing[2]) / 1000
+    volumes = {k: float((mask.array == v).sum() * voxel) for k, v in values.items()}
+    if as_json:
+        print_json(
+            {
+                "output": str(output), "version": info.version, "sha256": info.sha256,
+                "labels": values, "millilitres": volumes, "seconds": dict(mask.seconds),
+            }
+        )  # fmt: skip
+        return
+    shown = ", ".join(f"{k} {v:.1f} ml" for k, v in volumes.items())
+    console.print(f"{output.name}: {shown} ({info.version}, {sum(mask.seconds.values()):.1f} s)")
+
+
+def _series_in(folder: Path) -> list[Dataset]:
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+
+    found: list[Dataset] = []
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        try:
+            found.append(pydicom.dcmread(path))
+        except InvalidDicomError:
+            continue
+    series = {str(d.get("SeriesInstanceUID", "")) for d in found}
+    if len(series) != 1:
+        raise InvalidInputError(
+            f"{folder}: holds {len(series)} DICOM series. Give the folder of one series."
+        )
+    return found
+
+
+def _file_of(dataset: Dataset) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()

@@ -1,0 +1,43 @@
+"""``segunlearn info``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from segunlearn import __version__
+from segunlearn.cli.common import DEFAULT, HomeOption, JsonOption, home_of, print_json
+from segunlearn.records.versions import VersionRegistry
+
+
+def info(home: HomeOption = DEFAULT, as_json: JsonOption = False) -> None:
+    """Show the models of a home, their versions, and what they segment."""
+    place = home_of(home)
+    folder = place.root / "models"
+    models: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []:
+        models[path.name] = [
+            {
+                "version": v.version, "state": v.state, "created": v.created, "sha256": v.sha256,
+                "labels": v.config.get("labels", []), "best_dice": v.details.get("best_dice"),
+            }
+            for v in VersionRegistry(path).versions()
+        ]  # fmt: skip
+    if as_json:
+        print_json({"program": __version__, "home": str(place.root), "models": models})
+        return
+    table = Table(title=f"SegUnlearn {__version__}, {place.root}")
+    for column in ("model", "version", "state", "created", "labels", "validation Dice", "SHA-256"):
+        table.add_column(column)
+    for name, versions in models.items():
+        for v in versions:
+            dice = "" if v["best_dice"] is None else f"{v['best_dice']:.3f}"
+            table.add_row(
+                name, v["version"], v["state"], v["created"], ", ".join(v["labels"]), dice,
+                v["sha256"][:12],
+            )  # fmt: skip
+    Console().print(table)
+    if not models:
+        Console().print("no model yet: segunlearn train --data DIR --home DIR")

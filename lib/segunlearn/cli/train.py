@@ -1,0 +1,186 @@
+"""``segunlearn train``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from segunlearn.cases import Case, cases_from_folder, persons_of, split_by_person
+from segunlearn.cli.common import (
+    DEFAULT,
+    DataOption,
+    DeviceOption,
+    HomeOption,
+    JsonOption,
+    ModalityOption,
+    ModelOption,
+    PeopleOption,
+    RegexOption,
+    StoreOption,
+    console,
+    home_of,
+    names_of,
+    people_of,
+    print_json,
+    progress_bar,
+    stop_on_interrupt,
+    version_of,
+)
+from segunlearn.errors import ConflictError, InvalidInputError, SegUnlearnError
+
+
+class RecipeName(StrEnum):
+    """Recipes of ``segunlearn.training.planning``."""
+
+    DEFAULT = "default"
+    LONG = "long"
+    SAMPLE = "sample"
+
+
+def train(
+    data: DataOption,
+    home: HomeOption = DEFAULT,
+    people: PeopleOption = None,
+    person_regex: RegexOption = None,
+    labels: Annotated[str, typer.Option(help="Names of label 1, 2, …, separated by commas.")] = "",
+    modality: ModalityOption = "MR",
+    model: ModelOption = "segmentation",
+    recipe: Annotated[RecipeName, typer.Option(help="How to train.")] = RecipeName.DEFAULT,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None,
+    flip: Annotated[
+        str, typer.Option(help="RAS axes to mirror patches along, for example R; none by default.")
+    ] = "",
+    holdout: Annotated[
+        float, typer.Option(help="Share of the people that is kept out, for 'evaluate --held-out'.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
+    from_active: Annotated[
+        bool, typer.Option("--from-active", help="Start from the active version's weights.")
+    ] = False,
+    store: StoreOption = "",
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Train a model on a folder, and make it the active version.
+
+    A stopped training goes on from its last epoch when it is started again with the same data and
+    options. Studies with a live forget request are left out.
+    """
+    from segunlearn.app.records import Records
+    from segunlearn.app.training_run import TrainingRun
+    from segunlearn.networks import ModelConfig
+    from segunlearn.records.runs import Progress
+    from segunlearn.training import planning
+
+    place, chosen = home_of(home), planning.recipe(recipe.value)
+    changes: dict[str, Any] = {"seed": seed, "device": device}
+    changes |= {
+        key: value
+        for key, value in (
+            ("epochs", epochs), ("batch_size", batch_size), ("learning_rate", learning_rate),
+        )
+        if value is not None
+    }  # fmt: skip
+    settings = replace(chosen.settings, **changes)
+    if flip:
+        settings = replace(
+            settings, augmentation=replace(settings.augmentation, flip_axes=_axes(flip))
+        )
+    cases = cases_from_folder(data, people_of(people, person_regex), modality=modality.upper())
+    held_out: list[str] = []
+    if holdout > 0:
+        cases, out = split_by_person(cases, (1 - holdout, holdout), seed)
+        held_out = persons_of(out)
+    records = Records(place, store)
+    parent = version_of(place, model, None) if from_active else None
+
+    def select(_run: TrainingRun) -> tuple[Sequence[Case], ModelConfig]:
+        kept = records.without_forgotten(cases)
+        if len(kept) < len(cases):
+            console.print(f"{len(cases) - len(kept)} images are marked for forgetting: left out")
+        if not kept:
+            raise ConflictError("every labelled image is marked for forgetting.")
+        if parent is not None:
+            return kept, ModelConfig.from_json(parent.config)
+        names = names_of(labels) if labels else _names_in(data, kept)
+        return kept, planning.plan(kept, names, name=model, recipe=chosen)
+
+    with stop_on_interrupt() as interrupted, progress_bar(as_json) as bar:
+
+        def show(progress: Progress) -> None:
+            figures = progress.metrics
+            text = progress.phase
+            if "epoch" in figures:
+                text += f"  epoch {figures['epoch']:.0f}/{settings.epochs}"
+            for key, name in (("loss", "loss"), ("val_dice", "Dice")):
+                if key in figures:
+                    text += f"  {name} {figures[key]:.3f}"
+            bar(text, progress.step, progress.total)
+
+        run = TrainingRun(
+            model=model, home=place, records=records, settings=settings, parent=parent,
+            requested_by="command line", on_progress=show, stopped=interrupted,
+            details={"held_out": held_out},
+        )  # fmt: skip
+        version, result = run.execute(select)
+    figures = {
+        "version": version.version, "sha256": version.sha256, "run_id": run.run_id,
+        "best_dice": result.best_dice, "epochs": result.epochs_done, "seconds": result.seconds,
+        "train_cases": len(result.train_cases), "val_cases": len(result.val_cases),
+        "held_out_people": len(held_out),
+    }  # fmt: skip
+    if as_json:
+        print_json({**figures, "curve": result.curve})
+        return
+    dice = (
+        "not validated" if result.best_dice is None else f"validation Dice {result.best_dice:.3f}"
+    )
+    console.print(
+        f"{version.version} is active ({dice}, {len(result.train_cases)} training and "
+        f"{len(result.val_cases)} validation images, {result.seconds:.0f} s)"
+    )
+
+
+def _axes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(sorted({"RAS".index(c) for c in text.upper()}))
+    except ValueError as error:
+        raise InvalidInputError(f"--flip {text!r}: use the letters R, A and S.") from error
+
+
+def _names_in(data: Path, cases: Sequence[Case]) -> tuple[str, ...]:
+    """Names of dataset.json (Medical Segmentation Decathlon), else label_1, label_2, …."""
+    described = data / "dataset.json"
+    if described.is_file():
+        try:
+            table = json.loads(described.read_text(encoding="utf-8"))["labels"]
+            pairs = sorted((int(k), str(v)) for k, v in table.items() if int(k) > 0)
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise InvalidInputError(
+                f"{described}: has no readable 'labels' ({error}). Name them with --labels."
+            ) from error
+        if [value for value, _ in pairs] == list(range(1, len(pairs) + 1)):
+            return tuple(name for _, name in pairs)
+        raise InvalidInputError(f"{described}: labels must be 1, 2, … without gaps.")
+    import numpy as np
+
+    from segunlearn.volumes import read_volume
+
+    highest = 0
+    for case in cases:
+        if case.label is not None:
+            try:
+                highest = max(highest, int(np.max(read_volume(case.label, label=True).array)))
+            except SegUnlearnError as error:
+                raise InvalidInputError(f"{case.label.name}: {error}") from error
+    if highest == 0:
+        raise InvalidInputError(f"{data}: every label map is empty. Annotate something first.")
+    return tuple(f"label_{i}" for i in range(1, highest + 1))

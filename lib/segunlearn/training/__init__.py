@@ -1,0 +1,176 @@
+"""Training: cases in, weights out, and back where it was after a kill at any moment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from segunlearn.cases import Case, split_by_person
+from segunlearn.errors import InvalidInputError
+from segunlearn.inference import choose_device
+from segunlearn.networks import (
+    ModelConfig,
+    build_network,
+    load_state,
+    read_tensors,
+    save_weights,
+)
+from segunlearn.records.runs import Progress
+from segunlearn.training.checkpoint import Checkpoint
+from segunlearn.training.data import PreparedCase, Throttle, prepare
+from segunlearn.training.loop import Trainer, learning_rate_at, make_loss
+from segunlearn.training.settings import (
+    Augmentation,
+    CaseDigests,
+    TrainResult,
+    TrainSettings,
+)
+
+__all__ = [
+    "Augmentation",
+    "CaseDigests",
+    "TrainResult",
+    "TrainSettings",
+    "learning_rate_at",
+    "make_loss",
+    "train",
+]
+
+
+def train(
+    cases: Sequence[Case],
+    config: ModelConfig,
+    settings: TrainSettings,
+    *,
+    run_dir: Path,
+    parent_weights: Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    cancel: Callable[[], bool] | None = None,
+    resume: bool = True,
+) -> TrainResult:
+    """Train a network.
+
+    The persons are split into training and validation; the weights with the best validation Dice
+    are kept. On a CPU the result is the same for the same cases, settings and number of threads,
+    also when the run was killed and resumed.
+
+    Parameters
+    ----------
+    cases
+        With labels. The caller has taken out every case that a forget request covers.
+    config
+        The network.
+    settings
+        See ``TrainSettings``.
+    run_dir
+        Holds the checkpoint, and at the end ``weights.safetensors``.
+    parent_weights
+        Start from these weights (same configuration) instead of random ones.
+    progress
+        Called with phases ``prepare``, ``train`` and ``validate``, at most twice a second.
+    cancel
+        Asked at every step.
+    resume
+        Go on from the checkpoint in ``run_dir`` if it is of the same cases, labels, configuration
+        and settings; any other checkpoint there is discarded.
+
+    Raises
+    ------
+    CancelledError
+        ``cancel`` said so; a later call goes on from the last whole epoch.
+    InvalidInputError, LabelError, GeometryError
+        Cases, settings and configuration do not fit together.
+    """
+    started = time.monotonic()
+    run_dir = Path(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    report = progress or (lambda _: None)
+    stop = cancel or (lambda: False)
+    train_cases, val_cases = _split(cases, settings)
+    throttle = Throttle()
+
+    def prepared(done: int, total: int) -> None:
+        if throttle.due(last=done == total):
+            report(Progress("prepare", done, total, {}, eta_seconds=None))
+
+    cache = run_dir / "cache"
+    ready = prepare(
+        [*train_cases, *val_cases],
+        config,
+        cache_gib=settings.cache_gib,
+        folder=cache,
+        report=prepared,
+        cancel=stop,
+    )
+    parent = read_tensors(parent_weights) if parent_weights is not None else None
+    checkpoint = Checkpoint(run_dir, _fingerprint(ready, config, settings, parent))
+    network = build_network(config, settings.seed)
+    if parent is not None:
+        load_state(network, parent, "parent weights")
+    trainer = Trainer(
+        network,
+        config,
+        settings,
+        ready[: len(train_cases)],
+        ready[len(train_cases) :],
+        checkpoint,
+        device=choose_device(settings.device),
+        report=report,
+        cancel=stop,
+    )
+    before = time.monotonic() - started
+    state = trainer.run(resume=resume)
+    best = checkpoint.best_weights()
+    weights = run_dir / "weights.safetensors"
+    sha256 = save_weights(best if best is not None else trainer.network, weights)
+    shutil.rmtree(cache, ignore_errors=True)
+    return TrainResult(
+        weights=weights,
+        sha256=sha256,
+        best_dice=state.best_dice,
+        curve=state.curve,
+        train_cases=train_cases,
+        val_cases=val_cases,
+        digests={r.case.series: r.digests for r in ready},
+        config=config,
+        settings=settings,
+        seconds=state.seconds + before,
+        epochs_done=state.epoch,
+    )
+
+
+def _split(cases: Sequence[Case], settings: TrainSettings) -> tuple[list[Case], list[Case]]:
+    cases = sorted(cases, key=lambda c: c.series)
+    if not cases:
+        raise InvalidInputError("no cases to train on. Annotate studies first.")
+    if len({c.series for c in cases}) != len(cases):
+        raise InvalidInputError("a series was given twice for training; give each once.")
+    if settings.val_fraction == 0:
+        return cases, []
+    train_cases, val_cases = split_by_person(
+        cases, (1 - settings.val_fraction, settings.val_fraction), settings.seed
+    )
+    return train_cases, val_cases
+
+
+def _fingerprint(
+    ready: Sequence[PreparedCase],
+    config: ModelConfig,
+    settings: TrainSettings,
+    parent: dict[str, torch.Tensor] | None,
+) -> str:
+    content = {
+        "cases": [[r.case.series, r.case.person, r.digests.image, r.digests.label] for r in ready],
+        "config": config.to_json(),
+        "settings": settings.to_json(),
+        "parent": None
+        if parent is None
+        else [[k, float(v.double().sum())] for k, v in sorted(parent.items())],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,184 @@
+"""Cases in memory or in files, preprocessed once; and the patches of each step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from segunlearn.cases import Case
+from segunlearn.errors import CancelledError, LabelError
+from segunlearn.networks import ModelConfig
+from segunlearn.training.augmentation import sample_patch
+from segunlearn.training.settings import CaseDigests, TrainSettings
+from segunlearn.transforms import preprocess, preprocess_label
+from segunlearn.volumes import read_volume
+
+#: Voxels of each structure that are kept as possible patch centres.
+_CENTRES = 4096
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """A case on the model's grid.
+
+    Parameters
+    ----------
+    image
+        ``(C, X, Y, Z)`` float32.
+    label
+        ``(X, Y, Z)`` integers.
+    foreground
+        For each structure that is there, up to ``_CENTRES`` of its voxels, ``(N, 3)``.
+    digests
+        Of the files.
+    """
+
+    case: Case
+    image: torch.Tensor
+    label: torch.Tensor
+    foreground: list[torch.Tensor]
+    digests: CaseDigests
+
+
+def prepare(
+    cases: Sequence[Case],
+    config: ModelConfig,
+    *,
+    cache_gib: float,
+    folder: Path,
+    report: Callable[[int, int], None],
+    cancel: Callable[[], bool],
+) -> list[PreparedCase]:
+    """Read and preprocess all cases; beyond ``cache_gib`` they are mapped from files.
+
+    Raises
+    ------
+    LabelError
+        A case has no label, or no case shows one of the structures.
+    InvalidInputError, GeometryError
+        A file is damaged, or image and label do not belong together; the message names it.
+    CancelledError
+        ``cancel`` said so.
+    """
+    left = int(cache_gib * 2**30)
+    prepared = []
+    for number, case in enumerate(cases):
+        if cancel():
+            raise CancelledError("the training was stopped while its cases were read.")
+        ready = _prepare_one(case, config)
+        size = ready.image.nbytes + ready.label.nbytes
+        if size > left:
+            ready = _move_to_files(ready, folder, number)
+        else:
+            left -= size
+        prepared.append(ready)
+        report(number + 1, len(cases))
+    present = {int(v) for p in prepared for v in _values(p)}
+    absent = [name for name, value in config.label_values.items() if value not in present]
+    if absent:
+        raise LabelError(
+            f"no training case shows {', '.join(absent)}. Annotate it, or train without it."
+        )
+    return prepared
+
+
+def _prepare_one(case: Case, config: ModelConfig) -> PreparedCase:
+    if case.label is None:
+        raise LabelError("a case without a label map was given for training; annotate it first.")
+    image = read_volume(case.image, modality=case.modality)
+    label = read_volume(case.label, label=True)
+    try:
+        ready = preprocess(image, config)
+        mask = preprocess_label(label, config, ready.grid)
+    except ValueError as error:
+        raise type(error)(f"{case.image.name}: {error}") from error
+    generator = np.random.default_rng(0)
+    foreground = []
+    for value in config.label_values.values():
+        voxels = np.argwhere(mask.numpy() == value)
+        if len(voxels) > _CENTRES:
+            voxels = voxels[generator.choice(len(voxels), _CENTRES, replace=False)]
+        if len(voxels):
+            foreground.append(torch.from_numpy(voxels.astype(np.int32)))
+    digests = CaseDigests(image=image.digest(), label=label.digest())
+    return PreparedCase(case, ready.tensor, mask, foreground, digests)
+
+
+def _values(ready: PreparedCase) -> set[int]:
+    return {int(ready.label[tuple(int(i) for i in v[0])]) for v in ready.foreground}
+
+
+def _move_to_files(ready: PreparedCase, folder: Path, number: int) -> PreparedCase:
+    folder.mkdir(parents=True, exist_ok=True)
+    mapped = []
+    for name, tensor in (("image", ready.image), ("label", ready.label)):
+        path = folder / f"{number:05d}-{name}.npy"
+        np.save(path, tensor.numpy(), allow_pickle=False)
+        # "c": pages are read when touched; torch wants a writable array, the file never changes
+        mapped.append(torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False)))
+    return PreparedCase(ready.case, mapped[0], mapped[1], ready.foreground, ready.digests)
+
+
+class Batches:
+    """The patches of every step, the same for any number of processes and after any restart.
+
+    Parameters
+    ----------
+    prepared
+        Training cases.
+    config, settings
+        Patch size, batch size, augmentation, seed.
+    """
+
+    def __init__(
+        self, prepared: Sequence[PreparedCase], config: ModelConfig, settings: TrainSettings
+    ) -> None:
+        self._prepared = prepared
+        self._config = config
+        self._settings = settings
+        samples = len(prepared) * settings.samples_per_case
+        #: Steps of an epoch; the last batch is filled up from the start of the order.
+        self.steps = -(-samples // settings.batch_size)
+
+    def batch(
+        self, epoch: int, step: int, rank: int = 0, processes: int = 1
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Every ``processes``-th patch of a step: images ``(B, C, …)``, labels ``(B, 1, …)``."""
+        settings = self._settings
+        order = np.random.default_rng((settings.seed, epoch)).permutation(len(self._prepared))
+        first = step * settings.batch_size
+        images, labels = [], []
+        for index in range(first + rank, first + settings.batch_size, processes):
+            ready = self._prepared[order[index % len(order)]]
+            image, label = sample_patch(
+                ready.image,
+                ready.label,
+                ready.foreground,
+                self._config,
+                settings.foreground,
+                settings.augmentation,
+                np.random.default_rng((settings.seed, epoch, index)),
+            )
+            images.append(image)
+            labels.append(label[None])
+        return torch.stack(images), torch.stack(labels)
+
+
+class Throttle:
+    """Lets a progress report through at most twice a second, and always the last one."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def due(self, last: bool) -> bool:
+        """Whether to report now."""
+        now = time.monotonic()
+        if now < self._next and not last:
+            return False
+        self._next = now + 0.5
+        return True
