@@ -19,6 +19,7 @@ from pydicom.uid import generate_uid
 
 from key_object_sources import ct_series, rejection_note
 from orthanc_process import OrthancProcess
+from segunlearn.app.forgetting import proposing, reporting
 from segunlearn.app.pacs_sync import PacsSync
 from segunlearn.dicom.archive import Archive, open_archive
 from segunlearn.dicom.key_objects import references_of
@@ -26,6 +27,7 @@ from segunlearn.dicom.orthanc import OrthancChanges, find_orthanc
 from segunlearn.dicom.rejection import Proposal
 from segunlearn.dicom.retraction import RetractionNote, build_retractions, parse_retraction
 from segunlearn.errors import InvalidInputError, UnavailableError
+from segunlearn.records.forget_set import ForgetSet
 from segunlearn.records.outbox import Outbox, PacsSeen
 from segunlearn.records.store import Store, open_store
 
@@ -327,12 +329,11 @@ def test_a_study_deleted_from_the_pacs_is_proposed_after_two_polls(
 def test_nothing_is_searched_while_the_change_counter_stands(
     pacs: OrthancProcess, store: Store, tmp_path: Path
 ) -> None:
-    changes = find_orthanc(pacs.url)
-    assert changes is not None
-    site = Site(pacs, store, tmp_path, changes=changes)
+    site = Site(pacs, store, tmp_path, find_changes=lambda: find_orthanc(pacs.url))
     images = ct_series()
     pacs.upload([*images, rejection_note(images)])
     assert len(site.sync.poll_once()) == 1
+    assert site.sync.poll_once() == []  # the counter is known from now on
     searches: list[object] = []
     search = site.archive.client.search_for_series
     site.archive.client.search_for_series = lambda **o: (  # type: ignore[method-assign]
@@ -389,6 +390,44 @@ def test_a_fault_does_not_end_the_thread(
             wait_for(lambda: len(calls) >= 3)
         finally:
             assert site.sync.stop()
+
+
+def test_from_the_mark_to_the_pacs_and_from_the_pacs_to_the_decision(
+    pacs: OrthancProcess, store: Store, tmp_path: Path
+) -> None:
+    """The whole way with the real forget set: no list in its place."""
+    images = ct_series(instances=2)
+    study = images[0].StudyInstanceUID
+    pacs.upload(images)
+    outbox, seen = Outbox(store), PacsSeen(store)
+    forget_set = ForgetSet(store, on_change=reporting(outbox))
+    sync = PacsSync(
+        open_archive(pacs.url, index_dir=tmp_path),
+        outbox,
+        seen,
+        proposing(forget_set, seen),
+        secret=SECRET,
+    )
+    request, _ = forget_set.mark("study", study, "wrong_label", actor="anna")
+    forget_set.approve(request.request_id, actor="root")
+    forget_set.withdraw(request.request_id, actor="root")
+    sync.send_due()
+    documents = key_objects(pacs, tmp_path)
+    retractions = [parse_retraction(d) for d in documents]
+    assert [r.state for r in retractions if r] == ["requested", "approved", "withdrawn"]
+    assert {r.request_id for r in retractions if r} == {request.request_id}
+    assert len({d.SeriesInstanceUID for d in documents}) == 1
+    assert sync.poll_once() == []
+    pacs.upload([rejection_note(images)])
+    assert len(sync.poll_once()) == 1
+    (proposal,) = forget_set.list(states=("proposed",))
+    assert (proposal.target.id, proposal.reason) == (study, "retention_expired")
+    assert (proposal.source, proposal.marked_by) == ("rejection_note", "system")
+    assert not forget_set.status(studies=[study])[study].marked
+    assert outbox.status().waiting == 0
+    forget_set.mark("study", study, "retention_expired", actor="anna")
+    assert forget_set.status(studies=[study])[study].marked
+    assert outbox.status().waiting == 1
 
 
 def test_an_interval_is_needed(pacs: OrthancProcess, store: Store, tmp_path: Path) -> None:

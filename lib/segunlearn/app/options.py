@@ -53,6 +53,8 @@ class AppOptions:
         ``auto``, ``cpu``, ``cuda:0``.
     refresh
         Seconds after which the list of studies is read again.
+    poll
+        Seconds between two looks into the PACS for documents of other systems.
     queue
         Inference requests that may wait for the device; more are told to come back.
     """
@@ -68,6 +70,7 @@ class AppOptions:
     person_regex: str = ""
     device: str = "auto"
     refresh: float = 10.0
+    poll: float = 60.0
     queue: int = 16
 
     def __post_init__(self) -> None:
@@ -83,6 +86,8 @@ class AppOptions:
             raise InvalidInputError(
                 f"--conf modalities {','.join(self.modalities)!r}: name at least one, as in CT,MR."
             )
+        if not 0 < self.poll < 86400:
+            raise InvalidInputError("--conf poll must lie between 0 and 86400 seconds.")
         if self.refresh < 0 or self.queue < 1:
             raise InvalidInputError("--conf refresh must be >= 0 seconds and queue at least 1.")
 
@@ -217,5 +222,6 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "person_regex": str,
     "device": str,
     "refresh": _number("refresh", float),
+    "poll": _number("poll", float),
     "queue": _number("queue", int),
 }

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
-from typing import Protocol
 
 from pydicom.dataset import Dataset
 
@@ -29,15 +28,10 @@ KEY_OBJECTS = "KO"
 #: Documents read, and studies looked for, in one poll; the next poll goes on.
 DOCUMENTS_A_POLL = 200
 STUDIES_A_POLL = 50
+#: Writes a proposal into the forget set, and says whether it is new; twice the same is once.
+Propose = Callable[[Proposal], bool]
 #: Longest pause after the PACS could not be reached, in seconds.
 LONGEST_OUTAGE_PAUSE = 300.0
-
-
-class Propose(Protocol):
-    """Writes a proposal into the forget set; the same proposal twice changes nothing."""
-
-    def __call__(self, proposal: Proposal) -> bool:
-        """Return whether it is new."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +58,8 @@ class PacsSync:
         Key of the site; the UIDs of our documents are derived from it.
     studies
         Studies that models were trained on; it is proposed to forget those that vanish.
-    changes
-        Orthanc's change counter, where there is one: saves searching while nothing changes.
+    find_changes
+        Looks for Orthanc's change counter, once; it saves searching while nothing changes.
     interval
         Seconds between two polls.
     """
@@ -79,14 +73,16 @@ class PacsSync:
         *,
         secret: bytes,
         studies: Callable[[], Iterable[str]] = tuple,
-        changes: OrthancChanges | None = None,
+        find_changes: Callable[[], OrthancChanges | None] = lambda: None,
         interval: float = 60.0,
     ) -> None:
         if interval <= 0:
             raise InvalidInputError(f"the PACS is polled every {interval} s; give more than 0.")
         self._archive, self._outbox, self._seen = archive, outbox, seen
         self._propose, self._secret, self._studies = propose, secret, studies
-        self._changes, self._interval = changes, interval
+        self._find_changes, self._interval = find_changes, interval
+        self._changes: OrthancChanges | None = None
+        self._looked = False
         self._pseudonyms = Pseudonyms(secret)
         self._last_change: int | None = None
         self._next_study = 0
@@ -188,6 +184,8 @@ class PacsSync:
                 found, complete = self._new_documents()
                 new.extend(found)
                 self._last_change = last if complete else None
+            if not self._looked:  # the PACS has just answered, so this is no guess
+                self._changes, self._looked = self._find_changes(), True
             new.extend(self._vanished())
         return new
 

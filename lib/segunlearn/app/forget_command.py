@@ -1,0 +1,302 @@
+"""``segunlearn forget`` and ``segunlearn ledger``: the records from the command line."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from segunlearn.app.options import DEFAULT_HOME, Home
+from segunlearn.errors import InvalidInputError, SegUnlearnError
+from segunlearn.records.forget_set import ForgetRequest, ForgetSet
+from segunlearn.records.forget_states import Reason
+from segunlearn.records.ledger import Ledger
+from segunlearn.records.outbox import Outbox
+from segunlearn.records.store import Store, open_store
+
+forget = typer.Typer(no_args_is_help=True, help="Mark studies for forgetting, and follow them.")
+ledger = typer.Typer(no_args_is_help=True, help="Which studies shaped which version.")
+
+Needed = Literal["hidden", "unlearned", "retrained"]
+
+HomeOption = Annotated[
+    Path, typer.Option("--home", envvar="SEGUNLEARN_HOME", help="Folder of the store.")
+]
+StoreOption = Annotated[
+    str, typer.Option("--store", help="URL of the store; without it, SQLite in the home folder.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+StudyOption = Annotated[str, typer.Option("--study", help="StudyInstanceUID.")]
+SeriesOption = Annotated[str, typer.Option("--series", help="SeriesInstanceUID.")]
+RequestArgument = Annotated[str, typer.Argument(help="Id of the request, 32 digits.")]
+
+
+@contextmanager
+def records(home: Path, url: str) -> Iterator[Store]:
+    """Open the store; our errors become one sentence on stderr and exit code 1."""
+    store = None
+    try:
+        root = home.expanduser().resolve()
+        if not url and not Home(root).database.is_file():
+            raise InvalidInputError(
+                f"{root}: no store is here. Name the home folder of the server with --home."
+            )
+        store = open_store(url or Home(root).database)
+        yield store
+    except SegUnlearnError as error:
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        raise typer.Exit(1) from error
+    finally:
+        if store is not None:
+            store.close()
+
+
+def _forget_set(store: Store) -> ForgetSet:
+    from segunlearn.app.forgetting import reporting
+
+    return ForgetSet(store, on_change=reporting(Outbox(store)))
+
+
+@forget.command()
+def mark(
+    reason: Annotated[Reason, typer.Option(help="Why.")],
+    study: StudyOption = "",
+    series: SeriesOption = "",
+    patient: Annotated[str, typer.Option(help="PatientID, or PatientID^^^Issuer.")] = "",
+    structure: Annotated[str, typer.Option(help="Name of a label.")] = "",
+    model: Annotated[str, typer.Option(help="Of a structure: this model only.")] = "",
+    note: Annotated[str, typer.Option(help="Text; needed with --reason other.")] = "",
+    needed: Annotated[Needed | None, typer.Option(help="Assurance level.")] = None,
+    files: Annotated[bool, typer.Option("--files", help="Ids are file names, not UIDs.")] = False,
+    home: HomeOption = DEFAULT_HOME,
+    url: StoreOption = "",
+    as_json: Json = False,
+) -> None:
+    """Mark a study, series, patient or structure; from now on it is left out of training."""
+    kind, target = _one_target(study=study, series=series, patient=patient, structure=structure)
+    with records(home, url) as store:
+        forget_set = ForgetSet(store) if files else _forget_set(store)
+        request, created = forget_set.mark(
+            kind,
+            target,
+            reason,
+            note,
+            _actor(),
+            role="command line",
+            model=model,
+            needed=needed,
+            opaque=files,
+        )
+    said = "marked" if created else f"was marked before, now {request.state}"
+    _say([request], as_json, f"{request.request_id}: {said}.")
+
+
+@forget.command("list")
+def list_requests(
+    state: Annotated[list[str] | None, typer.Option(help="Of a request; may be repeated.")] = None,
+    reason: Annotated[Reason | None, typer.Option()] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
+    offset: Annotated[int, typer.Option(min=0)] = 0,
+    home: HomeOption = DEFAULT_HOME,
+    url: StoreOption = "",
+    as_json: Json = False,
+) -> None:
+    """List requests, newest first."""
+    states = state or []
+    with records(home, url) as store:
+        forget_set = ForgetSet(store)
+        found = forget_set.list(states=states, reason=reason, limit=limit, offset=offset)
+        total = forget_set.count(states=states, reason=reason)
+    _say(found, as_json, f"{len(found)} of {total} requests.")
+
+
+@forget.command()
+def show(
+    request_id: RequestArgument,
+    home: HomeOption = DEFAULT_HOME,
+    url: StoreOption = "",
+    as_json: Json = False,
+) -> None:
+    """Show a request with its history."""
+    with records(home, url) as store:
+        forget_set = ForgetSet(store)
+        request, history = forget_set.get(request_id), forget_set.history(request_id)
+    if as_json:
+        _json({**_plain(request), "history": [asdict(step) for step in history]})
+        return
+    _say([request], False, "")
+    rows = [(h.time, h.actor, h.from_state, h.to_state, h.reached, h.why) for h in history]
+    _table(("time", "who", "from", "to", "reached", "why"), rows)
+
+
+@forget.command()
+def withdraw(
+    request_id: RequestArgument,
+    why: Annotated[str, typer.Option(help="Text for the history.")] = "",
+    home: HomeOption = DEFAULT_HOME,
+    url: StoreOption = "",
+    as_json: Json = False,
+) -> None:
+    """Take a request back, before any unlearning."""
+    with records(home, url) as store:
+        request = _forget_set(store).withdraw(
+            request_id, actor=_actor(), role="command line", why=why
+        )
+    _say([request], as_json, f"{request_id}: withdrawn.")
+
+
+@forget.command()
+def approve(
+    request_id: RequestArgument,
+    home: HomeOption = DEFAULT_HOME,
+    url: StoreOption = "",
+    as_json: Json = False,
+) -> None:
+    """Approve a request, so that it may be unlearned."""
+    with records(home, url) as store:
+        forget_set = _forget_set(store)
+        who = {"actor": _actor(), "role": "command line"}
+        if forget_set.get(request_id).state == "proposed":
+            forget_set.transition(request_id, "requested", **who)
+        request = forget_set.approve(request_id, **who)
+    _say([request], as_json, f"{request_id}: approved.")
+
+
+def _one_target(**given: str) -> tuple[str, str]:
+    named = [(kind, target) for kind, target in given.items() if target]
+    if len(named) != 1:
+        names = ", ".join(f"--{kind}" for kind in given)
+        raise typer.BadParameter(f"name exactly one of {names}.")
+    return named[0]
+
+
+def _actor() -> str:
+    return f"{getpass.getuser()} (command line)"
+
+
+def _plain(request: ForgetRequest) -> dict[str, Any]:
+    return {**asdict(request), "live": request.is_live}
+
+
+def _say(requests: Sequence[ForgetRequest], as_json: bool, sentence: str) -> None:
+    if as_json:
+        plain = [_plain(request) for request in requests]
+        _json(plain)
+        return
+    rows = [
+        (r.request_id, r.target.kind, r.target.id, r.state, r.reason, f"{r.reached}/{r.needed}")
+        for r in requests
+    ]
+    if rows:
+        _table(("request", "kind", "target", "state", "reason", "reached/needed"), rows)
+    if sentence:
+        typer.echo(sentence)
+
+
+def _json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    table = Table(box=None)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    Console().print(table)
+
+
+@ledger.command("show")
+def show_rows(
+    run: Annotated[str, typer.Option(help="Show one run's row with its cases.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
+    offset: Annotated[int, typer.Option(min=0)] = 0,
+    home: HomeOption = DEFAULT_HOME,
+    url: StoreOption = "",
+    as_json: Json = False,
+) -> None:
+    """Show rows, newest first."""
+    with records(home, url) as store:
+        book = Ledger(store)
+        rows = [book.row(run)] if run else book.rows(limit=limit, offset=offset)
+        cases = [asdict(case) for case in book.cases_of(run)] if run else []
+        total = book.head().rows
+    if as_json:
+        plain = [asdict(row) for row in rows]
+        _json({**plain[0], "cases": cases} if run else plain)
+        return
+    _table(
+        ("row", "ended", "kind", "model", "outcome", "series", "version", "run"),
+        [
+            (r.seq, r.ended, r.kind, r.model, r.outcome, r.cases_count, r.version_sha256, r.run_id)
+            for r in rows
+        ],
+    )
+    if run:
+        _table(("series", "study", "role"), [(c["series"], c["study"], c["role"]) for c in cases])
+    typer.echo(f"{len(rows)} of {total} rows.")
+
+
+@ledger.command()
+def verify(home: HomeOption = DEFAULT_HOME, url: StoreOption = "", as_json: Json = False) -> None:
+    """Recompute every digest; exit code 2 when a row was changed, removed or inserted."""
+    with records(home, url) as store:
+        book = Ledger(store)
+        head, faults = book.head(), book.verify()
+    if as_json:
+        _json({**head._asdict(), "faults": [asdict(fault) for fault in faults]})
+    elif not faults:
+        typer.echo(f"{head.rows} rows, no faults. Head {head.digest}.")
+    else:
+        for fault in faults:
+            typer.echo(": ".join(str(part) for part in asdict(fault).values()), err=True)
+    if faults:
+        raise typer.Exit(2)
+
+
+@ledger.command()
+def studies(
+    version: Annotated[str, typer.Argument(help="SHA-256 of the version's weights.")],
+    home: HomeOption = DEFAULT_HOME,
+    url: StoreOption = "",
+    as_json: Json = False,
+) -> None:
+    """List the studies that shaped a version, through all its ancestors."""
+    with records(home, url) as store:
+        found = Ledger(store).studies_of(version)
+    if as_json:
+        _json([study._asdict() for study in found])
+        return
+    _table(("study", "person", "roles"), [(s.study, s.person, ", ".join(s.roles)) for s in found])
+    typer.echo(f"{len(found)} studies.")
+
+
+@ledger.command()
+def versions(
+    study: StudyOption = "",
+    series: SeriesOption = "",
+    person: Annotated[str, typer.Option(help="PatientID, or PatientID^^^Issuer.")] = "",
+    home: HomeOption = DEFAULT_HOME,
+    url: StoreOption = "",
+    as_json: Json = False,
+) -> None:
+    """List the versions that a study, series or person shaped."""
+    kind, target = _one_target(study=study, series=series, person=person)
+    with records(home, url) as store:
+        found = Ledger(store).versions_that_saw(**{kind: target})
+    if as_json:
+        _json([version._asdict() for version in found])
+        return
+    _table(
+        ("version", "row", "its own run read it"),
+        [(v.version_sha256, v.seq, "yes" if v.direct else "no") for v in found],
+    )
+    typer.echo(f"{len(found)} versions.")

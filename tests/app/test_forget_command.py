@@ -1,0 +1,175 @@
+"""``segunlearn forget`` and ``segunlearn ledger`` say what the records say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from segunlearn.app import forget_command
+from segunlearn.records.forget_set import ForgetSet
+from segunlearn.records.ledger import Ledger, LedgerCase, LedgerEntry
+from segunlearn.records.outbox import Outbox
+from segunlearn.records.store import Store, open_store
+
+STUDY = "1.2.840.1"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = open_store(tmp_path / "segunlearn.db")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def app() -> typer.Typer:
+    root = typer.Typer()
+    root.add_typer(forget_command.forget, name="forget")
+    root.add_typer(forget_command.ledger, name="ledger")
+    return root
+
+
+class Shell:
+    def __init__(self, app: typer.Typer, home: Path) -> None:
+        self._app, self._home = app, home
+
+    def run(self, *words: str) -> Result:
+        return CliRunner().invoke(self._app, [*words, "--home", str(self._home)])
+
+    def json(self, *words: str) -> Any:
+        result = self.run(*words, "--json")
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+
+@pytest.fixture
+def shell(app: typer.Typer, store: Store, tmp_path: Path) -> Shell:
+    return Shell(app, tmp_path)
+
+
+def test_life_of_a_request(shell: Shell, store: Store) -> None:
+    first = shell.run("forget", "mark", "--study", STUDY, "--reason", "quality", "--note", "blur")
+    assert first.exit_code == 0
+    assert "marked" in first.stdout
+    (request,) = shell.json("forget", "list")
+    assert (request["state"], request["target"]["id"], request["live"]) == (
+        "requested",
+        STUDY,
+        True,
+    )
+    assert "(command line)" in request["marked_by"]
+    second = shell.run("forget", "mark", "--study", STUDY, "--reason", "other", "--note", "x")
+    assert "before" in second.stdout
+    name = request["request_id"]
+    assert shell.run("forget", "approve", name).exit_code == 0
+    shown = shell.json("forget", "show", name)
+    assert [step["to_state"] for step in shown["history"]] == ["requested", "approved"]
+    assert "approved" in shell.run("forget", "show", name).stdout
+    assert shell.run("forget", "withdraw", name, "--why", "a mistake").exit_code == 0
+    refused = shell.run("forget", "approve", name)
+    assert refused.exit_code == 1
+    assert "IllegalTransitionError" in refused.stderr
+    assert shell.json("forget", "list", "--state", "approved") == []
+    assert [r["state"] for r in shell.json("forget", "list", "--state", "withdrawn")] == [
+        "withdrawn"
+    ]
+    # what the command line does reaches the PACS like everything else
+    states = [item.payload["state"] for item in Outbox(store).list()]
+    assert states == ["requested", "approved", "withdrawn"]
+
+
+def test_ids_of_files_have_no_documents(shell: Shell, store: Store) -> None:
+    words = ("forget", "mark", "--series", "hippocampus_001", "--reason", "quality")
+    assert shell.run(*words).exit_code == 1
+    assert shell.run(*words, "--files").exit_code == 0
+    assert Outbox(store).list() == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("mark", "--reason", "quality"),
+        ("mark", "--reason", "quality", "--study", STUDY, "--patient", "P"),
+        ("mark", "--reason", "because", "--study", STUDY),
+        ("mark", "--reason", "other", "--study", STUDY),
+        ("mark", "--reason", "quality", "--study", "../.."),
+        ("mark", "--reason", "quality", "--study", "1." * 32 + "1"),
+        ("mark", "--reason", "quality", "--study", STUDY, "--needed", "none"),
+        ("show", "0" * 32),
+        ("withdraw", "'; DROP TABLE run"),
+        ("list", "--limit", "0"),
+        ("list", "--state", "done"),
+    ],
+)
+def test_bad_words_are_refused(shell: Shell, store: Store, words: tuple[str, ...]) -> None:
+    result = shell.run("forget", *words)
+    assert result.exit_code in (1, 2)
+    assert result.stderr.strip()
+    assert "Traceback" not in result.output
+    assert ForgetSet(store).count() == 0
+
+
+def test_a_home_without_a_store_is_not_made_one(app: typer.Typer, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["forget", "list", "--home", str(tmp_path / "nowhere")])
+    assert result.exit_code == 1
+    assert "no store is here" in result.stderr
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_ledger(shell: Shell, store: Store) -> None:
+    Ledger(store).append(
+        LedgerEntry(
+            run_id="r" * 32,
+            kind="train",
+            model="segmentation",
+            version_sha256="a" * 64,
+            parent_sha256=None,
+            cases=[LedgerCase("1.2.840.1.1", STUDY, "P9", "val", "b" * 64, "c" * 64)],
+            parameters={},
+            seed=1,
+            versions={},
+            machine={},
+            started="2026-01-01T00:00:00Z",
+            ended="2026-01-01T01:00:00Z",
+            outcome="done",
+        )
+    )
+    (row,) = shell.json("ledger", "show")
+    assert row["version_sha256"] == "a" * 64
+    whole = shell.json("ledger", "show", "--run", "r" * 32)
+    assert [case["role"] for case in whole["cases"]] == ["validation"]
+    assert "1 of 1 rows" in shell.run("ledger", "show").stdout
+    for words in (("--study", STUDY), ("--series", "1.2.840.1.1"), ("--person", "P9")):
+        (version,) = shell.json("ledger", "versions", *words)
+        assert version["version_sha256"] == "a" * 64
+    assert "1 versions" in shell.run("ledger", "versions", "--study", STUDY).stdout
+    (study,) = shell.json("ledger", "studies", "a" * 64)
+    assert study["study"] == STUDY
+    assert shell.run("ledger", "studies", "a" * 64).exit_code == 0
+    assert shell.run("ledger", "studies", "b" * 64).exit_code == 1
+    assert shell.run("ledger", "versions").exit_code == 2
+    verified = shell.run("ledger", "verify")
+    assert verified.exit_code == 0
+    assert "no faults" in verified.stdout
+
+
+def test_a_changed_ledger_row_is_found(shell: Shell, store: Store) -> None:
+    test_ledger(shell, store)
+    with store.write() as connection:
+        for trigger in connection.exec_driver_sql(
+            "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'ledger_row'"
+        ).scalars():
+            connection.exec_driver_sql(f"DROP TRIGGER {trigger}")
+        connection.exec_driver_sql(
+            """UPDATE ledger_row SET body = replace(body, '"seed":1', '"seed":2')"""
+        )
+    result = shell.run("ledger", "verify")
+    assert result.exit_code == 2
+    assert result.stderr.strip()
+    assert shell.run("ledger", "verify", "--json").exit_code == 2
