@@ -1,0 +1,203 @@
+"""The forget set of the app that runs: records, studies and PACS put together."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from segunlearn.app.datastores import DicomDatastore, StudiesDatastore
+from segunlearn.app.datastores.studies import FINAL
+from segunlearn.app.forgetting import UNKNOWN_ACTOR, Forgetting, Marked, marking, proposing
+from segunlearn.app.marker import ForgetMarkerTask, has_forget_segment
+from segunlearn.app.options import Home
+from segunlearn.app.pacs_sync import PacsSync
+from segunlearn.app.records import Records
+from segunlearn.dicom.identifiers import load_or_create_key
+from segunlearn.dicom.orthanc import OrthancChanges, find_orthanc
+from segunlearn.errors import NotFoundError, SegUnlearnError
+from segunlearn.records.coverage import Subject
+from segunlearn.records.forget_states import REASONS
+from segunlearn.records.outbox import Outbox, PacsSeen
+
+#: Age at which the list of studies is read again, and pause after it could not be, in seconds.
+REFRESH_SECONDS = 5.0
+PAUSE_SECONDS = 30.0
+#: Reasons that clients list; the first is what they preselect, so it claims nothing.
+MARKER_REASONS = ("other", *(reason for reason in REASONS if reason != "other"))
+
+
+class StudiesCatalogue:
+    """What the datastore knows of studies, series and patients.
+
+    Its list is read again after ``REFRESH_SECONDS``, and left alone for ``PAUSE_SECONDS`` when it
+    could not be read: a PACS that is down must not slow down every badge.
+    """
+
+    def __init__(self, datastore: Callable[[], StudiesDatastore]) -> None:
+        self._datastore = datastore
+        self._lock = threading.Lock()
+        self._series: dict[str, Subject] = {}
+        self._studies: dict[str, Subject] = {}
+        self._next = 0.0
+
+    def subject(self, kind: str, target_id: str) -> Subject | None:
+        """Study and person of a study or series in the list of images; None when not listed."""
+        self._refresh()
+        return (self._series if kind == "series" else self._studies).get(target_id)
+
+    def holds(self, kind: str, target_id: str) -> bool | None:
+        """Whether the studies hold the target; None when that cannot be said now."""
+        if kind == "structure":
+            return None  # models that are to come may know it
+        studies = self._datastore()
+        try:
+            if isinstance(studies, DicomDatastore):
+                return _archived(studies, kind, target_id)
+        except NotFoundError:
+            return False
+        except SegUnlearnError:
+            return None
+        if kind != "patient":
+            return self.subject(kind, target_id) is not None
+        self._refresh()
+        return any(subject.person == target_id for subject in self._studies.values())
+
+    def _refresh(self) -> None:
+        with self._lock:
+            if time.monotonic() < self._next:
+                return
+            self._next = time.monotonic() + PAUSE_SECONDS
+            studies = self._datastore()
+            try:
+                records = [studies.record(image_id) for image_id in studies.list_images()]
+            except SegUnlearnError:
+                return
+            self._series = {r.id: Subject(r.id, r.study, r.person) for r in records}
+            self._studies = {r.study: Subject(study=r.study, person=r.person) for r in records}
+            self._next = time.monotonic() + REFRESH_SECONDS
+
+
+def _archived(studies: DicomDatastore, kind: str, target_id: str) -> bool:
+    archive = studies.archive
+    if kind == "study":
+        return archive.has_study(target_id)
+    if kind == "series":
+        return bool(archive.find_series(target_id))
+    return bool(archive.studies_of_patient(target_id.partition("^^^")[0]))
+
+
+class ForgetService:
+    """Forget set, ledger, outbox and the PACS of one app.
+
+    Parameters
+    ----------
+    records, home
+        The app's.
+    datastore
+        Gives the studies.
+    active_version
+        SHA-256 of the weights that are served, None before the first training.
+    pacs_url
+        DICOMweb URL of the PACS, empty where the studies are a folder.
+    interval
+        Seconds between two looks into the PACS.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        home: Home,
+        datastore: Callable[[], StudiesDatastore],
+        active_version: Callable[[], str | None],
+        *,
+        pacs_url: str = "",
+        interval: float = 60.0,
+    ) -> None:
+        self._records, self._home, self._datastore = records, home, datastore
+        self._active_version = active_version
+        self._pacs_url, self._interval = pacs_url, interval
+        self._catalogue = StudiesCatalogue(datastore)
+        self._sync: PacsSync | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def forgetting(self) -> Forgetting:
+        """What the routes need; made anew at each call, it holds no state of its own."""
+        store = self._records.store
+        return Forgetting(
+            forget_set=self._records.forget_set,
+            ledger=self._records.ledger,
+            runs=self._records.runs_unchecked,
+            outbox=Outbox(store) if self._pacs_url else None,
+            seen=PacsSeen(store) if self._pacs_url else None,
+            sync=self._sync,
+            catalogue=self._catalogue,
+            opaque=not isinstance(self._datastore(), DicomDatastore),
+        )
+
+    def marker(
+        self, scratch: Callable[[], Path], saved_label: Callable[[str], Path | None] | None = None
+    ) -> ForgetMarkerTask:
+        """Make the model with which stock clients mark the loaded image."""
+        mark = marking(lambda: self.forgetting)
+        return ForgetMarkerTask(mark, MARKER_REASONS, scratch, saved_label or self._saved_label)
+
+    def mark_from_label(self, image_id: str, label_info: Any, actor: str) -> Marked | None:
+        """Mark the study of a submitted label that has a segment named FORGET.
+
+        Call it after the label was saved: a FORGET segment that holds voxels was refused there.
+        """
+        if not has_forget_segment(label_info):
+            return None
+        mark = marking(lambda: self.forgetting)
+        return mark(image_id, "forget", MARKER_REASONS[0], actor or UNKNOWN_ACTOR, False)
+
+    def start(self) -> None:
+        """Begin to follow the PACS; in the server only, once."""
+        studies = self._datastore()
+        if not self._pacs_url or not isinstance(studies, DicomDatastore):
+            return
+        with self._lock:
+            if self._sync is None:
+                store = self._records.store
+                seen = PacsSeen(store)
+                self._sync = PacsSync(
+                    studies.archive,
+                    Outbox(store),
+                    seen,
+                    proposing(self._records.forget_set, seen),
+                    secret=load_or_create_key(self._home.site_key),
+                    studies=self._studies_of_model,
+                    find_changes=lambda: self._changes(studies),
+                    interval=self._interval,
+                )
+            self._sync.start()
+
+    def stop(self) -> None:
+        """Stop following the PACS; what waits is sent after the next start."""
+        with self._lock:
+            if self._sync is not None:
+                self._sync.stop()
+
+    def _studies_of_model(self) -> Iterable[str]:
+        version = self._active_version()
+        if version is None:
+            return ()
+        try:
+            return [study.study for study in self._records.ledger.studies_of(version)]
+        except NotFoundError:  # weights that came from elsewhere
+            return ()
+
+    def _changes(self, studies: DicomDatastore) -> OrthancChanges | None:
+        session = getattr(studies.archive.client, "_session", None)
+        return find_orthanc(self._pacs_url, session)
+
+    def _saved_label(self, image_id: str) -> Path | None:
+        studies = self._datastore()
+        try:
+            return Path(studies.get_label_uri(image_id, FINAL))
+        except SegUnlearnError:
+            return None
