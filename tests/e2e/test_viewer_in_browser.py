@@ -73,6 +73,8 @@ def sample(tmp_path_factory):
 @pytest.fixture(scope="module")
 def home(sample, tmp_path_factory):
     """A home with a small model, trained for some seconds on the CT studies but the last."""
+    import torch
+
     from segunlearn.cases import cases_from_folder
     from segunlearn.networks import ModelConfig
     from segunlearn.records.versions import VersionRegistry
@@ -85,9 +87,14 @@ def home(sample, tmp_path_factory):
         features=(8, 16, 16, 32, 32, 8),
     )  # fmt: skip
     settings = TrainSettings(
-        epochs=25, batch_size=2, samples_per_case=2, learning_rate=8e-3, val_fraction=0.0
+        epochs=16, batch_size=2, samples_per_case=2, learning_rate=8e-3, val_fraction=0.0
     )
-    result = train(cases, config, settings, run_dir=home / "run")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # volumes this small are slower with more
+    try:
+        result = train(cases, config, settings, run_dir=home / "run")
+    finally:
+        torch.set_num_threads(threads)
     registry = VersionRegistry(home / "models" / "segmentation")
     registry.publish(result.weights, config.to_json(), parent_sha256=None, run_id="e2e")
     return home
@@ -280,6 +287,8 @@ def coloured(page):
 def take_picture(page):
     """Renew ``docs/images/viewer.png`` when ``SEGUNLEARN_PICTURES`` is set."""
     if os.environ.get("SEGUNLEARN_PICTURES"):
+        page.click("[data-cy=side-panel-header-left]")
+        page.set_viewport_size({"width": 1440, "height": 560})
         page.wait_for_timeout(6000)  # messages fade
         target = ROOT / "docs" / "images" / "viewer.png"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -316,6 +325,8 @@ def test_studies_of_a_pacs_through_the_proxy(browser, orthanc, sample, home, tmp
         page.goto(f"{url}/ohif/")
         page.wait_for_selector("text=SYNTHETIC, P005")
         assert page.inner_text("[data-cy=num-studies]") == "1"
+        page.fill("[data-cy=input-mrn]", "nobody")  # the filter reaches the PACS
+        page.wait_for_selector("text=SYNTHETIC, P005", state="detached")
         open_panel(page, url, study)
         run_segmentation(page)
         array, affine = labelmap(page)
