@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, generate_uid
+from pydicom.uid import UID, CTImageStorage, RTStructureSetStorage, generate_uid
 
 from key_object_sources import ct_series, rejection_note
 from segunlearn.dicom.key_objects import derived_uid, references_of
@@ -113,6 +113,29 @@ def test_dciodvfy_reports_no_error(tmp_path: Path, count: int) -> None:
         lines = (result.stdout + result.stderr).splitlines()
         assert any("KeyObjectSelectionDocument" in line for line in lines)
         assert [line for line in lines if line.startswith("Error")] == []
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
+def test_instances_without_pixels_are_composites(tmp_path: Path) -> None:
+    images, plan = ct_series(), ct_series(instances=1, modality="RTSTRUCT")
+    for instance in plan:
+        instance.SOPClassUID = RTStructureSetStorage
+        instance.StudyInstanceUID = images[0].StudyInstanceUID
+        del instance.Rows, instance.Columns
+    for document in (*build(images + plan), *build(images, plan + ct_series())):
+        types = {
+            item.ReferencedSOPSequence[0].ReferencedSOPClassUID: item.ValueType
+            for item in document.ContentSequence
+            if "ReferencedSOPSequence" in item
+        }
+        assert types == {CTImageStorage: "IMAGE", RTStructureSetStorage: "COMPOSITE"}
+        result = subprocess.run(
+            ["dciodvfy", str(written(document, tmp_path))],
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert "Error" not in result.stdout + result.stderr
 
 
 @pytest.mark.skipif(shutil.which("dsrdump") is None, reason="DCMTK is not installed")

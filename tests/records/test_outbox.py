@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from pydicom.uid import UID
 
 from segunlearn.errors import InvalidInputError
 from segunlearn.records.outbox import FIRST_PAUSE, LONGEST_PAUSE, Outbox, OutboxItem, PacsSeen
-from segunlearn.records.store import Store, open_store
+from segunlearn.records.store import Store
 
 
 @dataclass
@@ -26,13 +24,6 @@ class Clock:
 
     def forward(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = open_store(tmp_path / "store.db")
-    yield opened
-    opened.close()
 
 
 @pytest.fixture
@@ -199,11 +190,11 @@ while items := outbox.claim(4):
 
 
 def test_two_senders_send_each_document_once_and_in_order(
-    tmp_path: Path, store: Store, outbox: Outbox
+    store_place: str, store: Store, outbox: Outbox
 ) -> None:
     live = Outbox(store)
     put(store, live, *(["a", "b", "c"] * 20))
-    command = [sys.executable, "-c", _SENDER, str(tmp_path / "store.db")]
+    command = [sys.executable, "-c", _SENDER, store_place]
     senders = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     lines = [line for sender in senders for line in sender.communicate(timeout=60)[0].split("\n")]
     sent = [line for line in lines if line]

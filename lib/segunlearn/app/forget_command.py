@@ -41,7 +41,7 @@ RequestArgument = Annotated[str, typer.Argument(help="Id of the request, 32 digi
 
 @contextmanager
 def records(home: Path, url: str) -> Iterator[Store]:
-    """Open the store; our errors become one sentence on stderr and exit code 1."""
+    """Open the store; our errors become one sentence on stderr and exit code 2."""
     store = None
     try:
         root = home.expanduser().resolve()
@@ -52,8 +52,8 @@ def records(home: Path, url: str) -> Iterator[Store]:
         store = open_store(url or Home(root).database)
         yield store
     except SegUnlearnError as error:
-        typer.echo(f"{type(error).__name__}: {error}", err=True)
-        raise typer.Exit(1) from error
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
     finally:
         if store is not None:
             store.close()
@@ -247,7 +247,7 @@ def show_rows(
 
 @ledger.command()
 def verify(home: HomeOption = DEFAULT_HOME, url: StoreOption = "", as_json: Json = False) -> None:
-    """Recompute every digest; exit code 2 when a row was changed, removed or inserted."""
+    """Recompute every digest; exit code 1 when a row was changed, removed or inserted."""
     with records(home, url) as store:
         book = Ledger(store)
         head, faults = book.head(), book.verify()
@@ -259,7 +259,7 @@ def verify(home: HomeOption = DEFAULT_HOME, url: StoreOption = "", as_json: Json
         for fault in faults:
             typer.echo(": ".join(str(part) for part in asdict(fault).values()), err=True)
     if faults:
-        raise typer.Exit(2)
+        raise typer.Exit(1)
 
 
 @ledger.command()

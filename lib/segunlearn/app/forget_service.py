@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -21,6 +23,8 @@ from segunlearn.errors import NotFoundError, SegUnlearnError
 from segunlearn.records.coverage import Subject
 from segunlearn.records.forget_states import REASONS
 from segunlearn.records.outbox import Outbox, PacsSeen
+
+logger = logging.getLogger(__name__)
 
 #: Age at which the list of studies is read again, and pause after it could not be, in seconds.
 REFRESH_SECONDS = 5.0
@@ -66,18 +70,23 @@ class StudiesCatalogue:
         return any(subject.person == target_id for subject in self._studies.values())
 
     def _refresh(self) -> None:
-        with self._lock:
+        if not self._lock.acquire(
+            blocking=not self._series
+        ):  # only the first reading is waited for
+            return
+        try:
             if time.monotonic() < self._next:
                 return
             self._next = time.monotonic() + PAUSE_SECONDS
             studies = self._datastore()
-            try:
-                records = [studies.record(image_id) for image_id in studies.list_images()]
-            except SegUnlearnError:
-                return
+            records = [studies.record(image_id) for image_id in studies.list_images()]
             self._series = {r.id: Subject(r.id, r.study, r.person) for r in records}
             self._studies = {r.study: Subject(study=r.study, person=r.person) for r in records}
             self._next = time.monotonic() + REFRESH_SECONDS
+        except SegUnlearnError as error:
+            logger.warning("the list of studies cannot be read now: %s", error)
+        finally:
+            self._lock.release()
 
 
 def _archived(studies: DicomDatastore, kind: str, target_id: str) -> bool:
@@ -174,13 +183,14 @@ class ForgetService:
                     find_changes=lambda: self._changes(studies),
                     interval=self._interval,
                 )
+                atexit.register(self.stop)
             self._sync.start()
 
     def stop(self) -> None:
         """Stop following the PACS; what waits is sent after the next start."""
         with self._lock:
             if self._sync is not None:
-                self._sync.stop()
+                self._sync.stop(timeout=2.0)
 
     def _studies_of_model(self) -> Iterable[str]:
         version = self._active_version()
