@@ -155,6 +155,17 @@ def test_pages_cover_everything_once(web):
     assert pages == everything
 
 
+def test_a_long_answer_is_cut_and_says_so(http, monkeypatch):
+    monkeypatch.setattr("segunlearn.app.dicomweb.search.LARGEST_ANSWER", 5)
+    cut = http.get("/studies")
+    assert len(cut.json()) == 5
+    assert cut.headers["warning"].startswith("299 ")
+    assert "warning" not in http.get("/studies?limit=4").headers
+    assert len(http.get("/studies?limit=4").json()) == 4
+    assert "warning" not in http.get("/studies?PatientID=SYNTHETIC-P001").headers
+    assert http.get("/studies?limit=0").status_code == 204
+
+
 def test_fuzzy_matching_finds_a_part_of_a_name(web):
     assert web.search_for_studies(search_filters={"PatientName": "P011"}) == []
     fuzzy = web.search_for_studies(search_filters={"PatientName": "P011"}, fuzzymatching=True)

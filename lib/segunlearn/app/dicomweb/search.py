@@ -15,6 +15,7 @@ from segunlearn.app.dicomweb.common import (
     address,
     make_router,
     reader,
+    root,
 )
 from segunlearn.app.dicomweb.frames import dumps, read_header
 from segunlearn.app.dicomweb.media import require
@@ -22,6 +23,9 @@ from segunlearn.dicom.folder import FolderClient
 from segunlearn.errors import InvalidInputError, SegUnlearnError
 
 router = make_router(dependencies=[reader])
+
+#: Results in one answer at most; more are said to be there (PS3.18 section 8.3.4.4).
+LARGEST_ANSWER = 5000
 
 _STUDY, _SERIES, _INSTANCE, _RETRIEVE_URL = "0020000D", "0020000E", "00080018", "00081190"
 _OPTIONS = ("limit", "offset", "fuzzymatching", "includefield", "accept", "charset")
@@ -81,14 +85,20 @@ def _search(request: Request, client: FolderClient, level: str, **within: str) -
                     f"search filter {key} is given twice. Separate several UIDs by a comma."
                 )
             filters[key] = value
+    asked = _whole(request, "limit")
+    limit = LARGEST_ANSWER if asked is None else min(asked, LARGEST_ANSWER)
     client.index.refresh()
     results = client.index.query(
         level,
         {**filters, **within},
-        limit=_whole(request, "limit"),
+        limit=limit + 1,
         offset=_whole(request, "offset"),
         fuzzymatching=request.query_params.get("fuzzymatching", "").lower() == "true",
     )
+    headers = {}
+    if len(results) > limit and limit == LARGEST_ANSWER:
+        headers["Warning"] = f'299 {root(request)} "There are additional results"'
+    results = results[:limit]
     tags = [tag for tag in map(_tag, wanted) if tag]
     for result in results:
         uids = [_value(result, tag) for tag in (_STUDY, _SERIES, _INSTANCE)]
@@ -98,7 +108,7 @@ def _search(request: Request, client: FolderClient, level: str, **within: str) -
     if not results:
         return Response(status_code=204)
     ordered = [dict(sorted(result.items())) for result in results]
-    return Response(dumps(ordered), media_type=DICOM_JSON)
+    return Response(dumps(ordered), media_type=DICOM_JSON, headers=headers)
 
 
 def _whole(request: Request, name: str) -> int | None:

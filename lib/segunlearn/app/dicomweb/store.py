@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -212,7 +211,7 @@ def _store_parts(
 def _read(file: IO[bytes]) -> Dataset:
     file.seek(0)
     try:
-        dataset = dcmread(io.BytesIO(file.read()))
+        dataset = dcmread(file)
         for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"):
             validate_uid(dataset.get(keyword), what=keyword, strict=False)
     except Exception as error:
