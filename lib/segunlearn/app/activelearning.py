@@ -1,0 +1,248 @@
+"""Which image to annotate next; never one of a study with a live forget request."""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from monailabel.interfaces.tasks.strategy import Strategy
+
+from segunlearn.app.datastores import StudiesDatastore
+from segunlearn.app.datastores.infos import check_tag
+from segunlearn.app.models import ActiveModel
+from segunlearn.errors import (
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+    SegUnlearnError,
+    UnavailableError,
+)
+from segunlearn.inference import Segmenter
+from segunlearn.records.durable import read_json, write_json_durably
+from segunlearn.volumes import Volume, read_volume
+
+logger = logging.getLogger(__name__)
+
+#: Images that are tried before giving up, when series turn out not to be readable as volumes.
+MAX_TRIES = 25
+
+
+class OurStrategy(Strategy):
+    """Base: candidates without a label and without a forget request, readable as volumes."""
+
+    def __call__(
+        self, request: Mapping[str, Any], datastore: StudiesDatastore
+    ) -> dict[str, Any] | None:
+        """Return ``{"id": …}``, or None when nothing is left to annotate."""
+        tag = request.get("label_tag")
+        unlabelled = datastore.get_unlabeled_images(check_tag(tag) if tag else None)
+        candidates = datastore.without_forgotten(unlabelled)
+        for image_id in self.order(request, datastore, candidates)[:MAX_TRIES]:
+            try:
+                datastore.get_image_uri(image_id)
+            except UnavailableError:
+                raise
+            except SegUnlearnError as error:
+                logger.info("an image is not proposed: %s", error)
+                continue
+            return {"id": image_id}
+        return None
+
+    @abstractmethod
+    def order(
+        self, request: Mapping[str, Any], datastore: StudiesDatastore, candidates: Sequence[str]
+    ) -> list[str]:
+        """Candidates, the best first."""
+
+
+class First(OurStrategy):
+    """The first image by name."""
+
+    def __init__(self) -> None:
+        super().__init__("First image without a finished label")
+
+    def order(
+        self, request: Mapping[str, Any], datastore: StudiesDatastore, candidates: Sequence[str]
+    ) -> list[str]:
+        """By name."""
+        return sorted(candidates)
+
+
+class RandomChoice(OurStrategy):
+    """A random image; those proposed lately are less probable."""
+
+    def __init__(self, seed: int | None = None) -> None:
+        super().__init__("Random image without a finished label")
+        self._random = np.random.default_rng(seed)
+
+    def order(
+        self, request: Mapping[str, Any], datastore: StudiesDatastore, candidates: Sequence[str]
+    ) -> list[str]:
+        """Weighted by the seconds since each was proposed, one day at most."""
+        if not candidates:
+            return []
+        now = time.time()
+        ages = []
+        for image_id in candidates:
+            noted = datastore.infos.image(image_id).get("strategy", {})
+            last = noted.get("random", {}).get("ts", 0) if isinstance(noted, dict) else 0
+            ages.append(min(86_400.0, max(1.0, now - float(last))))
+        weights = np.asarray(ages) / np.sum(ages)
+        chosen = self._random.choice(len(candidates), len(candidates), replace=False, p=weights)
+        return [candidates[i] for i in chosen]
+
+
+class Uncertainty(OurStrategy):
+    """The image on which the active version is least sure.
+
+    Parameters
+    ----------
+    model
+        Whose uncertainty.
+    cache
+        Folder of scores; one file a version and method, as a score never changes for a version.
+
+    Notes
+    -----
+    ``entropy``: mean over the uncertain region of the entropy of the class probabilities, divided
+    by log K. ``tta``: mutual information between prediction and mirroring (the entropy of the mean
+    over test-time augmentations minus the mean of their entropies; Wang et al. 2019,
+    doi:10.1016/j.neucom.2019.01.103), likewise divided. A request scores at most ``candidates``
+    new images and stops after ``seconds``; scores of earlier requests are kept.
+    """
+
+    def __init__(self, model: ActiveModel, cache: Path, seed: int = 0) -> None:
+        super().__init__("Image without a finished label on which the model is least sure")
+        self._model, self._cache = model, cache
+        self._seed = seed
+
+    def info(self) -> dict[str, Any]:
+        """Return the description and the options of a request."""
+        return {"description": self.description, "config": self.config()}
+
+    @staticmethod
+    def config() -> dict[str, Any]:
+        """Options with their defaults."""
+        return {"method": ["entropy", "tta"], "candidates": 8, "seconds": 20}
+
+    def order(
+        self, request: Mapping[str, Any], datastore: StudiesDatastore, candidates: Sequence[str]
+    ) -> list[str]:
+        """By score, the least sure first; images without a score last.
+
+        Raises
+        ------
+        ConflictError
+            Nothing was trained yet.
+        InvalidInputError
+            An option is wrong.
+        """
+        method, limit, seconds = self._options(request)
+        version = self._model.version()
+        path = self._cache / f"{version.sha256}-{method}.json"
+        scores = self._read(path)
+        missing = [c for c in sorted(candidates) if c not in scores]
+        order = np.random.default_rng(self._seed).permutation(len(missing))
+        until = time.monotonic() + seconds
+        for position, index in enumerate(order):
+            if position >= limit or (position and time.monotonic() > until):
+                break
+            image_id = missing[index]
+            try:
+                volume = read_volume(
+                    Path(datastore.get_image_uri(image_id)),
+                    modality=datastore.record(image_id).modality,
+                )
+            except UnavailableError:
+                raise
+            except (InvalidInputError, NotFoundError) as error:
+                logger.info("an image is not scored: %s", error)
+                scores[image_id] = -1.0
+                continue
+            _, segmenter = self._model.segmenter()
+            with self._model.turn():
+                scores[image_id] = uncertainty(segmenter, volume, method)
+        if len(order):
+            write_json_durably(path, scores)
+        return sorted(
+            (c for c in candidates if scores.get(c, 0.0) >= 0.0),
+            key=lambda c: (-scores.get(c, -0.5), c),
+        )
+
+    def _options(self, request: Mapping[str, Any]) -> tuple[str, int, float]:
+        default = self.config()
+        method = request.get("method") or default["method"][0]
+        if isinstance(method, list):
+            method = method[0] if method else default["method"][0]
+        if method not in default["method"]:
+            raise InvalidInputError(
+                f"method {method!r:.40}: use one of {', '.join(default['method'])}."
+            )
+        try:
+            limit = int(request.get("candidates") or default["candidates"])
+            seconds = float(request.get("seconds") or default["seconds"])
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError("candidates and seconds must be numbers.") from error
+        return str(method), max(1, min(limit, 256)), max(0.0, min(seconds, 600.0))
+
+    @staticmethod
+    def _read(path: Path) -> dict[str, float]:
+        if not path.is_file():
+            return {}
+        try:
+            return {str(k): float(v) for k, v in dict(read_json(path)).items()}
+        except (IntegrityError, TypeError, ValueError):
+            return {}
+
+
+def uncertainty(segmenter: Segmenter, volume: Volume, method: str = "entropy") -> float:
+    """Score in [0, 1]; higher is less sure.
+
+    Parameters
+    ----------
+    segmenter
+        The network.
+    volume
+        The image.
+    method
+        ``"entropy"`` or ``"tta"``, see ``Uncertainty``.
+    """
+    probabilities = segmenter.predict_probabilities(volume)
+    if method == "entropy":
+        return uncertain_mean(entropy(probabilities), probabilities)
+    mean = probabilities.astype(np.float64)
+    inner = entropy(probabilities).astype(np.float64)
+    axes = (0, 1, 2)
+    for axis in axes:  # mirror the patient: the affine stays, the voxels swap sides
+        mirrored = Volume(np.flip(volume.array, axis).copy(), volume.affine, volume.modality)
+        back = np.flip(segmenter.predict_probabilities(mirrored), axis + 1)
+        mean += back
+        inner += entropy(back)
+    mean /= len(axes) + 1
+    inner /= len(axes) + 1
+    return uncertain_mean(np.maximum(entropy(mean) - inner, 0.0), mean)
+
+
+def entropy(probabilities: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Entropy of the classes at each voxel over log K, in [0, 1].
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> entropy(np.array([[0.5, 1.0], [0.5, 0.0]])).round(3).tolist()
+    [1.0, 0.0]
+    """
+    p = np.clip(probabilities, 1e-12, 1.0)
+    return -(p * np.log(p)).sum(axis=0) / np.log(len(p))  # type: ignore[no-any-return]
+
+
+def uncertain_mean(values: npt.NDArray[Any], probabilities: npt.NDArray[Any]) -> float:
+    """Mean over the voxels where some structure has at least 5 %, 0 when there are none."""
+    region = probabilities[0] < 0.95
+    return float(values[region].mean()) if region.any() else 0.0

@@ -1,0 +1,425 @@
+"""The MONAI Label app: what it is made of, and what the platform asks of it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+from monailabel.config import settings
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.utils.sessions import Sessions
+from pydicom.dataset import Dataset
+
+from segunlearn import __version__
+from segunlearn.app.activelearning import First, RandomChoice, Uncertainty
+from segunlearn.app.batch import BatchInfer
+from segunlearn.app.datastores import (
+    DicomDatastore,
+    StudiesDatastore,
+    is_url,
+    open_datastore,
+)
+from segunlearn.app.forget_service import ForgetService
+from segunlearn.app.forgetting import Forgetting
+from segunlearn.app.infer import SegmentationInferTask
+from segunlearn.app.marker import MARKER
+from segunlearn.app.models import ActiveModel, InferencePool
+from segunlearn.app.options import AppOptions, Home
+from segunlearn.app.records import Records
+from segunlearn.app.requests import check_batch, check_prediction_tag, check_scoring
+from segunlearn.app.scoring import DiceScoring
+from segunlearn.app.train import SegmentationTrainTask
+from segunlearn.cases import Case
+from segunlearn.errors import (
+    ConflictError,
+    InvalidInputError,
+    NotFoundError,
+    UnavailableError,
+)
+from segunlearn.records.versions import VersionRegistry
+from segunlearn.volumes import read_volume
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class SegUnlearnApp(MONAILabelApp):
+    """Segmentation with a versioned UNet on DICOM or file studies.
+
+    The constructor is cheap and changes nothing on the disk: the platform builds the app again in
+    each child process.
+
+    Parameters
+    ----------
+    app_dir
+        Folder of ``main.py``.
+    studies
+        DICOMweb URL, folder of DICOM files, or folder of NIfTI or NRRD files.
+    conf
+        See ``AppOptions``.
+
+    Raises
+    ------
+    InvalidInputError
+        An option is unknown or wrong, or there are no such studies.
+    """
+
+    def __init__(self, app_dir: str, studies: str, conf: Mapping[str, Any] | None) -> None:
+        conf = dict(conf or {})
+        self.options = AppOptions.from_conf(conf)
+        self.home = Home(self.options.home)
+        pacs = str(studies) if is_url(str(studies)) else ""
+        self.records = Records(self.home, self.options.store, reports=bool(pacs))
+        self.model = ActiveModel(
+            VersionRegistry(self.home.model(self.options.model)), device=self.options.device
+        )
+        self.forget_service = ForgetService(
+            self.records,
+            self.home,
+            self.datastore,
+            self._active_sha256,
+            pacs_url=pacs,
+            interval=self.options.poll,
+        )
+        self._inference_pool = InferencePool(self.options.queue)
+        super().__init__(
+            app_dir=app_dir,
+            studies=studies,
+            conf=conf,
+            name="SegUnlearn",
+            description="Segmentation that can take a study back out of the model",
+            version=__version__,
+        )
+        for library in ("dicomweb_client", "highdicom"):  # they log identifiers at INFO
+            logging.getLogger(library).setLevel(logging.WARNING)
+        # the platform would start a child process for it at each start and each next sample
+        self._auto_update_scoring = False
+
+    # -- what the platform asks for -------------------------------------------------------------
+
+    def init_datastore(self) -> StudiesDatastore:
+        """Open the studies; nothing is listed or downloaded yet."""
+        return open_datastore(
+            str(self.studies),
+            self.options,
+            self.home,
+            label_values=self.label_values,
+            keep=self.without_forgotten,
+        )
+
+    def init_infers(self) -> dict[str, Any]:
+        """Models of ``/infer``."""
+        task = SegmentationInferTask(self.model, self.home.scratch, self.shown_labels)
+        # the marker comes last: it must be nobody's default
+        return {self.model.name: task, MARKER: self.forget_service.marker(self.home.scratch)}
+
+    def init_trainers(self) -> dict[str, Any]:
+        """Trainers of ``/train``; the ordinary one first, it is the clients' default."""
+        task = SegmentationTrainTask(self.model, self.options, self.home, self.records)
+        return {self.model.name: task}
+
+    def init_strategies(self) -> dict[str, Any]:
+        """Strategies of ``/activelearning``."""
+        return {
+            "random": RandomChoice(),
+            "first": First(),
+            "uncertainty": Uncertainty(self.model, self.home.cache / "uncertainty"),
+        }
+
+    def init_scoring_methods(self) -> dict[str, Any]:
+        """Methods of ``/scoring``."""
+        return {"dice": DiceScoring(lambda: self.datastore().values())}
+
+    def init_batch_infer(self) -> Callable[..., Any]:
+        """Task of ``/batch/infer``."""
+        return BatchInfer()
+
+    def _load_sessions(self, load: bool = False) -> Sessions | None:
+        return (
+            Sessions(str(self.home.sessions), settings.MONAI_LABEL_SESSION_EXPIRY) if load else None
+        )
+
+    def on_init_complete(self) -> None:
+        """Mount the routes, once, in the server only."""
+        super().on_init_complete()
+        server = sys.modules.get("monailabel.app")  # never imported here: a child has no server
+        if server is not None:
+            from segunlearn.app.wiring import wire
+
+            wire(server.app)
+            self.forget_service.start()
+
+    def datastore(self) -> StudiesDatastore:
+        """Return the studies."""
+        studies: StudiesDatastore = self._datastore
+        return studies
+
+    def info(self) -> dict[str, Any]:
+        """Return what clients render; the trainer that ran last comes first in ``train_stats``."""
+        meta: dict[str, Any] = super().info()
+        ran = self.records.last_models("train")
+        stats = meta["train_stats"]
+        order = sorted(stats, key=lambda m: ran.index(m) if m in ran else len(ran))
+        return {**meta, "train_stats": {m: stats[m] for m in order}}
+
+    @property
+    def forgetting(self) -> Forgetting:
+        """Forget set, ledger, runs and outbox, for the routes."""
+        return self.forget_service.forgetting
+
+    def _active_sha256(self) -> str | None:
+        active = self.model.registry.active()
+        return active.sha256 if active else None
+
+    # -- inference ------------------------------------------------------------------------------
+
+    def label_values(self) -> dict[str, int]:
+        """Value of each structure: of the active version, else of ``--conf labels``."""
+        return self.model.label_values() or {n: i + 1 for i, n in enumerate(self.options.labels)}
+
+    def shown_labels(self) -> dict[str, int]:
+        """Value of each structure that clients offer; of the labels there while none is trained."""
+        known = self.label_values()
+        if known:
+            return known
+        try:
+            studies = self.datastore()
+            named = studies.values()
+            if not named and isinstance(studies, DicomDatastore):
+                named = {n: i + 1 for i, n in enumerate(studies.structures())}
+            return named
+        except UnavailableError:
+            return {}
+
+    def served_model(self, model: str) -> ActiveModel:
+        """Return a model by its name.
+
+        Raises
+        ------
+        NotFoundError
+            It is not served here.
+        """
+        if model != self.model.name:
+            raise NotFoundError(
+                f"there is no model {model!r:.80}; models are {', '.join(self._infers)}."
+            )
+        return self.model
+
+    def infer_task(self, model: str) -> Any:
+        """Inference task of a model.
+
+        Raises
+        ------
+        NotFoundError
+            There is none of this name.
+        """
+        task = self._infers.get(model)
+        if task is None:
+            raise NotFoundError(
+                f"there is no model {model!r:.80}; models are {', '.join(self._infers)}."
+            )
+        return task
+
+    def submit_inference(self, work: Callable[[], T]) -> Future[T]:
+        """Run in the pool of inferences, so that nothing else waits for it.
+
+        Raises
+        ------
+        UnavailableError
+            ``--conf queue`` inferences wait already.
+        """
+        return self._inference_pool.submit(work)
+
+    def infer(
+        self, request: Mapping[str, Any], datastore: StudiesDatastore | None = None
+    ) -> dict[str, Any]:
+        """Segment one image.
+
+        Parameters
+        ----------
+        request
+            ``model``; ``image``: an id (text, never taken for a path) or, from our own side only,
+            a ``Path``; ``save_label`` and ``label_tag``; options of the task.
+        datastore
+            The studies, by default the app's.
+
+        Returns
+        -------
+        dict
+            ``file``: the mask, which the caller deletes; ``label``: the id of the saved label, or
+            the file again; ``tag``; ``params``.
+
+        Raises
+        ------
+        NotFoundError
+            There is no such model or image.
+        ConflictError
+            Nothing was trained yet.
+        InvalidInputError
+            An option is wrong, or the image cannot be read.
+        """
+        task = self.infer_task(str(request.get("model")))
+        studies = datastore or self.datastore()
+        image, tag = request.get("image"), check_prediction_tag(request.get("label_tag"))
+        save = str(request.get("save_label", False)).lower() in ("true", "1", "yes")
+        if request.get("model") == MARKER:
+            save = False  # its answer is no label
+        if isinstance(image, Path):
+            path, save, modality = image, False, "OT"
+        elif isinstance(image, str) and image:
+            record = studies.record(image)
+            path, modality = Path(studies.get_image_uri(image)), record.modality
+        else:
+            raise InvalidInputError("nothing to segment: give the id of an image.")
+        image_id = image if isinstance(image, str) else None
+        file, params = task({**request, "image": path, "image_id": image_id, "modality": modality})
+        label = file
+        if save:
+            label = studies.save_label(
+                str(image), file, tag, {"model": request["model"], "params": params}
+            )
+        return {"label": label, "tag": tag, "file": file, "params": params}
+
+    def infer_dicom_seg(self, request: Mapping[str, Any], user: str | None = None) -> Dataset:
+        """Segment a series and wrap the mask as DICOM SEG.
+
+        Raises
+        ------
+        InvalidInputError
+            The studies are files.
+        """
+        studies = self.datastore()
+        self.served_model(str(request.get("model")))
+        if not isinstance(studies, DicomDatastore):
+            raise InvalidInputError(
+                "output=dicom_seg needs DICOM studies, these are files. Ask for output=image."
+            )
+        result = self.infer({**request, "result_extension": ".nii.gz", "result_dtype": "uint8"})
+        file = Path(result["file"])
+        try:
+            mask = read_volume(file, label=True)
+        finally:
+            file.unlink(missing_ok=True)
+        names = {v: n for n, v in result["params"]["label_names"].items()}
+        return studies.as_segmentation(str(request["image"]), mask, names, result["params"], user)
+
+    def infer_wsi(self, request: Mapping[str, Any], datastore: Any = None) -> None:
+        """Refuse: the app segments radiology volumes."""
+        raise NotFoundError("whole-slide images are not treated here; use /infer.")
+
+    def model_file(self, model: str, validate: bool = True) -> str | None:
+        """Path of the active weights."""
+        path: str | None = self.infer_task(model).get_path(validate)
+        return path
+
+    def model_info(self, model: str) -> dict[str, Any]:
+        """Digest, time and version of the active weights."""
+        version = self.served_model(model).version()
+        return {
+            "checksum": f"SHA256:{version.sha256}",
+            "modified_time": int(version.weights.stat().st_mtime),
+            **self.model.summary(),
+            "train_stats": self._trainers[model].stats() if model in self._trainers else {},
+        }
+
+    # -- active learning, training, scoring -----------------------------------------------------
+
+    def without_forgotten(self, cases: Sequence[Case]) -> list[Case]:
+        """Cases that no live forget request names; the one filter of everything that learns."""
+        return self.records.without_forgotten(cases)
+
+    def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Choose the next image.
+
+        Raises
+        ------
+        NotFoundError
+            There is no such strategy.
+        """
+        strategy = str(request.get("strategy") or "random")
+        task = self._strategies.get(strategy)
+        if task is None:
+            raise NotFoundError(
+                f"there is no strategy {strategy!r:.80}; strategies are "
+                f"{', '.join(self._strategies)}."
+            )
+        found: dict[str, Any] = task(request, self.datastore()) or {}
+        if not found.get("id"):
+            return {}
+        return {**found, "path": self.datastore().get_image_uri(found["id"])}
+
+    def trainer(self, model: str) -> Any:
+        """Trainer by its name.
+
+        Raises
+        ------
+        NotFoundError
+            There is none of this name.
+        """
+        task = self._trainers.get(model)
+        if task is None:
+            raise NotFoundError(
+                f"there is no trainer {model!r:.80}; trainers are {', '.join(self._trainers)}."
+            )
+        return task
+
+    def ordinary_trainers(self) -> list[str]:
+        """Trainers that the deprecated ``POST /train/`` may start."""
+        return [m for m, task in self._trainers.items() if getattr(task, "ordinary", False)]
+
+    def train_request(self, model: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Check and coerce the request of a training; what a child process is given.
+
+        Raises
+        ------
+        NotFoundError
+            There is no such trainer.
+        InvalidInputError
+            An option is wrong.
+        ConflictError
+            No image has a finished label.
+        """
+        task = self.trainer(model)
+        request: dict[str, Any] = {"model": model, **task.check(options)}
+        if not self.datastore().get_labeled_images():
+            raise ConflictError(
+                "no image has a finished label yet. Annotate and submit some studies, then train."
+            )
+        return request
+
+    def train(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Train here and now; the platform calls it in a child process."""
+        task = self.trainer(str(request.get("model")))
+        result: dict[str, Any] = task(request, self.datastore())
+        return result
+
+    def scoring_methods(self) -> list[str]:
+        """Names of the scoring methods."""
+        return list(self._scoring_methods)
+
+    def scoring_request(self, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Check the request of a scoring; see ``segunlearn.app.requests``."""
+        return check_scoring(method, options, self.scoring_methods())
+
+    def batch_request(self, model: str, images: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Check the request of a batch inference; see ``segunlearn.app.requests``."""
+        self.served_model(model).version()
+        return check_batch(model, images, options, self.datastore())
+
+    # -- runs -----------------------------------------------------------------------------------
+
+    def last_run_as_task(self, kind: str) -> dict[str, Any] | None:
+        """Last run of the store in the shape of the platform's tasks, None when there is none."""
+        return self.records.last_run_as_task(kind)
+
+    def cancel_runs(self, kind: str, kill: Callable[[], T]) -> T:
+        """Ask the running runs to stop, kill their processes, and record them as cancelled."""
+        asked = self.records.cancel(kind)
+        killed = kill()
+        self.records.finish_cancelled(asked)
+        return killed

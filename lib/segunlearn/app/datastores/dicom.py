@@ -1,0 +1,379 @@
+"""Studies in a DICOM archive: a PACS over DICOMweb, or a folder of DICOM files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydicom.dataset import Dataset
+
+from segunlearn.app.datastores.infos import exclusive
+from segunlearn.app.datastores.studies import (
+    FINAL,
+    ImageRecord,
+    LabelRecord,
+    Labels,
+    StudiesDatastore,
+)
+from segunlearn.app.options import Home
+from segunlearn.cases import Case
+from segunlearn.dicom.archive import Archive
+from segunlearn.dicom.identifiers import is_uid
+from segunlearn.dicom.search import SeriesRecord
+from segunlearn.dicom.segmentation_writing import Algorithm, write_segmentation
+from segunlearn.dicom.site import SiteKey
+from segunlearn.errors import (
+    ConflictError,
+    ForbiddenError,
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+)
+from segunlearn.records.durable import read_json, write_json_durably
+from segunlearn.volumes import SUFFIXES, Volume, read_volume, strip_suffix, write_volume
+
+logger = logging.getLogger(__name__)
+
+#: (study, label names) -> SEGs of each series; the key changes when the study's SEGs do.
+_StudyKey = tuple[tuple[str, int | None], ...]
+
+
+class DicomDatastore(StudiesDatastore):
+    """Series of a DICOM archive; an image's id is its SeriesInstanceUID.
+
+    Finished labels are DICOM SEG in the archive and nowhere else: what lies in the cache is made
+    again from them. Labels of other tags lie under the home.
+
+    Parameters
+    ----------
+    archive
+        The PACS or folder.
+    title
+        Name shown to people.
+    modalities, filters
+        Which series are listed.
+    home, refresh, label_values, keep
+        See ``StudiesDatastore``.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        title: str,
+        home: Home,
+        *,
+        modalities: Sequence[str],
+        filters: Mapping[str, str],
+        refresh: float,
+        label_values: Callable[[], Mapping[str, int]],
+        keep: Callable[[Sequence[Case]], list[Case]],
+    ) -> None:
+        super().__init__(title, home, refresh=refresh, label_values=label_values, keep=keep)
+        self.archive = archive
+        self._modalities, self._filters = tuple(modalities), dict(filters)
+        self._image_cache = home.cache / "images"
+        self._label_cache = home.cache / "labels"
+        self._segmented: dict[str, tuple[_StudyKey, dict[str, LabelRecord]]] = {}
+
+    # -- index ---------------------------------------------------------------------------------
+
+    def _read_images(self) -> dict[str, ImageRecord]:
+        found = self.archive.list_series(modalities=self._modalities, filters=self._filters)
+        return {r.series_instance_uid: self._record(r) for r in found}
+
+    def _find_image(self, image_id: str) -> ImageRecord | None:
+        if not is_uid(image_id, strict=False):
+            return None
+        try:
+            found = self.archive.find_series(image_id)
+        except NotFoundError:
+            return None
+        if found.modality not in self._modalities:
+            return None
+        self._images.invalidate()
+        return self._images.get().get(image_id)
+
+    def _record(self, series: SeriesRecord) -> ImageRecord:
+        uid = series.series_instance_uid
+        info = {
+            "name": series.patient_id or uid,
+            "SeriesInstanceUID": uid,
+            "StudyInstanceUID": series.study_instance_uid,
+            "PatientID": series.patient_id,
+            "Modality": series.modality,
+            "StudyDate": series.study_date,
+            "SeriesDescription": series.series_description,
+            "instances": series.number_of_instances,
+        }
+        return ImageRecord(
+            id=uid,
+            study=series.study_instance_uid,
+            # a series without PatientID is a person of its own: nobody is mixed up
+            person=series.patient_id or f"unknown-{series.study_instance_uid}",
+            modality=series.modality,
+            site=str(self._cached(uid).get("site", "")),
+            info=info,
+        )
+
+    def _read_labels(self) -> Labels:
+        found: dict[str, dict[str, LabelRecord]] = {FINAL: self._read_segmented()}
+        if self.home.labels.is_dir():
+            for tag in sorted(p for p in self.home.labels.iterdir() if p.is_dir()):
+                for path in tag.glob("*.nii.gz"):
+                    stat = path.stat()
+                    record = LabelRecord(
+                        strip_suffix(path),
+                        tag.name,
+                        f"{stat.st_mtime_ns}-{stat.st_size}",
+                        {"name": path.name, "path": str(path)},
+                    )
+                    found.setdefault(tag.name, {})[record.id] = record
+        return found
+
+    def _read_segmented(self) -> dict[str, LabelRecord]:
+        """Series with a SEG that names a structure of the model; asks only where SEGs changed."""
+        values = self._label_values()
+        segs: dict[str, list[tuple[str, int | None]]] = {}
+        for series in self.archive.list_series(modalities=("SEG",)):
+            segs.setdefault(series.study_instance_uid, []).append(
+                (series.series_instance_uid, series.number_of_instances)
+            )
+        images: dict[str, list[str]] = {}
+        for record in self._images.get().values():
+            images.setdefault(record.study, []).append(record.id)
+        labels: dict[str, LabelRecord] = {}
+        for study in segs.keys() & images.keys():
+            names = tuple(sorted((n, v) for n, v in values.items()))
+            key = (*names, *sorted(segs[study]), *((i, None) for i in sorted(images[study])))
+            known = self._segmented.get(study)
+            countable = all(count is not None for _, count in segs[study])
+            if known is None or known[0] != key or not countable:
+                known = (key, self._segmentations_in(images[study], values))
+                self._segmented[study] = known
+            labels.update(known[1])
+        return labels
+
+    def _segmentations_in(
+        self, series: Sequence[str], values: Mapping[str, int]
+    ) -> dict[str, LabelRecord]:
+        wanted = {name.strip().casefold() for name in values}
+        found = {}
+        for uid in series:
+            for seg in self.archive.segmentations_of(uid):
+                named = {name.strip().casefold() for name in seg.segments.values()}
+                if wanted and not wanted & named:
+                    continue
+                info = {
+                    "name": uid,
+                    "sop_instance_uid": seg.sop_instance_uid,
+                    "created": str(seg.created),
+                    "author": seg.author,
+                    "segments": {str(k): v for k, v in seg.segments.items()},
+                }
+                found[uid] = LabelRecord(uid, FINAL, seg.sop_instance_uid, info)
+                break
+        return found
+
+    # -- images --------------------------------------------------------------------------------
+
+    def image_file(self, record: ImageRecord) -> Path:
+        """File of the converted series, which need not exist yet."""
+        return self._image_cache / f"{record.id}.nii.gz"
+
+    def _cached(self, uid: str) -> dict[str, Any]:
+        """Note beside a converted series: written after it, so its presence means complete."""
+        path = self._image_cache / f"{uid}.json"
+        if not path.is_file() or not (self._image_cache / f"{uid}.nii.gz").is_file():
+            return {}
+        try:
+            return dict(read_json(path))
+        except (IntegrityError, ValueError, TypeError):
+            return {}
+
+    def _fetch_image(self, record: ImageRecord) -> Path:
+        path = self.image_file(record)
+        count = record.info.get("instances")
+        if self._is_whole(record.id, count):
+            return path
+        with exclusive(self.home.locks, f"image-{record.id}"):
+            if self._is_whole(record.id, count):
+                return path
+            headers = self.archive.headers(record.id)
+            volume = self.archive.load_volume(record.id)
+            write_volume(Volume(_compact(volume.array), volume.affine, volume.modality), path)
+            note = {"instances": count, "site": str(SiteKey.of(headers[0]) if headers else "")}
+            write_json_durably(path.with_name(f"{record.id}.json"), note)
+        return path
+
+    def _is_whole(self, uid: str, instances: int | None) -> bool:
+        note = self._cached(uid)
+        return bool(note) and note.get("instances") == instances
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Refuse: images come into an archive as DICOM.
+
+        Raises
+        ------
+        InvalidInputError
+            Always.
+        """
+        raise InvalidInputError(
+            "these studies are a DICOM archive: send images to it as DICOM (STOW-RS or C-STORE). "
+            "To segment a single file, upload it to /infer or /session."
+        )
+
+    def remove_image(self, image_id: str) -> None:
+        """Refuse: nothing of ours deletes images from an archive.
+
+        Raises
+        ------
+        ForbiddenError
+            Always.
+        """
+        self.record(image_id)
+        raise ForbiddenError(
+            "images of an archive are not deleted from here; delete them in the PACS. To keep a "
+            "study out of training, mark it for forgetting."
+        )
+
+    def drop_cached(self, image_id: str) -> list[Path]:
+        """Delete what was converted of a series; returns the files deleted."""
+        names = [f"images/{image_id}.nii.gz", f"images/{image_id}.json"]
+        names += [f"labels/{image_id}.nii.gz", f"labels/{image_id}.json"]
+        found = [self.home.cache / n for n in names if (self.home.cache / n).is_file()]
+        for path in found:
+            path.unlink(missing_ok=True)
+        return found
+
+    # -- labels --------------------------------------------------------------------------------
+
+    def structures(self) -> tuple[str, ...]:
+        """Segment names of the finished labels, by segment number and name."""
+        found = set()
+        for record in self._label_index.get().get(FINAL, {}).values():
+            found |= {(int(k), str(v)) for k, v in record.info["segments"].items()}
+        return tuple(self.values()) or tuple(dict.fromkeys(name for _, name in sorted(found)))
+
+    def as_segmentation(
+        self,
+        image_id: str,
+        mask: Volume,
+        names: Mapping[int, str],
+        params: Mapping[str, Any],
+        user: str | None,
+    ) -> Dataset:
+        """Wrap a mask of the model as DICOM SEG; it is not stored.
+
+        Parameters
+        ----------
+        image_id
+            The series.
+        mask
+            Label map on its grid.
+        names
+            Structure of each value.
+        params
+            Of the inference: which model and version made the mask.
+        user
+            Who asked, None when nobody is known.
+        """
+        return write_segmentation(
+            mask,
+            self.archive.headers(image_id),
+            dict(names),
+            author=user or "",
+            algorithm=Algorithm(
+                name=f"SegUnlearn {params['model']}",
+                version=f"{params['version']} {params['sha256'][:12]}",
+            ),
+        )
+
+    def _fetch_label(self, record: LabelRecord, values: Mapping[str, int]) -> Path:
+        if record.tag != FINAL:
+            return Path(record.info["path"])
+        path, note = (
+            self._label_cache / f"{record.id}.nii.gz",
+            self._label_cache / f"{record.id}.json",
+        )
+        values = dict(values) or self._values_in(record)
+        wanted = {"sop_instance_uid": record.version, "values": values}
+        if path.is_file() and note.is_file() and _note(note) == wanted:
+            return path
+        with exclusive(self.home.locks, f"label-{record.id}"):
+            if path.is_file() and note.is_file() and _note(note) == wanted:
+                return path
+            image = self.record(record.id)
+            reference = read_volume(self._fetch_image(image), modality=image.modality)
+            label = self.archive.load_label(
+                record.id, {v: n for n, v in values.items()}, reference=reference
+            )
+            if label is None:
+                raise NotFoundError(
+                    f"series {record.id}: its SEG holds none of {', '.join(values)}."
+                )
+            note.unlink(missing_ok=True)
+            write_volume(label, path)
+            write_json_durably(note, wanted)
+        return path
+
+    @staticmethod
+    def _values_in(record: LabelRecord) -> dict[str, int]:
+        return {name: int(value) for value, name in record.info["segments"].items()}
+
+    def _store_label(
+        self, record: ImageRecord, tag: str, label: Volume, names: dict[int, str], author: str
+    ) -> None:
+        if tag != FINAL:
+            write_volume(label, self.home.labels / tag / f"{record.id}.nii.gz")
+            return
+        source = self.archive.headers(record.id)
+        self.archive.store([write_segmentation(label, source, names, author=author)])
+
+    def _drop_label(self, record: LabelRecord) -> None:
+        if record.tag == FINAL:
+            raise ConflictError(
+                "finished labels are DICOM SEG objects of the archive and are not deleted from "
+                "here. Save a corrected label: the newest one counts; or delete it in the PACS."
+            )
+        Path(record.info["path"]).unlink(missing_ok=True)
+
+
+def looks_like_dicom(folder: Path, files: int = 2000) -> bool:
+    """Whether one of the first files of a folder is DICOM (PS3.10: ``DICM`` at byte 128)."""
+    seen = 0
+    for path in folder.rglob("*"):
+        if not path.is_file() or path.name.startswith(".") or path.name.endswith(SUFFIXES):
+            continue
+        if path.name.upper() == "DICOMDIR":
+            return True
+        try:
+            with path.open("rb") as file:
+                file.seek(128)
+                if file.read(4) == b"DICM":
+                    return True
+        except OSError:
+            continue
+        seen += 1
+        if seen >= files:
+            break
+    return False
+
+
+def _compact(array: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return whole numbers as int16, which reads and packs faster, without loss."""
+    if np.issubdtype(array.dtype, np.integer):
+        return array
+    low, high = array.min(initial=0), array.max(initial=0)
+    if low < -32768 or high > 32767 or not np.array_equal(array, np.rint(array)):
+        return array
+    return array.astype(np.int16)
+
+
+def _note(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except IntegrityError:
+        return None

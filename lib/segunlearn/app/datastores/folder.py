@@ -1,0 +1,212 @@
+"""Studies in a folder of NIfTI or NRRD files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from segunlearn.app.datastores.infos import check_name, check_tag, exclusive
+from segunlearn.app.datastores.studies import (
+    FINAL,
+    ImageRecord,
+    LabelRecord,
+    Labels,
+    StudiesDatastore,
+)
+from segunlearn.app.options import Home
+from segunlearn.cases import Case, People
+from segunlearn.errors import ConflictError, ForbiddenError, InvalidInputError
+from segunlearn.volumes import SUFFIXES, Volume, read_volume, strip_suffix, write_volume
+
+#: Folder names of the Medical Segmentation Decathlon, images first.
+_DECATHLON = (("images", "labels"), ("imagesTr", "labelsTr"))
+
+
+class FolderDatastore(StudiesDatastore):
+    """Images are files: directly in the folder, or in ``images/`` with labels in ``labels/``.
+
+    Labels lie in ``labels/<tag>/<image>.nii.gz``, as MONAI Label's own datastore keeps them; files
+    directly in ``labels/`` count as finished labels until a person saves a newer one. Folders that
+    cannot be written to keep their new labels under the home.
+
+    Parameters
+    ----------
+    folder
+        The studies.
+    people
+        Who is shown in a file.
+    home, refresh, label_values, keep
+        See ``StudiesDatastore``.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        people: People,
+        home: Home,
+        *,
+        refresh: float,
+        label_values: Callable[[], Mapping[str, int]],
+        keep: Callable[[Sequence[Case]], list[Case]],
+    ) -> None:
+        super().__init__(folder.name, home, refresh=refresh, label_values=label_values, keep=keep)
+        self._folder, self._people = folder, people
+        images, labels = next(
+            ((folder / i, folder / j) for i, j in _DECATHLON if (folder / i).is_dir()),
+            (folder, folder / "labels"),
+        )
+        self.read_only = not os.access(folder, os.W_OK)
+        spare = home.labels / "of-folder"
+        self._image_folders = [images] if not self.read_only else [images, home.root / "images"]
+        self._label_folders = [labels] if not self.read_only else [spare, labels]
+
+    def _read_images(self) -> dict[str, ImageRecord]:
+        records = {}
+        for stem, path in self._image_files().items():
+            person, study = self._people.of(stem)
+            info = {"name": path.name, "path": str(path), "ts": int(path.stat().st_mtime)}
+            records[stem] = ImageRecord(stem, study, person, info=info)
+        return records
+
+    def _image_files(self) -> dict[str, Path]:
+        files: dict[str, Path] = {}
+        for folder in self._image_folders:
+            for path in _volumes_in(folder):
+                stem = strip_suffix(path)
+                if stem in files:
+                    raise InvalidInputError(
+                        f"{folder.name}: two files are named {stem!r}; keep one of them."
+                    )
+                files[stem] = path
+        return files
+
+    def _read_labels(self) -> Labels:
+        found: dict[str, dict[str, LabelRecord]] = {}
+        for folder in reversed(self._label_folders):
+            for path in _volumes_in(folder):  # Decathlon: finished labels without a tag
+                found.setdefault(FINAL, {})[strip_suffix(path)] = self._label(path, FINAL)
+            for tag in sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []:
+                for path in _volumes_in(tag):
+                    found.setdefault(tag.name, {})[strip_suffix(path)] = self._label(path, tag.name)
+        return found
+
+    @staticmethod
+    def _label(path: Path, tag: str) -> LabelRecord:
+        stat = path.stat()
+        info = {"name": path.name, "path": str(path)}
+        return LabelRecord(strip_suffix(path), tag, f"{stat.st_mtime_ns}-{stat.st_size}", info)
+
+    def image_file(self, record: ImageRecord) -> Path:
+        """File of an image."""
+        return Path(record.info["path"])
+
+    def _fetch_image(self, record: ImageRecord) -> Path:
+        return self.image_file(record)
+
+    def _fetch_label(self, record: LabelRecord, values: Mapping[str, int]) -> Path:
+        return Path(record.info["path"])
+
+    def named_values(self) -> dict[str, int]:
+        """Structures of ``dataset.json`` (Decathlon)."""
+        return {n: i + 1 for i, n in enumerate(_decathlon_names(self._folder / "dataset.json"))}
+
+    def structures(self) -> tuple[str, ...]:
+        """Names of ``dataset.json`` (Decathlon), else ``label_1`` and on, as many as are used."""
+        names = tuple(self.values())
+        if names:
+            return names
+        top = 0
+        for record in self._label_index.get().get(FINAL, {}).values():
+            top = max(top, int(read_volume(Path(record.info["path"]), label=True).array.max()))
+        return tuple(f"label_{v}" for v in range(1, top + 1))
+
+    def _store_label(
+        self, record: ImageRecord, tag: str, label: Volume, names: dict[int, str], author: str
+    ) -> None:
+        folder = self._label_folders[0] / tag
+        with exclusive(self.home.locks, f"label-{record.id}"):
+            write_volume(label, folder / f"{record.id}.nii.gz")
+            for suffix in (".nii", ".nrrd"):  # the same label from another tool
+                (folder / f"{record.id}{suffix}").unlink(missing_ok=True)
+
+    def _drop_label(self, record: LabelRecord) -> None:
+        path = Path(record.info["path"])
+        if path.parent.name != record.tag or not os.access(path.parent, os.W_OK):
+            raise ConflictError(
+                f"the label of {record.id!r} belongs to the data set and was not saved here; "
+                "remove the file yourself if you mean it."
+            )
+        path.unlink(missing_ok=True)
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Copy a volume into the folder.
+
+        Raises
+        ------
+        InvalidInputError
+            The name cannot be a file name, or the file is no volume.
+        ConflictError
+            There is an image of this name with other content.
+        """
+        source = Path(image_filename)
+        stem = check_name(image_id or strip_suffix(source))
+        suffix = next((s for s in SUFFIXES if source.name.endswith(s)), None)
+        if suffix is None:
+            raise InvalidInputError(f"{source.name}: upload one of {', '.join(SUFFIXES)}.")
+        read_volume(source)
+        self._people.of(stem)
+        target = self._image_folders[-1] / f"{stem}{suffix}"
+        with exclusive(self.home.locks, f"image-{stem}"):
+            present = self._image_files().get(stem)
+            if present is not None:
+                if present.read_bytes() == source.read_bytes():
+                    return stem
+                raise ConflictError(f"there is another image named {stem!r}; choose a new name.")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(f".{stem}.part{suffix}")
+            shutil.copyfile(source, part)
+            part.replace(target)
+        self._images.invalidate()
+        if image_info:
+            self.infos.update_image(stem, image_info)
+        return stem
+
+    def remove_image(self, image_id: str) -> None:
+        """Delete an image with its labels.
+
+        Raises
+        ------
+        ForbiddenError
+            The folder cannot be written to.
+        """
+        record = self.record(image_id)
+        path = self.image_file(record)
+        if not os.access(path.parent, os.W_OK):
+            raise ForbiddenError(f"{image_id!r}: the folder of studies is read-only.")
+        for tag in self.get_labels_by_image_id(image_id):
+            self.remove_label(image_id, check_tag(tag))
+        path.unlink(missing_ok=True)
+        self.infos.remove_image(image_id)
+        self._images.invalidate()
+
+
+def _volumes_in(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        names = [e.name for e in entries if e.is_file()]
+    return [folder / n for n in sorted(names) if n.endswith(SUFFIXES) and not n.startswith(".")]
+
+
+def _decathlon_names(path: Path) -> tuple[str, ...]:
+    """Structures of a Decathlon ``dataset.json`` in the order of their values, if they are 1..n."""
+    try:
+        labels = {int(k): str(v) for k, v in json.loads(path.read_text())["labels"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ()
+    values = sorted(v for v in labels if v > 0)
+    return tuple(labels[v] for v in values) if values == list(range(1, len(values) + 1)) else ()

@@ -1,0 +1,163 @@
+"""What clients say about images and labels: one JSON file each, replaced whole under a lock.
+
+MONAI Label keeps these notes in one ``datastore_v2.json`` that loses updates when the server and
+a training write at once, and that is damaged by a crash; marks for forgetting never live here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from segunlearn.errors import IntegrityError, InvalidInputError, UnavailableError
+from segunlearn.records.durable import read_json, write_json_durably
+
+logger = logging.getLogger(__name__)
+
+#: Largest note about one image or label, in bytes of JSON.
+MAX_INFO_BYTES = 256 * 1024
+
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._ +@=-]{0,198}[A-Za-z0-9_+@=-])?")
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+def check_name(name: str, what: str = "image") -> str:
+    """Return the name if it can be a file name of its own, whatever the client sent.
+
+    Raises
+    ------
+    InvalidInputError
+        It is empty, too long, or holds path separators or other signs.
+    """
+    if ".." in name or not _NAME.fullmatch(name):
+        raise InvalidInputError(
+            f"{what} {name!r:.80} is not a usable name: take letters, digits and . _ - only, at "
+            "most 200, starting with a letter or digit."
+        )
+    return name
+
+
+def check_tag(tag: str) -> str:
+    """Return a label's tag if it can be a folder name of its own.
+
+    Raises
+    ------
+    InvalidInputError
+        It is empty, too long, or holds path separators or other signs.
+    """
+    tag = getattr(tag, "value", tag)
+    if not isinstance(tag, str) or not _TAG.fullmatch(tag):
+        raise InvalidInputError(
+            f"label tag {tag!r:.80} is not usable: take letters, digits, '_' and '-', at most 64, "
+            "as in 'final' or 'original'."
+        )
+    return tag
+
+
+@contextmanager
+def exclusive(locks: Path, name: str, seconds: float = 600.0) -> Iterator[None]:
+    """Hold a lock that threads and processes respect; a killed holder releases it.
+
+    Raises
+    ------
+    UnavailableError
+        Another process did not let go in time.
+    """
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(locks / f"{name}.lock", timeout=seconds)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UnavailableError(
+            f"{name}: another process of SegUnlearn has worked on it for {seconds:.0f} s. Try "
+            "again, or look which process hangs."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _file_name(image_id: str) -> str:
+    """Return the id itself where it can be a file name, else its digest."""
+    if ".." not in image_id and _NAME.fullmatch(image_id):
+        return image_id
+    return f"sha256-{hashlib.sha256(image_id.encode()).hexdigest()}"
+
+
+class Infos:
+    """Notes on images (``images/<id>.json``) and labels (``labels/<tag>/<id>.json``).
+
+    Parameters
+    ----------
+    root
+        Folder of the notes.
+    locks
+        Folder of lock files.
+    """
+
+    def __init__(self, root: Path, locks: Path) -> None:
+        self._root, self._locks = Path(root), Path(locks)
+
+    def image(self, image_id: str) -> dict[str, Any]:
+        """Note on an image, empty when there is none."""
+        return self._read(self._image_file(image_id))
+
+    def label(self, image_id: str, tag: str) -> dict[str, Any]:
+        """Note on a label, empty when there is none."""
+        return self._read(self._label_file(image_id, tag))
+
+    def update_image(self, image_id: str, info: Mapping[str, Any]) -> None:
+        """Merge into the note; keys that exist are replaced."""
+        self._update(self._image_file(image_id), info)
+
+    def update_label(self, image_id: str, tag: str, info: Mapping[str, Any]) -> None:
+        """Merge into the note; keys that exist are replaced."""
+        self._update(self._label_file(image_id, tag), info)
+
+    def remove_image(self, image_id: str) -> None:
+        """Drop the note."""
+        self._image_file(image_id).unlink(missing_ok=True)
+
+    def remove_label(self, image_id: str, tag: str) -> None:
+        """Drop the note."""
+        self._label_file(image_id, tag).unlink(missing_ok=True)
+
+    def _image_file(self, image_id: str) -> Path:
+        return self._root / "images" / f"{_file_name(image_id)}.json"
+
+    def _label_file(self, image_id: str, tag: str) -> Path:
+        return self._root / "labels" / check_tag(tag) / f"{_file_name(image_id)}.json"
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        if not path.is_file():
+            return {}
+        try:
+            data = read_json(path)
+        except IntegrityError as error:
+            logger.warning("a note of a client is ignored: %s", error)
+            return {}
+        return dict(data) if isinstance(data, dict) else {}
+
+    def _update(self, path: Path, info: Mapping[str, Any]) -> None:
+        if not isinstance(info, Mapping):
+            raise InvalidInputError('the info must be a JSON object, as in {"comment": "…"}.')
+        with exclusive(self._locks, "infos"):
+            merged = {**self._read(path), **info}
+            try:
+                size = len(json.dumps(merged, allow_nan=False))
+            except (TypeError, ValueError) as error:
+                raise InvalidInputError(f"the info is no plain JSON: {error}.") from error
+            if size > MAX_INFO_BYTES:
+                raise InvalidInputError(
+                    f"the info would be {size} bytes, at most {MAX_INFO_BYTES} are kept."
+                )
+            write_json_durably(path, merged)

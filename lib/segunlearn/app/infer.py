@@ -1,0 +1,192 @@
+"""The inference task: an image in, the active version's mask out."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+
+from segunlearn.app.models import ActiveModel
+from segunlearn.errors import InvalidInputError, UnsupportedSeriesError
+from segunlearn.volumes import Volume, read_volume, write_volume
+
+#: Endings of a mask that a client may ask for.
+EXTENSIONS = (".nii.gz", ".nii", ".nrrd")
+
+_DTYPES: dict[str, type[np.generic]] = {
+    "uint8": np.uint8, "int8": np.int8, "uint16": np.uint16, "int16": np.int16,
+    "uint32": np.uint32, "int32": np.int32, "float32": np.float32, "float64": np.float64,
+}  # fmt: skip
+
+
+class SegmentationInferTask(InferTask):
+    """Segment with the active version of a model.
+
+    Parameters
+    ----------
+    model
+        What is served.
+    scratch
+        Gives the folder of result files; the caller of the task deletes the file.
+    label_values
+        Value of each structure.
+    """
+
+    def __init__(
+        self,
+        model: ActiveModel,
+        scratch: Callable[[], Path],
+        label_values: Callable[[], Mapping[str, int]],
+    ) -> None:
+        super().__init__(
+            type=InferType.SEGMENTATION,
+            labels={},
+            dimension=3,
+            description=f"UNet {model.name!r}; segments the whole volume",
+        )
+        self._model, self._scratch, self._label_values = model, scratch, label_values
+
+    def is_valid(self) -> bool:
+        """Be listed even before the first training; inference then says what to do."""
+        return True
+
+    def info(self) -> dict[str, Any]:
+        """Return what clients show: labels with their values, and the version served."""
+        active = self._model.registry.active()
+        return {
+            "type": self.type,
+            "labels": dict(self._label_values()),
+            "dimension": active.config["spatial_dims"] if active else self.dimension,
+            "description": self.description,
+            "config": self.config(),
+            **self._model.summary(),
+        }
+
+    def get_path(self, validate: bool = True) -> str | None:
+        """Path of the active weights, None before the first training."""
+        active = self._model.registry.active()
+        return str(active.weights) if active else None
+
+    def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Segment ``request["image"]``, a path or a ``Volume`` of our own side.
+
+        Parameters
+        ----------
+        request
+            ``image``; ``result_extension`` (``.nii.gz``), ``result_dtype``, ``result_compress``.
+
+        Returns
+        -------
+        str, dict
+            The mask's file, and the parameters of the reply: ``label_names``, ``model``,
+            ``version``, ``sha256``, ``adapter``, ``latencies`` in seconds.
+
+        Raises
+        ------
+        ConflictError
+            Nothing was trained yet.
+        InvalidInputError
+            An option is wrong, or the image cannot be read.
+        """
+        started = time.perf_counter()
+        extension, dtype, compress = result_options(request)
+        self._model.version()  # before a large image is read
+        volume = request["image"]
+        if not isinstance(volume, Volume):
+            volume = read_image(Path(volume), str(request.get("modality") or "OT"))
+        read = time.perf_counter()
+        info, mask, waited = self._model.predict(volume)
+        predicted = time.perf_counter()
+        values = {n: i + 1 for i, n in enumerate(info.config["labels"])}
+        descriptor, name = tempfile.mkstemp(suffix=extension, prefix="mask-", dir=self._scratch())
+        os.close(descriptor)
+        write_mask(Volume(mask.array.astype(dtype), mask.affine), Path(name), compress)
+        seconds = {
+            "read": read - started,
+            "wait": waited,
+            **mask.seconds,
+            "write": time.perf_counter() - predicted,
+            "total": time.perf_counter() - started,
+        }
+        return name, {
+            "label_names": values,
+            "model": self._model.name,
+            "version": info.version,
+            "sha256": info.sha256,
+            "adapter": "base",
+            "latencies": {k: round(v, 4) for k, v in seconds.items()},
+        }
+
+
+def result_options(request: Mapping[str, Any]) -> tuple[str, type[np.generic], bool]:
+    """Read ending, voxel type and compression that a client asks for.
+
+    Raises
+    ------
+    InvalidInputError
+        One of them is not known.
+    """
+    extension = request.get("result_extension") or ".nii.gz"
+    dtype = request.get("result_dtype") or "uint8"
+    if extension not in EXTENSIONS:
+        raise InvalidInputError(
+            f"result_extension {str(extension)!r:.40}: use one of {', '.join(EXTENSIONS)}."
+        )
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise InvalidInputError(
+            f"result_dtype {str(dtype)!r:.40}: use one of {', '.join(_DTYPES)}."
+        )
+    compress = request.get("result_compress", True)
+    return extension, _DTYPES[dtype], str(compress).lower() not in ("false", "0", "no")
+
+
+def read_image(path: Path, modality: str = "OT") -> Volume:
+    """Read a volume file, or a folder with the files of one DICOM series.
+
+    Raises
+    ------
+    InvalidInputError, UnsupportedSeriesError
+        It is no volume.
+    """
+    if not path.is_dir():
+        return read_volume(path, modality=modality)
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+
+    from segunlearn.dicom.series import volume_from_datasets
+
+    datasets = []
+    for file in sorted(p for p in path.iterdir() if p.is_file() and p.name != "meta.info"):
+        try:
+            datasets.append(pydicom.dcmread(file))
+        except (InvalidDicomError, OSError) as error:
+            raise InvalidInputError(f"{file.name}: no DICOM file ({error}).") from error
+    if not datasets:
+        raise UnsupportedSeriesError("the upload holds no DICOM files.")
+    return volume_from_datasets(datasets)
+
+
+def write_mask(mask: Volume, path: Path, compress: bool = True) -> None:
+    """Write a mask quickly; uncompressed NRRD for viewers that cannot inflate it."""
+    if path.suffix != ".nrrd":
+        write_volume(mask, path)
+        return
+    import nrrd
+
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ mask.affine
+    directions: npt.NDArray[np.float64] = lps[:3, :3].T
+    header = {
+        "space": "left-posterior-superior",
+        "space directions": directions,
+        "space origin": lps[:3, 3],
+        "kinds": ["domain"] * 3,
+        "encoding": "gzip" if compress else "raw",
+    }
+    nrrd.write(str(path), mask.array, header, compression_level=1)

@@ -1,0 +1,174 @@
+"""The active version of a model, loaded once per digest, and one inference at a time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from segunlearn.errors import ConflictError, UnavailableError
+from segunlearn.records.versions import VersionInfo, VersionRegistry
+
+if TYPE_CHECKING:
+    from segunlearn.inference import Prediction, Segmenter
+    from segunlearn.volumes import Volume
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class ActiveModel:
+    """What is served under one name.
+
+    Parameters
+    ----------
+    registry
+        Its versions.
+    device
+        ``auto``, ``cpu`` or ``cuda:0``.
+
+    Notes
+    -----
+    Networks are kept by the SHA-256 of their weights, never by a file's name or time: another
+    version, or the same version changed on the disk, is another network or an error.
+    """
+
+    def __init__(self, registry: VersionRegistry, *, device: str = "auto") -> None:
+        self.registry = registry
+        self._device = device
+        self._loaded: tuple[str, Segmenter] | None = None
+        self._loading = threading.Lock()
+        self._turn = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self.registry.root.name
+
+    def version(self) -> VersionInfo:
+        """Return the active version.
+
+        Raises
+        ------
+        ConflictError
+            Nothing was trained yet.
+        IntegrityError
+            The pointer or the manifest was changed.
+        """
+        info = self.registry.active()
+        if info is None:
+            raise ConflictError(
+                f"model {self.name!r} has no trained version yet. Annotate some studies and start "
+                f"a training (POST /train/{self.name}), or run 'segunlearn train'."
+            )
+        return info
+
+    def segmenter(self) -> tuple[VersionInfo, Segmenter]:
+        """Return the active version and its network, loaded when it is another one than before."""
+        info = self.version()
+        loaded = self._loaded
+        if loaded is None or loaded[0] != info.sha256:
+            from segunlearn.inference import Segmenter
+
+            with self._loading:
+                loaded = self._loaded
+                if loaded is None or loaded[0] != info.sha256:
+                    started = time.perf_counter()
+                    loaded = (info.sha256, Segmenter.from_version(info, self._device))
+                    self._loaded = loaded
+                    logger.info(
+                        "model %s: %s (%s…) loaded in %.2f s",
+                        self.name, info.version, info.sha256[:12], time.perf_counter() - started,
+                    )  # fmt: skip
+        return info, loaded[1]
+
+    def predict(
+        self, volume: Volume, cancel: Callable[[], bool] | None = None
+    ) -> tuple[VersionInfo, Prediction, float]:
+        """Segment a volume with the active version.
+
+        Returns
+        -------
+        VersionInfo, Prediction, float
+            The version used, the mask on the volume's grid, and the seconds spent waiting.
+
+        Raises
+        ------
+        ConflictError, IntegrityError
+            As ``version``.
+        UnavailableError
+            The device has not enough memory.
+        """
+        info, segmenter = self.segmenter()
+        with self.turn() as waited:
+            try:
+                return info, segmenter.predict(volume, cancel=cancel), waited
+            except (MemoryError, torch.OutOfMemoryError) as error:
+                raise UnavailableError(
+                    f"the device has not enough memory for an image of {volume.shape} voxels. Try "
+                    "again when nothing else runs on it, or serve with --conf device cpu."
+                ) from error
+
+    @contextmanager
+    def turn(self) -> Iterator[float]:
+        """Have the device alone; yields the seconds waited for it."""
+        started = time.perf_counter()
+        with self._turn:
+            yield time.perf_counter() - started
+
+    def label_values(self) -> dict[str, int]:
+        """Value of each structure in the active version's label maps, empty before the first."""
+        info = self.registry.active()
+        return {n: i + 1 for i, n in enumerate(info.config["labels"])} if info else {}
+
+    def summary(self) -> dict[str, Any]:
+        """Return what ``/info`` says of the active version, empty before the first."""
+        info = self.registry.active()
+        if info is None:
+            return {}
+        return {"version": info.version, "sha256": info.sha256, "created": info.created}
+
+
+class InferencePool:
+    """Threads for inferences, apart from those that answer everything else.
+
+    Parameters
+    ----------
+    queue
+        Inferences that may be under way or wait.
+    """
+
+    def __init__(self, queue: int) -> None:
+        # two: one reads its image while another has the device
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="infer")
+        self._queue, self._pending, self._lock = queue, 0, threading.Lock()
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Run in a thread.
+
+        Raises
+        ------
+        UnavailableError
+            Too many wait already.
+        """
+        with self._lock:
+            if self._pending > self._queue:
+                raise UnavailableError(
+                    f"{self._pending} inferences are under way already. Try again in a moment, or "
+                    "raise --conf queue."
+                )
+            self._pending += 1
+        future = self._threads.submit(work)
+        future.add_done_callback(self._over)  # also when it was cancelled before it began
+        return future
+
+    def _over(self, _future: Future[Any]) -> None:
+        with self._lock:
+            self._pending -= 1

@@ -1,0 +1,110 @@
+"""``/info``, ``/activelearning``, ``/model``, ``/logs`` and ``/reload``."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections import deque
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body
+from fastapi.responses import FileResponse, PlainTextResponse
+from monailabel.config import settings
+
+from segunlearn.app.routes.common import Admin, User, caller, current_app
+from segunlearn.errors import ForbiddenError, NotFoundError
+
+router = APIRouter()
+
+
+@router.get("/info/", summary="What the app offers", tags=["App"])
+def info(user: User) -> dict[str, Any]:
+    """Models, trainers, strategies, scoring methods, progress and numbers of studies."""
+    return current_app().info()
+
+
+@router.post("/activelearning/{strategy}", summary="Next image", tags=["ActiveLearning"])
+def next_sample(
+    strategy: str, user: User, params: Annotated[dict[str, Any] | None, Body()] = None
+) -> dict[str, Any]:
+    """Choose the next image to annotate; empty when none is left.
+
+    A study with a live forget request is never proposed.
+    """
+    app, options = current_app(), dict(params or {})
+    sample = app.next_sample({**options, "strategy": strategy})
+    if not sample:
+        return {}
+    store, image_id = app.datastore(), sample["id"]
+    noted = store.infos.image(image_id).get("strategy", {})
+    client = str(options.get("client_id") or caller(user) or "")[:200]
+    noted = {**noted, strategy: {"ts": int(time.time()), "client_id": client}}
+    store.update_image_info(image_id, {"strategy": noted})
+    return {**sample, **store.get_image_info(image_id), "id": image_id, "path": sample["path"]}
+
+
+@router.get("/model/{model}", summary="Download the active weights", tags=["Model"])
+def download_model(model: str, user: Admin) -> FileResponse:
+    """Send the weights of the active version as safetensors."""
+    version = current_app().served_model(model).version()
+    return FileResponse(
+        version.weights,
+        media_type="application/octet-stream",
+        filename=f"{model}-{version.version}.safetensors",
+    )
+
+
+@router.get("/model/info/{model}", summary="Digest of the active weights", tags=["Model"])
+def model_info(model: str, user: Admin) -> dict[str, Any]:
+    """Digest, time and version of the active weights."""
+    app = current_app()
+    app.served_model(model).version()
+    return app.model_info(model)
+
+
+@router.put("/model/{model}", summary="Upload weights: not allowed", tags=["Model"])
+def update_model(model: str, user: Admin) -> None:
+    """Refuse: the ledger must know what every served version was trained on."""
+    current_app().served_model(model)
+    raise ForbiddenError(
+        "weights are never uploaded: the ledger could not say which studies shaped them. Train a "
+        "version here."
+    )
+
+
+@router.delete("/model/{model}", summary="Delete weights: not allowed", tags=["Model"])
+def delete_model(model: str, user: Admin) -> None:
+    """Refuse: versions are retired, and the ledger keeps their record."""
+    current_app().served_model(model)
+    raise ForbiddenError(
+        "versions are not deleted from here: other versions and the ledger refer to them. "
+        "Activate another version instead."
+    )
+
+
+@router.get("/logs/", summary="Last lines of the log", tags=["Others"])
+def logs(user: Admin, lines: int = 300) -> PlainTextResponse:
+    """Send the end of the server's log as plain text."""
+    path = Path(settings.MONAI_LABEL_APP_DIR) / "logs" / "app.log"
+    if not path.is_file():
+        raise NotFoundError("the server writes no log file.")
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return PlainTextResponse("".join(deque(file, max(1, min(lines, 10_000)))))
+
+
+@router.get("/logs/gpu", summary="State of the GPUs", tags=["Others"])
+def gpu_info(user: Admin) -> PlainTextResponse:
+    """Send what nvidia-smi says."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        raise NotFoundError("this machine has no nvidia-smi, so probably no NVIDIA GPU.")
+    done = subprocess.run([program], capture_output=True, text=True, timeout=30, check=False)
+    return PlainTextResponse(done.stdout)
+
+
+@router.post("/reload", include_in_schema=False)
+def reload() -> None:
+    """Refuse: a reload would build a second app without its routes."""
+    raise ForbiddenError("the app is not reloaded in a running server; restart the server.")

@@ -1,0 +1,126 @@
+"""Start the server: MONAI Label's own, with settings that work everywhere."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from segunlearn.app.options import AppOptions, Home
+from segunlearn.errors import InvalidInputError
+from segunlearn.records.durable import write_durably
+
+logger = logging.getLogger(__name__)
+
+_MAIN = '''"""MONAI Label loads this file; everything lives in the package segunlearn."""
+
+from segunlearn.app.application import SegUnlearnApp as SegUnlearnApp
+'''
+
+
+def prepare(
+    studies: str, conf: Mapping[str, str], *, host: str, port: int
+) -> tuple[dict[str, str], Home]:
+    """Make the home's folders and return the environment of the server and its children.
+
+    Parameters
+    ----------
+    studies
+        DICOMweb URL or folder.
+    conf
+        Options of the app, see ``AppOptions``.
+    host, port
+        Where the server will listen.
+
+    Returns
+    -------
+    dict, Home
+        Environment variables to set before MONAI Label is imported, and the home.
+
+    Raises
+    ------
+    InvalidInputError
+        An option is wrong, or there are no such studies.
+    """
+    options = AppOptions.from_conf(conf)
+    home = Home(options.home)
+    if not studies.lower().startswith(("http://", "https://")):
+        folder = Path(studies).expanduser().resolve()
+        if not folder.is_dir():
+            raise InvalidInputError(
+                f"--studies {studies}: no such folder, and no DICOMweb URL (http://…)."
+            )
+        studies = str(folder)
+    app_dir = home.root / "app"
+    for name in ("model", "lib", "logs", "bin"):
+        (app_dir / name).mkdir(parents=True, exist_ok=True)
+    write_durably(app_dir / "main.py", _MAIN.encode())
+    environment = {
+        "MONAI_LABEL_APP_DIR": str(app_dir),
+        "MONAI_LABEL_STUDIES": studies,
+        "MONAI_LABEL_APP_CONF": json.dumps({**conf, "home": str(home.root)}),
+        "MONAI_LABEL_SERVER_PORT": str(port),
+        "MONAI_LABEL_SESSION_PATH": str(home.sessions),
+        "MONAI_LABEL_TRACKING_ENABLED": "false",
+        "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
+        "MONAI_LABEL_DATASTORE_AUTO_RELOAD": "false",
+        # the platform reads it without asking whether it is set
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+    }
+    for key in ("MONAI_LABEL_TRACKING_ENABLED", "MONAI_LABEL_SESSION_PATH"):
+        if os.environ.get(key):
+            environment[key] = os.environ[key]
+    return environment, home
+
+
+def serve(
+    studies: str,
+    conf: Mapping[str, str],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    root_path: str = "",
+    log_level: str = "INFO",
+    ssl_keyfile: Path | None = None,
+    ssl_certfile: Path | None = None,
+) -> None:
+    """Serve until stopped.
+
+    Parameters
+    ----------
+    studies, conf, host, port
+        As in ``prepare``.
+    root_path
+        Path under which a reverse proxy shows the server.
+    log_level
+        ``DEBUG``, ``INFO``, ``WARNING`` or ``ERROR``.
+    ssl_keyfile, ssl_certfile
+        PEM files for HTTPS.
+
+    Raises
+    ------
+    InvalidInputError
+        An option is wrong, or there are no such studies.
+    """
+    environment, home = prepare(studies, conf, host=host, port=port)
+    os.environ.update(environment)
+    os.chdir(home.root)  # MONAI Label reads a file .env of the folder it is started in
+    import uvicorn
+    from monailabel.utils.others.generic import init_log_config
+
+    log_config = init_log_config(None, environment["MONAI_LABEL_APP_DIR"], "app.log", log_level)
+    uvicorn.run(
+        "monailabel.app:app",
+        host=host,
+        port=port,
+        root_path=root_path,
+        log_level=log_level.lower(),
+        log_config=log_config,
+        access_log=False,
+        ssl_keyfile=str(ssl_keyfile) if ssl_keyfile else None,
+        ssl_certfile=str(ssl_certfile) if ssl_certfile else None,
+    )

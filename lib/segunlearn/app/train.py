@@ -1,0 +1,182 @@
+"""The training task: finished labels in, a new version in service, one ledger row."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from monailabel.interfaces.tasks.train import TrainTask
+
+from segunlearn.app import train_options
+from segunlearn.app.datastores import StudiesDatastore
+from segunlearn.app.datastores.infos import exclusive
+from segunlearn.app.models import ActiveModel
+from segunlearn.app.options import AppOptions, Home
+from segunlearn.app.records import Records
+from segunlearn.app.train_stats import stats_of
+from segunlearn.app.training_run import TrainingRun
+from segunlearn.cases import Case
+from segunlearn.errors import (
+    CancelledError,
+    ConflictError,
+    InvalidInputError,
+    UnavailableError,
+)
+from segunlearn.networks import ModelConfig
+from segunlearn.records.runs import Progress
+from segunlearn.records.versions import VersionInfo
+from segunlearn.training.planning import plan, recipe
+
+logger = logging.getLogger(__name__)
+
+#: A killed training lets go of its lock at once; one that lost its server stops within seconds.
+LOCK_SECONDS = 60.0
+
+
+class SegmentationTrainTask(TrainTask):
+    """Train the next version of a model on all finished labels.
+
+    Parameters
+    ----------
+    model
+        What is trained.
+    options
+        Of the app.
+    home
+        Where runs and models lie.
+    records
+        Runs, ledger and forget set.
+    """
+
+    #: Started by the deprecated ``POST /train/`` too.
+    ordinary = True
+
+    def __init__(
+        self, model: ActiveModel, options: AppOptions, home: Home, records: Records
+    ) -> None:
+        super().__init__("Train a new version on all finished labels, and serve it")
+        self._model, self._options, self._home, self._records = model, options, home, records
+
+    def config(self) -> dict[str, Any]:
+        """Options with their defaults, as clients show them."""
+        return train_options.config()
+
+    def check(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the checked options of a request, fit for JSON.
+
+        Raises
+        ------
+        InvalidInputError
+            A value is wrong, or the request tries to choose the cases.
+        """
+        client = request.get("client_id")
+        checked = train_options.check(request)
+        return {**checked, "client_id": str(client)[:200]} if client else checked
+
+    def stats(self) -> dict[str, Any]:
+        """Progress of the latest training, in the shape that stock clients render."""
+        try:
+            run = self._records.runs.latest(model=self._model.name, kind="train")
+        except UnavailableError as error:
+            logger.warning("no progress to show: %s", error)
+            return {}
+        return stats_of(run) if run is not None else {}
+
+    def __call__(self, request: Mapping[str, Any], datastore: StudiesDatastore) -> dict[str, Any]:
+        """Train, write the ledger row, publish.
+
+        Parameters
+        ----------
+        request
+            See ``train_options.OPTIONS``.
+        datastore
+            The studies.
+
+        Returns
+        -------
+        dict
+            ``run_id``, ``version``, ``sha256``, ``best_dice``, numbers of cases.
+
+        Raises
+        ------
+        ConflictError
+            Another training of this model runs, or a study was marked for forgetting meanwhile.
+        CancelledError
+            A person stopped it.
+        InvalidInputError
+            An option is wrong, or there is nothing to train on.
+        """
+        options = self.check(request)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(
+                    exclusive(self._home.locks, f"train-{self._model.name}", LOCK_SECONDS)
+                )
+            except UnavailableError as error:
+                raise ConflictError(
+                    f"another training of {self._model.name!r} runs. Wait for it, or stop it first."
+                ) from error
+            return self._train(options, datastore)
+
+    def _train(self, options: Mapping[str, Any], datastore: StudiesDatastore) -> dict[str, Any]:
+        active, server = self._model.registry.active(), os.getppid()
+        run = TrainingRun(
+            model=self._model.name,
+            home=self._home,
+            records=self._records,
+            settings=train_options.settings_of(options, self._options.device),
+            parent=active if options["pretrained"] else None,
+            requested_by=str(options.get("client_id", "")),
+            orphan=lambda: os.getppid() != server,
+        )
+        version, result = run.execute(
+            lambda run: self._select(run, active, str(options["recipe"]), datastore)
+        )
+        return {
+            "run_id": run.run_id,
+            "version": version.version,
+            "sha256": version.sha256,
+            "best_dice": result.best_dice,
+            "train_cases": len(result.train_cases),
+            "val_cases": len(result.val_cases),
+        }
+
+    def _select(
+        self,
+        run: TrainingRun,
+        active: VersionInfo | None,
+        recipe_name: str,
+        datastore: StudiesDatastore,
+    ) -> tuple[Sequence[Case], ModelConfig]:
+        labels = tuple(active.config["labels"]) if active else datastore.structures()
+        if not labels:
+            raise InvalidInputError(
+                "nothing names the structures yet. Start the server with --conf labels a,b,…"
+            )
+
+        def fetched(done: int, total: int) -> None:
+            run.report(Progress("fetch", done, total, {}))
+            if run.should_stop():
+                raise CancelledError("the training was stopped while it fetched images.")
+
+        values = {name: i + 1 for i, name in enumerate(labels)}
+        selection = datastore.trainable(values=values, progress=fetched)
+        for reason in selection.skipped.values():
+            logger.warning("a labelled image is left out: %s", reason)
+        if not selection.cases:
+            raise InvalidInputError(
+                f"there is nothing to train on: {len(selection.skipped)} labelled images cannot "
+                f"be read, the others are none. {next(iter(selection.skipped.values()), '')}"
+            )
+        if len({c.person for c in selection.cases}) == 1 and run.settings.val_fraction > 0:
+            logger.warning("one person only: nothing is held out for validation")
+            run.settings = replace(run.settings, val_fraction=0.0)
+        known = run.parent or active
+        if known is not None:
+            return selection.cases, ModelConfig.from_json(known.config)
+        network = plan(selection.cases, labels, name=self._model.name, recipe=recipe(recipe_name))
+        return selection.cases, network

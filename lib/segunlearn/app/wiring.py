@@ -1,0 +1,186 @@
+"""Puts our routes, error replies and guards into MONAI Label's server."""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse
+from monailabel.config import settings
+from monailabel.endpoints import (
+    activelearning,
+    batch_infer,
+    info,
+    logs,
+    model,
+    ohif,
+    scoring,
+    train,
+    wsi_infer,
+)
+from monailabel.endpoints import datastore as stock_datastore
+from monailabel.endpoints import infer as stock_infer
+from monailabel.endpoints import proxy as stock_proxy
+from monailabel.endpoints import session as stock_session
+from monailabel.interfaces.exception import MONAILabelException
+from starlette.middleware import Middleware
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from segunlearn.app import dicomweb, proxy, viewer
+from segunlearn.app.routes import (
+    datastore,
+    forget,
+    infer,
+    ledger,
+    platform,
+    runs,
+    session,
+    tasks,
+)
+from segunlearn.errors import SegUnlearnError
+
+logger = logging.getLogger(__name__)
+
+#: Stock modules whose every route we replace.
+_REPLACED = (
+    activelearning, batch_infer, info, logs, model, ohif, scoring, train, wsi_infer,
+    stock_datastore, stock_infer, stock_proxy, stock_session,
+)  # fmt: skip
+
+#: Stock routes that are not in a router of their own.
+_REPLACED_PATHS = frozenset({"/reload"})
+
+_SUSPICIOUS = re.compile(rb"%2f|%5c|%00|\\|(?:^|/)(?:\.|%2e){2}(?:/|$)", re.IGNORECASE)
+_UNSAFE_METHODS = frozenset({"POST", "PUT", "DELETE", "PATCH"})
+
+
+def wire(server: FastAPI) -> None:
+    """Replace the stock routes by ours; called once, when the server starts.
+
+    Parameters
+    ----------
+    server
+        ``monailabel.app.app``. Its middleware was built when it began to start, so it is built
+        anew with our guard and our replies to errors.
+    """
+    if getattr(server.state, "segunlearn", False):
+        return
+    server.state.segunlearn = True
+    routes = server.router.routes
+    routes[:] = [r for r in routes if not _is_replaced(r)]
+    before = len(routes)
+    for router in (
+        infer.router, datastore.router, session.router, tasks.router, platform.router,
+        *_further_routers(),
+    ):  # fmt: skip
+        server.include_router(router)
+    routes[:] = [*routes[before:], *routes[:before]]  # the first match answers
+    server.openapi_schema = None
+    server.add_exception_handler(SegUnlearnError, _our_error)
+    server.add_exception_handler(MONAILabelException, _platform_error)
+    server.add_exception_handler(RequestValidationError, _validation_error)
+    server.add_exception_handler(Exception, _unexpected_error)
+    # the stock default lets every web site in, and a list of its own never matches ("…/")
+    stock: Any = CORSMiddleware
+    others = [m for m in server.user_middleware if m.cls is not stock]
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=sorted(_allowed_origins()),
+        allow_credentials=True,
+        allow_methods=["*"],
+        allow_headers=["*"],
+    )
+    server.user_middleware = [Middleware(Guard), *([cors] if _allowed_origins() else []), *others]
+    server.middleware_stack = None
+
+
+def _is_replaced(route: BaseRoute) -> bool:
+    router = getattr(route, "original_router", None)
+    if router is not None:
+        return any(router is module.router for module in _REPLACED)
+    return getattr(route, "path", None) in _REPLACED_PATHS
+
+
+def _further_routers() -> Iterable[Any]:
+    """Routers of the records, the DICOMweb service, the proxy and the viewer."""
+    records = (forget.router, ledger.router, runs.router)
+    return [*records, *dicomweb.routers(), *proxy.routers(), *viewer.routers()]
+
+
+def _allowed_origins() -> frozenset[str]:
+    return frozenset(str(o).rstrip("/") for o in settings.MONAI_LABEL_CORS_ORIGINS)
+
+
+class Guard:
+    """Refuses paths that reach around the routes, and writes from foreign web pages."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 400 or 403, or pass the request on."""
+        if scope["type"] == "http":
+            refusal = self._refusal(scope)
+            if refusal is not None:
+                await refusal(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    @staticmethod
+    def _refusal(scope: Scope) -> JSONResponse | None:
+        if _SUSPICIOUS.search(scope.get("raw_path") or scope["path"].encode()):
+            return JSONResponse(
+                {"detail": "the path holds '..', an encoded slash or a backslash; write it out."},
+                400,
+            )
+        if scope["method"] not in _UNSAFE_METHODS:
+            return None
+        headers = {k: v.decode("latin-1") for k, v in scope["headers"]}
+        origin, host = headers.get(b"origin"), headers.get(b"host", "")
+        if origin is None or origin in _allowed_origins() or urlsplit(origin).netloc == host:
+            return None
+        return JSONResponse(
+            {
+                "detail": "a web page of another server may not change anything here. If it is "
+                "yours, name it in MONAI_LABEL_CORS_ORIGINS."
+            },
+            403,
+        )
+
+
+async def _our_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, SegUnlearnError)
+    if error.http_status >= 500:
+        logger.error("%s %s: %s", request.method, request.url.path, error)
+    return JSONResponse({"detail": str(error)}, error.http_status)
+
+
+async def _platform_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, MONAILabelException)
+    return JSONResponse({"detail": str(error.msg)}, 400)
+
+
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    faults = [f"{' '.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()[:5]]
+    return JSONResponse({"detail": f"the request is not valid. {'; '.join(faults)}."}, 422)
+
+
+async def _unexpected_error(request: Request, error: Exception) -> JSONResponse:
+    number = uuid.uuid4().hex[:12]
+    logger.error("%s %s: unexpected error %s", request.method, request.url.path, number)
+    return JSONResponse(
+        {
+            "detail": "the server met an error it does not know and changed nothing that it knows "
+            f"of. Look for {number} in its log and report what stands there."
+        },
+        500,
+    )

@@ -1,0 +1,290 @@
+"""The datastores, without a server: files, and a folder of DICOM files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app_sources import LABELS, Study, make_study, write_dicom, write_files
+from segunlearn.app.datastores import DicomDatastore, FolderDatastore, open_datastore
+from segunlearn.app.datastores.studies import StudiesDatastore
+from segunlearn.app.options import AppOptions, Home
+from segunlearn.cases import Case
+from segunlearn.errors import (
+    ConflictError,
+    ForbiddenError,
+    GeometryError,
+    InvalidInputError,
+    LabelError,
+    NotFoundError,
+)
+from segunlearn.volumes import Volume, read_volume, write_volume
+
+VALUES = {name: i + 1 for i, name in enumerate(LABELS)}
+Opener = Callable[..., StudiesDatastore]
+
+
+@pytest.fixture
+def opener(tmp_path: Path) -> Opener:
+    def open_it(
+        studies: Path,
+        keep: Callable[[Any], list[Case]] = list,
+        values: dict[str, int] | None = None,
+        **conf: str,
+    ) -> StudiesDatastore:
+        options = AppOptions.from_conf({"home": str(tmp_path / "home"), **conf})
+        chosen = VALUES if values is None else values
+        return open_datastore(
+            str(studies), options, Home(options.home), label_values=lambda: chosen, keep=keep
+        )
+
+    return open_it
+
+
+@pytest.fixture
+def studies() -> list[Study]:
+    return [make_study(n, o) for n, o in enumerate(("axial", "sagittal", "oblique"))]
+
+
+@pytest.fixture(params=["files", "dicom"])
+def store(
+    request: pytest.FixtureRequest, tmp_path: Path, studies: list[Study], opener: Opener
+) -> StudiesDatastore:
+    folder = tmp_path / "studies"
+    if request.param == "files":
+        write_files(folder, studies)
+    else:
+        write_dicom(folder, studies)
+    return opener(folder)
+
+
+def saved(study: Study, tmp_path: Path, label: Volume | None = None) -> str:
+    path = tmp_path / "sent.nrrd"
+    write_volume(label or study.label, path)
+    return str(path)
+
+
+def test_images_are_listed_and_equal_what_was_made(
+    store: StudiesDatastore, studies: list[Study]
+) -> None:
+    assert store.list_images() == sorted(s.series for s in studies)
+    for study in studies:
+        image = read_volume(Path(store.get_image_uri(study.series)))
+        assert image.same_grid(study.image)
+        np.testing.assert_array_equal(image.array, study.image.array)
+    assert store.status() == {"total": 3, "completed": 0, "label_tags": {}}
+
+
+def test_a_saved_label_is_there_at_once_and_voxel_by_voxel(
+    store: StudiesDatastore, studies: list[Study], tmp_path: Path
+) -> None:
+    for number, study in enumerate(studies, start=1):
+        store.save_label(study.series, saved(study, tmp_path), "final", {"client_id": "me"})
+        assert store.status()["completed"] == number
+        assert study.series in store.get_labeled_images()
+        label = read_volume(Path(store.get_label_uri(study.series, "final")), label=True)
+        assert label.same_grid(study.label)
+        np.testing.assert_array_equal(label.array, study.label.array)
+        assert store.get_label_info(study.series, "final")["client_id"] == "me"
+    assert store.get_unlabeled_images() == []
+    assert {Path(d["label"]).name for d in store.datalist()} == {
+        f"{s.series}.nii.gz" for s in studies
+    }
+    assert store.json()["objects"][studies[0].series]["labels"]["final"]["info"]["client_id"]
+
+
+def test_final_labels_survive_the_loss_of_every_cache(
+    tmp_path: Path, studies: list[Study], opener: Opener
+) -> None:
+    write_dicom(tmp_path / "studies", studies)
+    store = opener(tmp_path / "studies")
+    for study in studies:
+        store.save_label(study.series, saved(study, tmp_path), "final", {})
+        store.save_label(study.series, saved(study, tmp_path), "original", {})
+    shutil.rmtree(tmp_path / "home")
+    again = opener(tmp_path / "studies")
+    assert again.status() == {"total": 3, "completed": 3, "label_tags": {"final": 3}}
+    for study in studies:
+        label = read_volume(Path(again.get_label_uri(study.series, "final")), label=True)
+        assert label.same_grid(study.label)
+        np.testing.assert_array_equal(label.array, study.label.array)
+
+
+def test_the_newest_label_counts(
+    store: StudiesDatastore, studies: list[Study], tmp_path: Path
+) -> None:
+    study = studies[0]
+    store.save_label(study.series, saved(study, tmp_path), "final", {})
+    store.get_label_uri(study.series, "final")
+    corrected = replace(study.label, array=np.where(study.label.array == 1, 1, 0).astype(np.uint8))
+    store.save_label(study.series, saved(study, tmp_path, corrected), "final", {})
+    label = read_volume(Path(store.get_label_uri(study.series, "final")), label=True)
+    np.testing.assert_array_equal(label.array, corrected.array)
+
+
+def test_a_label_without_structures_is_a_label(
+    store: StudiesDatastore, studies: list[Study], tmp_path: Path
+) -> None:
+    empty = replace(studies[0].label, array=np.zeros_like(studies[0].label.array))
+    store.save_label(studies[0].series, saved(studies[0], tmp_path, empty), "final", {})
+    assert store.status()["completed"] == 1
+    label = read_volume(Path(store.get_label_uri(studies[0].series, "final")), label=True)
+    assert not label.array.any()
+
+
+def test_forgotten_cases_are_in_no_list(
+    tmp_path: Path, studies: list[Study], opener: Opener
+) -> None:
+    write_files(tmp_path / "studies", studies, labelled=3)
+    hidden = studies[1].series
+    store = opener(tmp_path / "studies", keep=lambda cs: [c for c in cs if c.series != hidden])
+    assert hidden not in " ".join(d["image"] for d in store.datalist())
+    assert len(store.trainable().cases) == 2
+    assert hidden not in store.without_forgotten(store.list_images())
+    assert hidden in store.list_images()
+
+
+@pytest.mark.parametrize("image_id", ["../x", "/etc/passwd", "1.2.3", "nobody", "", "a\0b"])
+def test_unknown_ids_never_become_paths(store: StudiesDatastore, image_id: str) -> None:
+    for ask in (store.get_image_uri, store.get_image_info, store.remove_image):
+        with pytest.raises((NotFoundError, InvalidInputError)):
+            ask(image_id)
+    with pytest.raises((NotFoundError, InvalidInputError)):
+        store.update_image_info(image_id, {})
+
+
+def test_wrong_labels_are_refused_and_nothing_is_kept(
+    store: StudiesDatastore, studies: list[Study], tmp_path: Path
+) -> None:
+    study = studies[0]
+    half = Volume(study.label.array[:, :, :5], study.label.affine)
+    with pytest.raises(GeometryError):
+        store.save_label(study.series, saved(study, tmp_path, half), "final", {})
+    other = replace(study.label, array=np.full_like(study.label.array, 9))
+    with pytest.raises(LabelError):
+        store.save_label(study.series, saved(study, tmp_path, other), "final", {})
+    with pytest.raises(InvalidInputError, match="tag"):
+        store.save_label(study.series, saved(study, tmp_path), "../../x", {})
+    with pytest.raises(NotFoundError):
+        store.get_label_uri(study.series, "final")
+    assert store.status()["label_tags"] == {}
+
+
+def test_labels_in_the_decathlon_manner(
+    tmp_path: Path, studies: list[Study], opener: Opener
+) -> None:
+    folder = tmp_path / "studies"
+    for study in studies:
+        write_volume(study.image, folder / "images" / f"p{study.series[-4:]}.nii.gz")
+        write_volume(study.label, folder / "labels" / f"p{study.series[-4:]}.nii.gz")
+    (folder / "dataset.json").write_text('{"labels": {"0": "background", "1": "a", "2": "b"}}')
+    store = opener(folder, values={})
+    assert isinstance(store, FolderDatastore)
+    assert store.structures() == ("a", "b")
+    assert store.status()["completed"] == 3
+    name = store.list_images()[0]
+    with pytest.raises(ConflictError, match="belongs to the data set"):
+        store.remove_label(name, "final")
+    store.save_label(name, saved(studies[0], tmp_path, _empty(store, name)), "final", {})
+    assert not read_volume(Path(store.get_label_uri(name, "final")), label=True).array.any()
+    store.remove_label(name, "final")
+    assert read_volume(Path(store.get_label_uri(name, "final")), label=True).array.any()
+
+
+def _empty(store: StudiesDatastore, name: str) -> Volume:
+    image = read_volume(Path(store.get_image_uri(name)))
+    return Volume(np.zeros(image.shape, np.uint8), image.affine)
+
+
+def test_uploads_into_a_folder(tmp_path: Path, studies: list[Study], opener: Opener) -> None:
+    write_files(tmp_path / "studies", studies[:1])
+    store = opener(tmp_path / "studies")
+    new = tmp_path / "x.nrrd"
+    write_volume(studies[1].image, new)
+    assert store.add_image("new one", str(new), {"comment": "c"}) == "new one"
+    assert store.add_image("new one", str(new), {}) == "new one"
+    assert store.get_image_info("new one")["comment"] == "c"
+    with pytest.raises(ConflictError, match="another image"):
+        store.add_image("person0", str(new), {})
+    with pytest.raises(InvalidInputError, match="usable name"):
+        store.add_image("../new", str(new), {})
+    (tmp_path / "bad.nrrd").write_text("no")
+    with pytest.raises(InvalidInputError, match="cannot be read"):
+        store.add_image("bad", str(tmp_path / "bad.nrrd"), {})
+    store.remove_image("new one")
+    assert store.list_images() == ["person0"]
+
+
+def test_an_archive_takes_no_uploads_and_loses_no_images(
+    tmp_path: Path, studies: list[Study], opener: Opener
+) -> None:
+    write_dicom(tmp_path / "studies", studies[:1])
+    store = opener(tmp_path / "studies")
+    with pytest.raises(InvalidInputError, match="STOW-RS"):
+        store.add_image("x", "x.nii.gz", {})
+    with pytest.raises(ForbiddenError, match="PACS"):
+        store.remove_image(studies[0].series)
+    assert list((tmp_path / "studies").rglob("*.dcm"))
+
+
+def test_a_series_that_grew_is_converted_again(
+    tmp_path: Path, studies: list[Study], opener: Opener
+) -> None:
+    study = studies[0]
+    write_dicom(tmp_path / "studies", [study])
+    last = max(study.datasets, key=lambda d: float(d.ImagePositionPatient[2]))
+    file = tmp_path / "studies" / study.series / f"{last.InstanceNumber:03d}.dcm"
+    held = file.read_bytes()
+    file.unlink()
+    store = opener(tmp_path / "studies")
+    assert read_volume(Path(store.get_image_uri(study.series))).shape[2] == 19
+    file.write_bytes(held)
+    store = opener(tmp_path / "studies")
+    assert read_volume(Path(store.get_image_uri(study.series))).shape[2] == 20
+
+
+def test_a_series_that_is_no_volume_is_left_out_with_its_reason(
+    tmp_path: Path, studies: list[Study], opener: Opener
+) -> None:
+    for study in studies[:2]:
+        for ds in study.datasets[3:5]:
+            if study is studies[0]:
+                ds.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+    write_dicom(tmp_path / "studies", studies[:2])
+    store = opener(tmp_path / "studies")
+    with pytest.raises(InvalidInputError) as caught:
+        store.get_image_uri(studies[0].series)
+    assert len(str(caught.value)) > 40
+    assert not list((tmp_path / "home" / "cache").rglob(f"{studies[0].series}.nii.gz"))
+    store.get_image_uri(studies[1].series)
+
+
+def test_only_the_wanted_modalities_are_listed(
+    tmp_path: Path, studies: list[Study], opener: Opener
+) -> None:
+    for ds in studies[0].datasets:
+        ds.Modality = "PT"
+    write_dicom(tmp_path / "studies", studies[:2])
+    assert opener(tmp_path / "studies").list_images() == [studies[1].series]
+    both = opener(tmp_path / "studies", modalities="PT,CT")
+    assert len(both.list_images()) == 2
+    assert isinstance(both, DicomDatastore)
+
+
+def test_the_archive_packs_what_would_be_trained_on(
+    tmp_path: Path, studies: list[Study], opener: Opener
+) -> None:
+    import zipfile
+
+    write_files(tmp_path / "studies", studies, labelled=2)
+    store = opener(tmp_path / "studies")
+    with zipfile.ZipFile(store.get_dataset_archive(1)) as archive:
+        assert archive.namelist() == ["images/person0.nii.gz", "labels/person0.nii.gz"]
+    with pytest.raises(NotFoundError, match="nothing to pack"):
+        opener(tmp_path / "studies", keep=lambda _: []).get_dataset_archive(None)

@@ -1,0 +1,106 @@
+"""--conf, training options and the words of `segunlearn serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from segunlearn.app import train_options
+from segunlearn.app.options import AppOptions
+from segunlearn.app.serve_command import pairs
+from segunlearn.errors import InvalidInputError
+
+
+def test_texts_become_values(tmp_path: Path) -> None:
+    options = AppOptions.from_conf(
+        {
+            "home": str(tmp_path),
+            "labels": "liver, spleen",
+            "modalities": "MR",
+            "filter": "BodyPartExamined=HEAD & StudyDate=2024*",
+            "queue": "3",
+            "server_mode": "true",
+        }
+    )
+    assert options.home == tmp_path.resolve()
+    assert options.labels == ("liver", "spleen")
+    assert options.modalities == ("MR",)
+    assert options.filter == (("BodyPartExamined", "HEAD"), ("StudyDate", "2024*"))
+    assert options.queue == 3
+
+
+def test_the_home_comes_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGUNLEARN_HOME", str(tmp_path / "here"))
+    assert AppOptions.from_conf({}).home == tmp_path / "here"
+    assert AppOptions.from_conf({"home": str(tmp_path)}).home == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("conf", "word"),
+    [
+        ({"hom": "x"}, "no such option"),
+        ({"labels": "liver,liver"}, "differ"),
+        ({"model": "../x"}, "model"),
+        ({"kind": "png"}, "dicom or files"),
+        ({"modalities": "ct"}, "modalities"),
+        ({"filter": "BodyPart"}, "Keyword=value"),
+        ({"queue": "many"}, "number"),
+        ({"refresh": "-1"}, "refresh"),
+    ],
+)
+def test_wrong_options_are_named(conf: dict[str, str], word: str) -> None:
+    with pytest.raises(InvalidInputError, match=word):
+        AppOptions.from_conf(conf)
+
+
+def test_words_of_the_command_line() -> None:
+    assert pairs(["store", "k=v=w"], ["url"]) == {"store": "url", "k": "v=w"}
+    with pytest.raises(InvalidInputError, match="value is missing"):
+        pairs(["labels"], [])
+    with pytest.raises(InvalidInputError, match="unexpected words"):
+        pairs([], ["stray"])
+
+
+def test_stock_clients_send_numbers_as_texts() -> None:
+    read = train_options.check(
+        {"max_epochs": "3", "learning_rate": "0.01", "pretrained": "false", "amp": ["off", "auto"]}
+    )
+    assert (read["max_epochs"], read["learning_rate"], read["pretrained"]) == (3, 0.01, False)
+    assert read["amp"] == "off"
+    assert train_options.settings_of(read, "cpu").epochs == 3
+
+
+def test_options_of_other_trainers_are_dropped() -> None:
+    leaked = {"name": "train_01", "dataset_cache": True, "gpus": "all", "client_id": "me"}
+    assert set(train_options.check(leaked)) == set(train_options.OPTIONS)
+
+
+@pytest.mark.parametrize("key", train_options.REFUSED)
+def test_a_request_never_chooses_its_cases(key: str) -> None:
+    with pytest.raises(InvalidInputError, match="cannot choose"):
+        train_options.check({key: "/etc"})
+    train_options.check({key: ""})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("max_epochs", "many"),
+        ("max_epochs", 0),
+        ("max_epochs", 1.5),
+        ("max_epochs", True),
+        ("learning_rate", "nan"),
+        ("learning_rate", "inf"),
+        ("max_epochs", float("inf")),
+        ("val_split", 0.95),
+        ("amp", "maybe"),
+        ("pretrained", "perhaps"),
+        ("seed", [1]),
+    ],
+)
+def test_wrong_values_are_named(key: str, value: object) -> None:
+    with pytest.raises(InvalidInputError, match=key):
+        train_options.check({key: value})
