@@ -103,10 +103,9 @@ class VersionRegistry:
         Raises
         ------
         IntegrityError
-            A manifest is damaged.
+            A manifest or the pointer is damaged.
         """
-        active = self._read_pointer()
-        return [self._info(name, active) for name in self._names()]
+        return self._all(self._read_pointer())
 
     def get(self, version: str) -> VersionInfo:
         """One version by its name (``v0001``) or by its weights' SHA-256.
@@ -116,13 +115,7 @@ class VersionRegistry:
         NotFoundError
             There is no such version.
         """
-        for info in self.versions():
-            if version in (info.version, info.sha256):
-                return info
-        raise NotFoundError(
-            f"model {self.root.name!r} has no version {version!r}; there are "
-            f"{', '.join(self._names()) or 'none'}."
-        )
+        return self._find(version, self._read_pointer())
 
     def active(self) -> VersionInfo | None:
         """Read which version is served; None before the first one.
@@ -187,10 +180,13 @@ class VersionRegistry:
             raise NotFoundError(f"{weights.name}: no weights to publish. The run did not finish.")
         with self._lock():
             digest = file_sha256(weights)
-            info = next(
-                (v for v in self.versions() if (v.sha256, v.run_id) == (digest, run_id)), None
+            same = (
+                v
+                for v in self._all(None)
+                if (v.sha256, v.run_id) == (digest, run_id) and v.state != "retired"
             )
-            if info is None or info.state == "retired":
+            info = next(same, None)
+            if info is None:
                 info = self._add(weights, dict(config), parent_sha256, run_id, dict(details or {}))
             if activate:
                 self._point_to(info)
@@ -198,6 +194,8 @@ class VersionRegistry:
 
     def activate(self, version: str) -> VersionInfo:
         """Serve another version; its weights' digest is checked first.
+
+        A damaged pointer is no obstacle: it is replaced.
 
         Raises
         ------
@@ -209,7 +207,7 @@ class VersionRegistry:
             Its weights were changed.
         """
         with self._lock():
-            info = self.get(version)
+            info = self._find(version, None)
             if info.state == "retired":
                 raise ConflictError(
                     f"{info.version} is retired and is not served again; publish a new version."
@@ -242,6 +240,18 @@ class VersionRegistry:
             write_json_durably(info.path / "manifest.json", {**manifest, "state": "retired"})
             return self._info(info.version, self._read_pointer())
 
+    def _all(self, active: tuple[str, str] | None) -> list[VersionInfo]:
+        return [self._info(name, active) for name in self._names()]
+
+    def _find(self, version: str, active: tuple[str, str] | None) -> VersionInfo:
+        for info in self._all(active):
+            if version in (info.version, info.sha256):
+                return info
+        raise NotFoundError(
+            f"model {self.root.name!r} has no version {version!r}; there are "
+            f"{', '.join(self._names()) or 'none'}."
+        )
+
     def _names(self) -> list[str]:
         if not self._versions.is_dir():
             return []
@@ -251,16 +261,20 @@ class VersionRegistry:
     def _read_pointer(self) -> tuple[str, str] | None:
         if not self._pointer.exists():
             return None
-        data = read_json(self._pointer)
+        damaged = IntegrityError(
+            f"model {self.root.name!r}: the file 'active' is damaged. Activate a version again."
+        )
+        try:
+            data = read_json(self._pointer)
+        except IntegrityError as error:
+            raise damaged from error
         if (
             not isinstance(data, dict)
             or set(data) != {"version", "sha256"}
             or not all(isinstance(v, str) for v in data.values())
             or not _VERSION.fullmatch(data["version"])
         ):
-            raise IntegrityError(
-                f"model {self.root.name!r}: the file 'active' is damaged. Activate a version again."
-            )
+            raise damaged
         return data["version"], data["sha256"]
 
     def _info(self, name: str, active: tuple[str, str] | None) -> VersionInfo:
@@ -313,7 +327,7 @@ class VersionRegistry:
         name = f"v{int(names[-1][1:]) + 1 if names else 1:04d}"
         os.replace(staging, self._versions / name)  # noqa: PTH105 - see records.durable
         sync_folder(self._versions)
-        return self._info(name, self._read_pointer())
+        return self._info(name, None)
 
     def _point_to(self, info: VersionInfo) -> None:
         write_json_durably(self._pointer, {"version": info.version, "sha256": info.sha256})
