@@ -124,7 +124,10 @@ def main() -> None:
         "evaluation_wall_seconds": eval_wall,
         "curve": trained["curve"],
     }
-    write("segmentation_hippocampus", figures, bars, seed=options.seed, recipe=recipe)
+    threads = os.environ.get("OMP_NUM_THREADS", "all")
+    write(
+        "segmentation_hippocampus", figures, bars, seed=options.seed, recipe=recipe, threads=threads
+    )
     plot(trained, measured["per_person"], ROOT / "results" / "segmentation_hippocampus.png")
 
 
