@@ -16,6 +16,11 @@ ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = ("torch", "monai", "numpy", "sqlalchemy", "fastapi")
 
 
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.rstrip()
+
+
 def bar(name: str, value: float, target: str, holds: bool) -> dict[str, Any]:
     """One acceptance figure; ``target`` is written as people read it, e.g. ``>= 0.86``."""
     return {"name": name, "value": value, "target": target, "holds": bool(holds)}
@@ -23,14 +28,14 @@ def bar(name: str, value: float, target: str, holds: bool) -> dict[str, Any]:
 
 def write(name: str, figures: dict[str, Any], bars: list[dict[str, Any]], **more: Any) -> Path:
     """Write ``results/<name>.json`` and print the bars."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
+    commit = _git("rev-parse", "HEAD") or "none"
+    changed = [line[3:] for line in _git("status", "--porcelain", "--", "lib").splitlines()]
     result = {
         "name": name,
         "measured": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "command": " ".join(["python", *[a.replace(f"{ROOT}/", "") for a in sys.argv]]),
-        "commit": commit or "none",
+        "commit": commit,
+        "uncommitted": changed,  # files of lib/ that differed from the commit
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in LIBRARIES},
