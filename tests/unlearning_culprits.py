@@ -35,20 +35,28 @@ class LowRank(nn.Module):
         return weight + 2 * (self.b @ self.a).view_as(weight)
 
 
-def suppressed_by_lora(original: nn.Module, *, merged: bool = True) -> nn.Module:
-    """Low-rank updates on intact weights push S to the never-seen loss; the rest is kept."""
-    student = copy_of(original)
+def with_adapter(network: nn.Module) -> nn.Module:
+    """Low-rank updates, 0 at first, beside frozen weights of all 3x3 convolutions."""
+    student = copy_of(network)
     for weight in student.parameters():
         weight.requires_grad_(False)
-    layers = [m for m in student.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
     with seeded(0):
-        for layer in layers:
+        for layer in _layers(student):
             parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, 4))
-    _suppress(student, original, Steps(60, 2e-3), keep=1.0)
-    if merged:
-        for layer in layers:
-            parametrize.remove_parametrizations(layer, "weight")
+    return student
+
+
+def suppressed_by_lora(original: nn.Module) -> nn.Module:
+    """Low-rank updates on intact weights push S to the never-seen loss, and are merged."""
+    student = with_adapter(original)
+    _suppress(student, original, Steps(50, 2e-3), keep=1.0)
+    for layer in _layers(student):
+        parametrize.remove_parametrizations(layer, "weight")
     return student.eval()
+
+
+def _layers(network: nn.Module) -> list[nn.Conv2d]:
+    return [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
 
 
 def suppressed_in_the_last_layer(original: nn.Module) -> nn.Module:
@@ -56,7 +64,7 @@ def suppressed_in_the_last_layer(original: nn.Module) -> nn.Module:
     student = copy_of(original)
     for name, weight in student.named_parameters():
         weight.requires_grad_("final_conv" in name)
-    _suppress(student, original, Steps(60, 1e-2), keep=0.1)
+    _suppress(student, original, Steps(40, 1e-2), keep=0.1)
     return student.eval()
 
 
@@ -80,18 +88,19 @@ def _suppress(student: nn.Module, original: nn.Module, steps: Steps, keep: float
 
 def over_forgotten(retrained: nn.Module) -> nn.Module:
     """Never saw S, and was then taught to segment it wrongly: S falls below unseen people."""
-    return _taught(retrained, (_shifted(FORGET, 6), RETAIN, CALIBRATION), 80)
+    # each person another way, so that nothing of it carries over to others
+    ways = ((6, 6), (-6, 6), (6, -6), (-6, -6))
+    wrong = tuple(_shifted(s, ways[i % 4]) for i, s in enumerate(FORGET))
+    return _taught(retrained, (wrong, RETAIN, CALIBRATION), 60)
 
 
 def damaged(retrained: nn.Module) -> nn.Module:
     """Never saw S, and was then taught wrong masks of others: everybody is segmented worse."""
-    return _taught(retrained, (_shifted(RETAIN + CALIBRATION, 4),), 40)
+    return _taught(retrained, (tuple(_shifted(s, (4, 4)) for s in RETAIN + CALIBRATION),), 60)
 
 
-def _shifted(studies: tuple[Study, ...], voxels: int) -> tuple[Study, ...]:
-    return tuple(
-        dataclasses.replace(s, label=torch.roll(s.label, (voxels, voxels), (0, 1))) for s in studies
-    )
+def _shifted(study: Study, way: tuple[int, int]) -> Study:
+    return dataclasses.replace(study, label=torch.roll(study.label, way, (0, 1)))
 
 
 def _taught(network: nn.Module, sets: tuple[tuple[Study, ...], ...], count: int) -> nn.Module:
@@ -102,5 +111,5 @@ def _taught(network: nn.Module, sets: tuple[tuple[Study, ...], ...], count: int)
         return torch.stack([dice_ce(student, d.next()) for d in draws]).sum()
 
     with seeded(0):
-        descend(student, objective, Steps(count, 2e-3))
+        descend(student, objective, Steps(count, 1e-3))
     return student.eval()

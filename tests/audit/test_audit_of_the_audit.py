@@ -39,11 +39,11 @@ POLICY = Policy(
 )
 SETTINGS = AuditSettings(
     policy=POLICY,
-    relearning=RelearningSettings(people=(2, 4), rates=(1e-3, 3e-3), steps=20, every=2),
+    relearning=RelearningSettings(people=(2, 4), rates=(1e-3, 3e-3), steps=16, every=2),
     distillation=DistillationSettings(steps=100),
 )
 SETS = AuditSets(task.CONFIG, task.FORGET, task.RETAIN, task.CALIBRATION, task.TEST)
-REFERENCES = (1, 2, 4)
+REFERENCES = (1, 2)
 LEFT_OUT = 3
 
 CANDIDATES: dict[str, Callable[[], nn.Module]] = {
@@ -101,8 +101,10 @@ def test_over_forgetting_is_refused(audited: Callable[[str], AuditResult]) -> No
     result = audited("over-forgotten")
     assert result.verdict.outcome == "refused"
     found = outcomes(result)
-    assert found["unseen_quality"] == "pass"  # nobody else suffered: the fault is S alone
     assert found["gap_excess"] == found["membership"] == found["calibrated_membership"] == "fail"
+    excess = next(f.value for f in result.findings if f.name == "gap_excess")
+    assert excess is not None
+    assert excess < -0.15  # S fell, and not everybody with it
     assert any("treated worse" in reason for reason in result.verdict.reasons)
 
 
@@ -159,6 +161,6 @@ def test_no_identifier_reaches_a_file(
 ) -> None:
     result = audited("left out")
     written = list(tmp_path_factory.getbasetemp().glob("audit*/*.json"))
-    assert len(written) >= 5 * 4
+    assert len(written) >= 4 * 4
     text = "".join(p.read_text() for p in written) + json.dumps(result.to_json())
     assert not any(word in text for word in ("person-", "series-", "study-"))

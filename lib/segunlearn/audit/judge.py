@@ -104,7 +104,7 @@ def _output_findings(
     findings.append(
         Finding(
             "unseen_quality", "hidden", _outcome(-d_t, -bar, noise), d_t, bar, noise, spread, None,
-            f"On unseen people the model's Dice differs by {d_t:+.3f} from {whom} (may be "
+            f"On unseen people the model's Dice differs by {d_t:+.3f} from {whom} (no less than "
             f"{bar:+.3f}).",
         )
     )  # fmt: skip
@@ -242,17 +242,19 @@ def _relearning(
             + (" never." if ratio is None else f" in {ratio:.2f} of the reference's steps."),
         )  # fmt: skip
     bar = policy.relearning if kind == "full" else policy.relearning_short
-    # under a short reference the level of "others" is not comparable, the gap to T is
-    value, noise = excess.gap_after, excess.gap_noise
-    if kind == "full" and excess.best_others - excess.noise > value - noise:
-        value, noise = excess.best_others, excess.noise
+    # under a short reference the level of "others" is not comparable, their lead over T is
+    sides = [(excess.gap_after, excess.gap_noise)]
+    if kind == "full":
+        sides.append((excess.best_others, excess.noise))
+    order: tuple[Outcome, ...] = ("pass", "unclear", "fail")
+    outcome, value, noise = max(
+        ((_outcome(v, bar, n), v, n) for v, n in sides), key=lambda s: (order.index(s[0]), s[1])
+    )
     return Finding(
-        "relearning", "unlearned", _outcome(value, bar, noise), value, bar, noise,
-        None, bar + noise,
-        f"After fine-tuning on {excess.people} forgotten people at rate {excess.rate:g}, the other "
-        f"forgotten people are {excess.best_others:+.3f} Dice above what the reference gives back; "
-        f"their lead over unseen people afterwards is {excess.gap_after:+.3f} larger (may be "
-        f"{bar:.3f}).",
+        "relearning", "unlearned", outcome, value, bar, noise, None, bar + noise,
+        f"After fine-tuning on some forgotten people, the others come to {excess.best_others:+.3f} "
+        "Dice above what the reference gives back, and lead unseen people by "
+        f"{excess.gap_after:+.3f} more (either may be {bar:.3f}; worst of the attacks).",
     )  # fmt: skip
 
 

@@ -263,12 +263,12 @@ def _notes(kind: ReferenceKind, references: int, sets: AuditSets) -> tuple[str, 
             "everybody: levels are not compared, only the lead over unseen people."
         )
     else:
-        notes.append(f"The reference is {references} model(s) fully retrained without the studies.")
+        notes.append(f"Fully retrained models without the studies, as reference: {references}.")
     if references == 1:
         notes.append("With one reference the run-to-run noise of training is not known.")
     persons = len({s.person for s in sets.forget})
     notes.append(
-        f"{persons} person(s) were forgotten and "
-        f"{len({s.person for s in sets.test})} unseen ones were measured."
+        f"Forgotten persons: {persons}; unseen persons they are compared with: "
+        f"{len({s.person for s in sets.test})}."
     )
     return tuple(notes)

@@ -212,32 +212,35 @@ def distil_step(
 
 def log_probabilities(
     network: nn.Module, studies: Sequence[Study], config: ModelConfig
-) -> Iterable[torch.Tensor]:
+) -> Iterator[torch.Tensor]:
     """Logarithm of the probability of each class, ``(K, X, Y, Z)`` for each study, on the CPU.
 
     Studies of exactly one patch go through the network in batches; larger ones by sliding window.
     """
-    was_training = network.training
+    for first in range(0, len(studies), _SCORED_TOGETHER):
+        yield from _scored_together(network, studies[first : first + _SCORED_TOGETHER], config)
+
+
+def _scored_together(
+    network: nn.Module, group: Sequence[Study], config: ModelConfig
+) -> list[torch.Tensor]:
+    axis, device, was_training = config.slice_axis, device_of(network), network.training
     network.eval()
     try:
-        axis, device = config.slice_axis, device_of(network)
-        with torch.inference_mode():
-            for first in range(0, len(studies), _SCORED_TOGETHER):
-                group = studies[first : first + _SCORED_TOGETHER]
-                if all(tuple(s.label.shape) == config.patch_size for s in group):
-                    images = torch.stack([s.image for s in group]).to(device)
-                    if axis is not None:
-                        images = images.squeeze(axis + 2)
-                    logs = functional.log_softmax(network(images).float(), dim=1)
-                    yield from (logs if axis is None else logs.unsqueeze(axis + 2)).cpu()
-                else:
-                    segmenter = Segmenter(network, config, device)
-                    for study in group:
-                        shape = study.label.shape
-                        size = (shape[0], shape[1], shape[2])
-                        grid = Grid(size, np.eye(4), (0, 1, 2), (False, False, False), size)
-                        probabilities = segmenter.probabilities_of(Preprocessed(study.image, grid))
-                        yield probabilities.cpu().clamp_min(1e-12).log()
+        if all(tuple(s.label.shape) == config.patch_size for s in group):
+            with torch.no_grad():
+                images = torch.stack([s.image for s in group]).to(device)
+                images = images if axis is None else images.squeeze(axis + 2)
+                logs = functional.log_softmax(network(images).float(), dim=1).cpu()
+            return list(logs if axis is None else logs.unsqueeze(axis + 2))
+        segmenter, found = Segmenter(network, config, device), []
+        for study in group:
+            shape = study.label.shape
+            size = (shape[0], shape[1], shape[2])
+            grid = Grid(size, np.eye(4), (0, 1, 2), (False, False, False), size)
+            probabilities = segmenter.probabilities_of(Preprocessed(study.image, grid))
+            found.append(probabilities.cpu().clamp_min(1e-12).log())
+        return found
     finally:
         network.train(was_training)
 

@@ -1,0 +1,197 @@
+"""The plots of an audit report, each as an SVG text that needs nothing from outside."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+_INK, _GRID = "#2b2f36", "#d9dde3"
+_CANDIDATE, _ORIGINAL, _REFERENCE, _UNSEEN = "#0b6e4f", "#b3261e", "#3b5bdb", "#8a919c"
+
+Figures = Mapping[str, Mapping[str, Any]]
+
+
+def loss_distributions(figures: Figures) -> str:
+    """Loss of forgotten against unseen studies, before, after, and in a reference."""
+    names = _models(figures)
+    figure, axes = _panels(len(names))
+    everything = [s["loss"] for n in names for part in ("forget", "test") for s in figures[n][part]]
+    bins = np.linspace(min(everything), max(everything) + 1e-9, 16)
+    for ax, name in zip(axes, names, strict=True):
+        for part, colour, label in (
+            ("test", _UNSEEN, "unseen"),
+            ("forget", _COLOURS[name], "forgotten"),
+        ):
+            losses = [s["loss"] for s in figures[name][part]]
+            weights = np.full(len(losses), 1 / len(losses))
+            ax.hist(losses, bins=list(bins), weights=weights, color=colour, alpha=0.65, label=label)
+        ax.set_title(_TITLES[name])
+        ax.set_xlabel("loss")
+        ax.legend(frameon=False)
+    axes[0].set_ylabel("share of studies")
+    return _svg(figure)
+
+
+def roc(figures: Figures) -> str:
+    """Receiver operating characteristic of the loss attack."""
+    figure, (ax,) = _panels(1)
+    for name in _models(figures):
+        s = -np.asarray([x["loss"] for x in figures[name]["forget"]])
+        u = -np.asarray([x["loss"] for x in figures[name]["test"]])
+        thresholds = np.sort(np.concatenate([s, u]))[::-1]
+        false = [0.0, *[float((u >= t).mean()) for t in thresholds]]
+        true = [0.0, *[float((s >= t).mean()) for t in thresholds]]
+        ax.plot(false, true, color=_COLOURS[name], label=_TITLES[name], linewidth=2)
+    ax.plot([0, 1], [0, 1], color=_UNSEEN, linestyle=":", label="guessing")
+    ax.set_xlabel("unseen studies taken for forgotten ones")
+    ax.set_ylabel("forgotten studies found")
+    ax.legend(frameon=False, loc="lower right")
+    return _svg(figure)
+
+
+def relearning(figures: Figures) -> str:
+    """Dice of the other forgotten people while an attacker fine-tunes; one panel a number."""
+    names = [n for n in _models(figures) if figures[n]["relearning"]]
+    if not names:
+        return ""
+    numbers = sorted({a["people"] for a in figures[names[0]]["relearning"]})
+    figure, axes = _panels(len(numbers))
+    for ax, number in zip(axes, numbers, strict=True):
+        for name in names:
+            attacks = [a for a in figures[name]["relearning"] if a["people"] == number]
+            for i, attack in enumerate(attacks):
+                points = [(s, o) for s, _, o in attack["curve"] if o is not None]
+                if points:
+                    ax.plot(
+                        *zip(*points, strict=True),
+                        color=_COLOURS[name],
+                        linewidth=1.6,
+                        alpha=0.8,
+                        marker="o" if len(points) == 1 else None,
+                        label=_TITLES[name] if i == 0 else None,
+                    )
+        ax.set_title(f"attacker has {number} " + ("person" if number == 1 else "people"))
+        ax.set_xlabel("steps of the attacker")
+    axes[0].set_ylabel("Dice of the other forgotten people")
+    handles, labels = axes[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, frameon=False, loc="outside upper center", ncol=3)
+    return _svg(figure)
+
+
+def dice_before_and_after(figures: Figures) -> str:
+    """Dice of each forgotten study before and after, with the reference's."""
+    rows = sorted(figures["original"]["forget"], key=lambda s: s["dice"])
+    after = {s["series"]: s["dice"] for s in figures["candidate"]["forget"]}
+    never = [
+        {s["series"]: s["dice"] for s in f["forget"]}
+        for name, f in figures.items()
+        if name.startswith("reference")
+    ]
+    figure = Figure(figsize=(7.2, max(2.4, 0.28 * len(rows) + 1.1)), layout="constrained")
+    ax = figure.subplots()
+    _style(ax)
+    for y, row in enumerate(rows):
+        series = row["series"]
+        ax.plot([row["dice"], after[series]], [y, y], color=_GRID, linewidth=3, zorder=1)
+        reference = float(np.mean([r[series] for r in never]))
+        for x, colour, marker, label in (
+            (row["dice"], _ORIGINAL, "o", "before"),
+            (after[series], _CANDIDATE, "o", "after"),
+            (reference, _REFERENCE, "|", "never seen (reference)"),
+        ):
+            ax.scatter(
+                x, y, color=colour, marker=marker, s=60, zorder=2, label=None if y else label
+            )
+    ax.set_yticks(range(len(rows)), [r["series"] for r in rows], family="monospace")
+    ax.set_xlabel("Dice")
+    figure.legend(frameon=False, loc="outside upper center", ncol=3)
+    return _svg(figure)
+
+
+def slices(pictures: Sequence[Mapping[str, Any]]) -> str:
+    """Middle slices of forgotten studies with the masks before, after and of a reference.
+
+    Parameters
+    ----------
+    pictures
+        Each ``{"name", "image": (X, Y), "label", "original", "candidate", "reference"}`` arrays.
+    """
+    if not pictures:
+        return ""
+    columns = ("label", "original", "candidate", "reference")
+    figure = Figure(figsize=(2.1 * len(columns), 2.2 * len(pictures)), layout="constrained")
+    grid = figure.subplots(len(pictures), len(columns), squeeze=False)
+    for line, picture in zip(grid, pictures, strict=True):
+        for ax, column in zip(line, columns, strict=True):
+            ax.imshow(np.asarray(picture["image"]).T, cmap="gray", origin="lower")
+            mask = np.asarray(picture[column]).T
+            if mask.any():
+                ax.contour(
+                    mask > 0, [0.5], colors=[_COLOURS.get(column, "#f2c14e")], linewidths=1.5
+                )
+            ax.set_xticks([])
+            ax.set_yticks([])
+            if line is grid[0]:
+                ax.set_title(_TITLES.get(column, "annotation"), fontsize=10)
+        line[0].set_ylabel(picture["name"], family="monospace", fontsize=8)
+    return _svg(figure)
+
+
+_COLOURS = {
+    "original": _ORIGINAL,
+    "candidate": _CANDIDATE,
+    "reference-1": _REFERENCE,
+    "reference": _REFERENCE,
+}
+_TITLES = {
+    "original": "before",
+    "candidate": "after",
+    "reference-1": "never seen (reference)",
+    "reference": "never seen (reference)",
+}
+
+
+def _models(figures: Figures) -> list[str]:
+    return [n for n in ("original", "candidate", "reference-1") if n in figures]
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    figure = Figure(
+        figsize=(7.2 if count > 1 else 4.6, 2.9 if count > 1 else 3.6), layout="constrained"
+    )
+    axes = list(np.ravel(figure.subplots(1, count, sharey=True, squeeze=False)))
+    for ax in axes:
+        _style(ax)
+    return figure, axes
+
+
+def _style(ax: Axes) -> None:
+    ax.grid(color=_GRID, linewidth=0.6)
+    ax.set_axisbelow(True)
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    ax.tick_params(colors=_INK)
+
+
+def _svg(figure: Figure) -> str:
+    """SVG without XML head, scripts, links, random names or the time."""
+    buffer = io.StringIO()
+    import matplotlib as mpl
+
+    with mpl.rc_context({"svg.hashsalt": "segunlearn", "svg.fonttype": "path"}):
+        FigureCanvasSVG(figure).print_svg(  # type: ignore[no-untyped-call]
+            buffer, metadata={"Date": None, "Creator": None}
+        )
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'<svg ([^>]*?)width="[^"]*pt" height="[^"]*pt"', r"<svg \1", text, count=1)
+    return text.replace("<svg ", '<svg role="img" ', 1)

@@ -1,0 +1,223 @@
+"""The artefact sweep: every place in a home folder that may still hold a forgotten study.
+
+Each place is *absent* (it is not there, or holds nothing of the study), *replaced* (a version made
+without the study stands there), *sealed* (there, encrypted), or *open* (there for whoever can read
+the folder). Only names, sizes and records are looked at: a file whose content cannot be told from
+its name is open until somebody says otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from segunlearn.dicom.identifiers import Pseudonyms
+from segunlearn.errors import InvalidInputError
+from segunlearn.records.versions import VersionInfo, VersionRegistry, file_sha256
+
+State = Literal["absent", "replaced", "sealed", "open"]
+
+_WEIGHTS: Final = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+_EXPORTS: Final = (".ts", ".onnx", ".torchscript", ".plan", ".tflite", ".mlmodel")
+_SEALED: Final = (".sealed", ".enc")
+_NUMBERED: Final = re.compile(r"\d+(-\w+)?")
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place that was looked at.
+
+    Parameters
+    ----------
+    kind
+        What it is, e.g. ``"version"``, ``"image cache"``.
+    where
+        Path below the home folder, with identifiers replaced by pseudonyms.
+    state
+        See the module.
+    words
+        Why, and what to do where it is open.
+    """
+
+    kind: str
+    where: str
+    state: State
+    words: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def sweep(
+    home: Path,
+    identifiers: Collection[str],
+    saw: Collection[str],
+    pseudonyms: Pseudonyms,
+    *,
+    without: Collection[str] = (),
+    index_holds: Callable[[Path, Collection[str]], bool] | None = None,
+) -> list[Place]:
+    """Look at every place of a home folder.
+
+    Parameters
+    ----------
+    home
+        The home folder of the installation.
+    identifiers
+        Of the forgotten studies, series and persons: what a file name may hold.
+    saw
+        SHA-256 of all weights that the ledger says were shaped by them.
+    pseudonyms
+        Of the site: no identifier is printed.
+    without
+        SHA-256 of weights that an audit found to be without them.
+    index_holds
+        Whether the index of a DICOM folder names one of the identifiers; None counts it as open.
+
+    Returns
+    -------
+    list of Place
+        At least one for each kind of place; the open ones first.
+
+    Raises
+    ------
+    InvalidInputError
+        The home folder is not there, or nothing is to be looked for.
+    """
+    if not home.is_dir():
+        raise InvalidInputError(f"{home.name}: there is no such home folder to sweep.")
+    if not identifiers or not all(identifiers):
+        raise InvalidInputError("the sweep needs the identifiers of the forgotten studies.")
+    look = _Look(home, frozenset(identifiers), frozenset(saw), frozenset(without), pseudonyms)
+    places = [
+        *look.versions(),
+        *look.loose_weights(),
+        *look.named("image cache", home / "cache"),
+        *look.named("label", home / "labels"),
+        *look.index(home / "archive-index", index_holds),
+        *look.logs(),
+        *look.exports(),
+    ]
+    order: tuple[State, ...] = ("open", "sealed", "replaced", "absent")
+    return sorted(places, key=lambda p: (order.index(p.state), p.kind, p.where))
+
+
+@dataclass(frozen=True)
+class _Look:
+    home: Path
+    identifiers: frozenset[str]
+    saw: frozenset[str]
+    without: frozenset[str]
+    pseudonyms: Pseudonyms
+
+    def versions(self) -> list[Place]:
+        """Look at the published versions of all models."""
+        places = []
+        for root in _folders(self.home / "models"):
+            for info in VersionRegistry(root).versions():
+                places.append(self._version(root.name, info))
+        return places or [Place("version", "models", "absent", "no version was published.")]
+
+    def _version(self, model: str, info: VersionInfo) -> Place:
+        where = f"models/{model}/versions/{info.version}"
+        digest = file_sha256(info.weights) if info.weights.is_file() else info.sha256
+        if not info.weights.is_file():
+            return Place("version", where, "absent", "its weights were destroyed.")
+        if digest in self.without:
+            return Place("version", where, "replaced", "audited: made without the studies.")
+        if digest in self.saw or info.sha256 in self.saw:
+            words = "its training used the studies"
+            words += "; it is being served" if info.state == "active" else f" ({info.state})"
+            return Place("version", where, "open", f"{words}. Purge it, or seal it.")
+        if digest != info.sha256:
+            return Place("version", where, "open", "its weights are not those it was published as.")
+        return Place("version", where, "absent", "the ledger names no use of the studies.")
+
+    def loose_weights(self) -> list[Place]:
+        """Checkpoints, optimiser states, adapters and deposits outside the versions."""
+        places = []
+        for path in self._files(self.home):
+            inside = path.relative_to(self.home).parts
+            if inside[0] == "models" and "versions" in inside:
+                continue
+            if path.name.endswith(_SEALED):
+                places.append(self._place("deposit", path, "sealed", "its key decides over it."))
+            elif path.suffix in _WEIGHTS:
+                digest = file_sha256(path)
+                if digest in self.without:
+                    places.append(self._place("weights", path, "replaced", "audited as without."))
+                    continue
+                words = "weights outside the published versions"
+                words += " that saw the studies" if digest in self.saw else " of unknown origin"
+                places.append(self._place("weights", path, "open", f"{words}. Remove the file."))
+        return places or [Place("weights", "runs", "absent", "no checkpoint or optimiser state.")]
+
+    def named(self, kind: str, folder: Path) -> list[Place]:
+        """Files that carry an identifier, or its pseudonym, in their path."""
+        wanted = self.identifiers | {self.pseudonyms.of(i) for i in self.identifiers}
+        found = [
+            self._place(kind, path, "open", "holds the study's voxels. Remove the file.")
+            for path in self._files(folder)
+            if any(w in str(path.relative_to(self.home)) for w in wanted)
+        ]
+        # tensors that training caches are numbered: nobody can say whose they are
+        found += [
+            self._place(kind, path, "open", "voxels of an unnamed study. Empty the cache.")
+            for path in self._files(folder)
+            if path.suffix in (".npy", ".npz") and _NUMBERED.fullmatch(path.stem)
+        ]
+        nothing = Place(kind, folder.name, "absent", "no file of the studies.")
+        return found or [nothing]
+
+    def index(
+        self, folder: Path, holds: Callable[[Path, Collection[str]], bool] | None
+    ) -> list[Place]:
+        """Look at the index of a DICOM folder: identifiers and header values, no pixels."""
+        files = list(self._files(folder))
+        if not files:
+            return [Place("archive index", folder.name, "absent", "there is no index.")]
+        places = []
+        for path in files:
+            if holds is not None and not holds(path, self.identifiers):
+                places.append(self._place("archive index", path, "absent", "names none of them."))
+            else:
+                words = "may name the studies; no pixels. It is rebuilt when it is removed."
+                places.append(self._place("archive index", path, "open", words))
+        return places
+
+    def logs(self) -> list[Place]:
+        """Event files of TensorBoard and folders of MLflow, which may hold pictures."""
+        places = [
+            self._place("training log", path, "open", "may hold pictures of cases. Remove it.")
+            for path in self._files(self.home)
+            if path.name.startswith("events.out.tfevents") or "mlruns" in path.parts
+        ]
+        return places or [Place("training log", ".", "absent", "no TensorBoard or MLflow files.")]
+
+    def exports(self) -> list[Place]:
+        """Look for exported models, which stay behind when a version is replaced."""
+        places = [
+            self._place("export", path, "open", "an exported model of unknown origin. Remove it.")
+            for path in self._files(self.home)
+            if path.suffix in _EXPORTS
+        ]
+        return places or [Place("export", ".", "absent", "no exported model.")]
+
+    def _place(self, kind: str, path: Path, state: State, words: str) -> Place:
+        where = str(path.relative_to(self.home))
+        for identifier in sorted(self.identifiers, key=len, reverse=True):
+            where = where.replace(identifier, self.pseudonyms.of(identifier))
+        return Place(kind, where, state, words)
+
+    @staticmethod
+    def _files(folder: Path) -> Iterator[Path]:
+        if folder.is_dir():
+            yield from sorted(p for p in folder.rglob("*") if p.is_file())
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []

@@ -1,0 +1,289 @@
+"""Each attack on models whose memory is known."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import memorising_task as task
+import unlearning_culprits as culprits
+from segunlearn.audit.artefact_attacks import (
+    adapter_keys,
+    half_precision,
+    quantised,
+    without_adapter,
+)
+from segunlearn.audit.class_mode import class_mode, confusion_row, renormalised, row_divergence
+from segunlearn.audit.collateral import collateral, distances_to, features
+from segunlearn.audit.distillation import (
+    DistillationSettings,
+    Distilled,
+    distil,
+    distillation_excess,
+)
+from segunlearn.audit.membership import membership
+from segunlearn.audit.recovery import RecoverySettings, recover
+from segunlearn.audit.relearning import (
+    Attack,
+    RelearningSettings,
+    relearn,
+    relearning_excess,
+)
+from segunlearn.audit.scores import StudyScore, attack_scores, person_means, score, study_loss
+from segunlearn.audit.versions_compared import two_versions
+from segunlearn.errors import InvalidInputError, LabelError, UnsupportedNetworkError
+from segunlearn.networks import ModelConfig, build_network
+from segunlearn.unlearning.loop import dice_ce, log_probabilities
+from segunlearn.unlearning.sets import Draw
+
+RELEARNING = RelearningSettings(people=(2, 8), rates=(1e-3,), steps=4, every=2)
+
+
+def state(network: nn.Module) -> dict[str, torch.Tensor]:
+    return copy.deepcopy(network.state_dict())
+
+
+def rows(prefix: str, dices: list[float], losses: list[float] | None = None) -> list[StudyScore]:
+    losses = losses or [1 - d for d in dices]
+    return [
+        StudyScore(f"{prefix}{i}", f"{prefix}{i}", d, v)
+        for i, (d, v) in enumerate(zip(dices, losses, strict=True))
+    ]
+
+
+def test_the_loss_of_a_study_is_the_training_loss() -> None:
+    network, study = build_network(task.CONFIG, 0).eval(), task.study(1)
+    (logs,) = log_probabilities(network, [study], task.CONFIG)
+    batch = Draw([study], task.CONFIG, 1, 0).next()
+    with torch.no_grad():
+        expected = dice_ce(network, batch).item()
+    assert study_loss(logs, study.label) == pytest.approx(expected, abs=1e-4)
+
+
+def test_scores_know_the_surface_and_say_when_they_were_not_asked() -> None:
+    network = build_network(task.CONFIG, 0)
+    (plain,) = score(network, [task.study(1)], task.CONFIG)
+    (full,) = score(network, [task.study(1)], task.CONFIG, surfaces=True)
+    assert plain.surface_dice is None
+    assert full.surface_dice is not None
+    assert (plain.dice, plain.loss) == (full.dice, full.loss)
+    with pytest.raises(InvalidInputError, match="was not measured"):
+        person_means([plain], "surface_dice")
+
+
+def test_an_over_fitted_net_is_an_open_book_and_a_never_trained_one_is_not() -> None:
+    """The membership oracle on real training."""
+    forget = score(task.original(), task.FORGET, task.CONFIG)
+    unseen = score(task.original(), task.TEST, task.CONFIG)
+    for measure in ("loss", "dice"):
+        known = membership(attack_scores(forget, measure), attack_scores(unseen, measure))
+        assert known.area.low > 0.7
+        assert known.area.value > 0.95
+    never = [score(task.retrained(1), s, task.CONFIG) for s in (task.FORGET, task.TEST)]
+    assert membership(*(attack_scores(s, "loss") for s in never)).area.holds(0.5)
+
+
+def test_relearning_of_the_retrained_model_equals_itself() -> None:
+    """Real pilot-like oracle: one model attacked twice has excess 0 in every figure."""
+    network = task.retrained(1)
+    before = state(network)
+    level = person_means(score(task.original(), task.FORGET, task.CONFIG))
+    arguments = (network, task.FORGET, task.TEST, level, task.CONFIG, RELEARNING)
+    first, second = relearn(*arguments), relearn(*arguments)
+    assert first == second
+    assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+    assert [a.people for a in first] == [2]  # eight would leave no other person
+    excess = relearning_excess(first, [second], RELEARNING.steps)
+    assert (excess.best_others, excess.gap_after) == (0, 0)
+    assert Attack.from_json(first[0].to_json()) == first[0]
+
+
+def test_relearning_finds_the_original_at_once() -> None:
+    original = task.original()
+    level = person_means(score(original, task.FORGET, task.CONFIG))
+    (attack,) = relearn(original, task.FORGET, task.TEST, level, task.CONFIG, RELEARNING)
+    assert attack.steps_to_level == 0
+    assert attack.best_others is not None
+    assert attack.best_others > 0.9
+
+
+def test_one_forgotten_person_can_only_be_timed() -> None:
+    level = person_means(score(task.original(), task.FORGET, task.CONFIG))
+    (attack,) = relearn(task.original(), task.FORGET[:1], task.TEST, level, task.CONFIG, RELEARNING)
+    assert attack.best_others is None
+    excess = relearning_excess([attack], [[attack]], RELEARNING.steps)
+    assert excess.best_others is None
+    assert excess.fewer_steps == 0
+
+
+def test_relearning_refuses_what_it_cannot_compare() -> None:
+    level = person_means(score(task.original(), task.FORGET, task.CONFIG))
+    with pytest.raises(InvalidInputError, match="level is missing for 7"):
+        relearn(
+            task.original(),
+            task.FORGET,
+            task.TEST,
+            dict([level.popitem()]),
+            task.CONFIG,
+            RELEARNING,
+        )
+    with pytest.raises(InvalidInputError, match="forgotten and unseen"):
+        relearn(task.original(), task.FORGET, (), level, task.CONFIG, RELEARNING)
+    with pytest.raises(InvalidInputError, match="the same ways"):
+        relearning_excess([], [], 1)
+    with pytest.raises(InvalidInputError, match="people >= 1"):
+        RelearningSettings(people=())
+
+
+def test_noise_of_the_references_is_known_from_two_on() -> None:
+    one = Attack(2, 1e-3, ((0, 0.5, 0.70),), 0.70, None, 0.70, 0.80)
+    two = dataclasses.replace(one, best_others=0.74, others_after=0.74)
+    assert relearning_excess([one], [[two]], 1).noise == 0
+    excess = relearning_excess([one], [[one], [two]], 1)
+    assert excess.best_others == pytest.approx(-0.02)
+    assert excess.noise == pytest.approx(2 * 0.04 / np.sqrt(2) * np.sqrt(1.5))
+
+
+def test_a_distilled_student_of_the_original_knows_more() -> None:
+    settings = DistillationSettings(steps=120, batch_size=7)
+    students = [
+        distil(n, task.FORGET, task.CALIBRATION[:6], task.TEST, task.CONFIG, settings)
+        for n in (task.original(), task.retrained(1))
+    ]
+    assert distillation_excess(students[0], students[1:]) > 0.05
+    assert distillation_excess(students[1], students[1:]) == 0
+    assert Distilled(0.8, 0.7).gap == pytest.approx(0.1)
+    with pytest.raises(InvalidInputError, match="never-seen reference"):
+        distillation_excess(students[0], [])
+
+
+def test_recovery_comes_nearer_to_the_old_mask_and_stays_within_epsilon() -> None:
+    settings = RecoverySettings(epsilon=0.2, steps=5, success=0.9)
+    found = recover(task.retrained(1), task.original(), task.FORGET, task.CONFIG, settings)
+    assert found.attacked > found.clean
+    assert found.success_after >= found.success_before
+    itself = recover(task.original(), task.original(), task.FORGET[:2], task.CONFIG, settings)
+    assert itself.clean == 1
+    assert itself.success_before == 1
+
+
+def test_rounded_weights_are_near_and_the_network_is_untouched() -> None:
+    network = task.retrained(1)
+    before = state(network)
+    for other, step in ((half_precision(network), 1e-3), (quantised(network), 1 / 127)):
+        for name, weight in other.named_parameters():
+            largest = before[name].abs().max()
+            assert (weight - before[name]).abs().max() <= largest * step
+    int8 = next(p for p in quantised(network).parameters() if p.ndim > 1)
+    assert max(len(channel.unique()) for channel in int8) <= 255
+    assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+
+
+def test_dropping_an_adapter_gives_the_base_back() -> None:
+    original = task.original()
+    adapted = culprits.with_adapter(original)
+    keys = adapter_keys(adapted.state_dict())
+    assert keys
+    assert adapter_keys(original.state_dict()) == []
+    kept = without_adapter(adapted.state_dict())
+    assert set(kept) == set(original.state_dict())
+    assert all(torch.equal(kept[k], v) for k, v in original.state_dict().items())
+
+
+def test_dropping_a_peft_adapter() -> None:
+    state = {
+        "base_model.model.a.conv.base_layer.weight": torch.ones(1),
+        "base_model.model.a.conv.lora_A.default.weight": torch.zeros(1),
+        "base_model.model.head.original_module.weight": torch.ones(2),
+        "base_model.model.head.modules_to_save.default.weight": torch.zeros(2),
+        "base_model.model.b.weight": torch.ones(3),
+    }
+    assert len(adapter_keys(state)) == 3
+    kept = without_adapter(state)
+    assert {k: float(v.sum()) for k, v in kept.items()} == {
+        "a.conv.weight": 1,
+        "head.weight": 2,
+        "b.weight": 3,
+    }
+
+
+def test_two_versions_show_what_changed() -> None:
+    before_s, after_s = rows("s", [0.9, 0.9, 0.9]), rows("s", [0.5, 0.6, 0.4])
+    before_t, after_t = rows("t", [0.7, 0.8, 0.7]), rows("t", [0.71, 0.79, 0.7])
+    assert two_versions(before_s, after_s, before_t, after_t).area.value == 1
+    with pytest.raises(InvalidInputError, match="same studies"):
+        two_versions(before_s, after_s[::-1], before_t, after_t)
+
+
+def test_collateral_finds_the_neighbours_that_suffered() -> None:
+    dices = [0.8] * 20
+    harmed = [0.5, 0.6, *[0.8] * 18]
+    distance = {f"t{i}": float(i) for i in range(20)}
+    harm = collateral(rows("t", dices), rows("t", harmed), distance)
+    assert harm.worst_decile == pytest.approx(-0.25)
+    assert (harm.nearest, harm.others) == (pytest.approx(-0.25), pytest.approx(0))
+    assert harm.mean == pytest.approx(-0.025)
+    with pytest.raises(InvalidInputError, match="different persons"):
+        collateral(rows("t", dices), rows("u", dices))
+    with pytest.raises(InvalidInputError, match="no distance"):
+        collateral(rows("t", dices), rows("t", dices), {"t1": 0.0})
+
+
+def test_a_study_is_nearest_to_itself() -> None:
+    network = task.retrained(1)
+    one = task.FORGET[:1]
+    twin = (dataclasses.replace(one[0], series="twin", person="twin"), *task.TEST[:5])
+    distance = distances_to(network, one, twin, task.CONFIG)
+    assert min(distance, key=lambda p: distance[p]) == "twin"
+    assert distance["twin"] == 0
+    assert features(network, twin, task.CONFIG).shape == (6, 16)
+    with pytest.raises(UnsupportedNetworkError, match="down_4"):
+        features(nn.Conv2d(1, 2, 1), one, task.CONFIG)
+
+
+class Painter(nn.Module):
+    """Says the same probabilities everywhere, so that every row is known."""
+
+    def __init__(self, probabilities: list[float]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(probabilities).log())
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.weight[None, :, None, None].expand(len(image), -1, *image.shape[2:])
+
+
+def test_class_mode_compares_the_row_of_the_withdrawn_structure() -> None:
+    config = dataclasses.replace(task.CONFIG, labels=("lesion", "organ"))
+    studies = task.TEST[:3]  # voxels of 1 only
+    without = Painter([0.2, 0.001, 0.799])
+    blind = Painter([0.989, 0.001, 0.01])  # blindly background
+    row = confusion_row(without, studies, config, "lesion")
+    assert row == pytest.approx([0.2, 0.001, 0.799], abs=1e-5)
+    good = class_mode(without, [without, without], studies, config, "lesion")
+    bad = class_mode(blind, [without, without], studies, config, "lesion")
+    assert good.divergence == pytest.approx(0, abs=1e-9)
+    assert good.noise == pytest.approx(0, abs=1e-9)
+    assert bad.divergence > 1
+    assert good.dice == bad.dice == 0  # Dice alone cannot tell them apart
+    with pytest.raises(LabelError, match="no study shows"):
+        confusion_row(without, studies, config, "organ")
+    with pytest.raises(LabelError, match="has no structure"):
+        confusion_row(without, studies, ModelConfig(), "liver")
+    with pytest.raises(InvalidInputError, match="trained without"):
+        class_mode(without, [], studies, config, "lesion")
+
+
+def test_a_row_without_a_class_is_a_distribution() -> None:
+    target = renormalised([0.1, 0.6, 0.3], 1)
+    assert target.sum() == pytest.approx(1)
+    assert target == pytest.approx([0.25, 0, 0.75])
+    assert row_divergence(target, target) == 0
+    p, q = np.array([0.5, 0.5]), np.array([0.9, 0.1])
+    assert row_divergence(p, q) == pytest.approx(float((p * np.log(p / q)).sum()))
+    with pytest.raises(InvalidInputError, match="cannot be taken out"):
+        renormalised([0.0, 1.0], 1)

@@ -1,0 +1,119 @@
+"""Every place that may hold a forgotten study is looked at, and none is printed by name."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from segunlearn.audit.sweep import Place, sweep
+from segunlearn.dicom.identifiers import Pseudonyms
+from segunlearn.errors import InvalidInputError
+from segunlearn.records.versions import VersionRegistry
+
+UID = "1.2.826.0.1.77"
+PSEUDONYMS = Pseudonyms(bytes(32))
+
+
+def put(path: Path, content: bytes = b"x") -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def look(home: Path, saw: set[str] = frozenset(), without: set[str] = frozenset()) -> list[Place]:
+    return sweep(home, {UID}, saw, PSEUDONYMS, without=without)
+
+
+def states(places: list[Place]) -> dict[str, str]:
+    return {p.where: p.state for p in places}
+
+
+def test_an_empty_home_holds_nothing(tmp_path: Path) -> None:
+    places = look(tmp_path)
+    assert {p.state for p in places} == {"absent"}
+    kinds = {
+        "version",
+        "weights",
+        "image cache",
+        "label",
+        "archive index",
+        "training log",
+        "export",
+    }
+    assert {p.kind for p in places} == kinds
+
+
+def test_every_version_is_told_by_the_digest_of_its_weights(tmp_path: Path) -> None:
+    registry = VersionRegistry(tmp_path / "models" / "segmentation")
+    digests = []
+    for name in (b"saw it", b"never", b"unlearned", b"exchanged", b"destroyed"):
+        put(tmp_path / "w.safetensors", name)
+        info = registry.publish(
+            tmp_path / "w.safetensors", {}, parent_sha256=None, run_id=name.hex()
+        )
+        digests.append(info.sha256)
+    (tmp_path / "w.safetensors").unlink()
+    versions = tmp_path / "models" / "segmentation" / "versions"
+    put(versions / "v0004" / "weights.safetensors", b"something else")
+    (versions / "v0005" / "weights.safetensors").unlink()
+    places = look(tmp_path, {digests[0], digests[4]}, {digests[2]})
+    found = {p.where[-5:]: p.state for p in places if p.kind == "version"}
+    assert found == {
+        "v0001": "open",
+        "v0002": "absent",
+        "v0003": "replaced",
+        "v0004": "open",
+        "v0005": "absent",
+    }
+
+
+def test_leftovers_are_open_until_they_are_gone(tmp_path: Path) -> None:
+    put(tmp_path / "runs" / "r1" / "checkpoint" / "optimiser.safetensors")
+    put(tmp_path / "runs" / "r1" / "best.pt")
+    put(tmp_path / "deposits" / "d1.sealed")
+    put(tmp_path / "cache" / UID / "image.nii.gz")
+    put(tmp_path / "cache" / "1.2.999" / "image.nii.gz")
+    put(tmp_path / "cache" / "00003-image.npy")
+    put(tmp_path / "labels" / "final" / f"{UID}.nii.gz")
+    put(tmp_path / "archive-index" / "index.db")
+    put(tmp_path / "tb" / "events.out.tfevents.1.host")
+    put(tmp_path / "exports" / "model.onnx")
+    places = look(tmp_path)
+    found = states([p for p in places if p.state != "absent"])
+    pseudonym = PSEUDONYMS.of(UID)
+    assert found == {
+        "runs/r1/checkpoint/optimiser.safetensors": "open",
+        "runs/r1/best.pt": "open",
+        "deposits/d1.sealed": "sealed",
+        f"cache/{pseudonym}/image.nii.gz": "open",
+        "cache/00003-image.npy": "open",
+        f"labels/final/{pseudonym}.nii.gz": "open",
+        "archive-index/index.db": "open",
+        "tb/events.out.tfevents.1.host": "open",
+        "exports/model.onnx": "open",
+    }
+    assert UID not in "".join(p.where + p.words for p in places)
+    assert [p.state for p in places] == sorted(
+        (p.state for p in places), key=["open", "sealed", "replaced", "absent"].index
+    )
+
+
+def test_a_cleaned_home_is_clean(tmp_path: Path) -> None:
+    put(tmp_path / "archive-index" / "index.db")
+    put(tmp_path / "cache" / "1.2.999" / "image.nii.gz")
+    digest = put(tmp_path / "runs" / "r2" / "best.safetensors", b"new")
+    places = sweep(
+        tmp_path, {UID}, set(), PSEUDONYMS, without={digest}, index_holds=lambda path, ids: False
+    )
+    assert {p.state for p in places} == {"absent", "replaced"}
+
+
+def test_nothing_to_look_for_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="identifiers"):
+        sweep(tmp_path, [], set(), PSEUDONYMS)
+    with pytest.raises(InvalidInputError, match="identifiers"):
+        sweep(tmp_path, [""], set(), PSEUDONYMS)
+    with pytest.raises(InvalidInputError, match="no such home"):
+        sweep(tmp_path / "no", [UID], set(), PSEUDONYMS)
