@@ -20,7 +20,7 @@ import pydicom
 import pytest
 from PIL import Image
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = [
@@ -141,7 +141,7 @@ def server(sample, home, tmp_path_factory):
 def watched_page(browser, url):
     """A page; at its end nothing may have gone wrong in it, and nothing gone outside."""
     context = browser.new_context(viewport={"width": 1440, "height": 810})
-    context.set_default_timeout(60_000)
+    context.set_default_timeout(120_000)
     page = context.new_page()
     faults, outside, failed = [], [], []
     page.on("pageerror", lambda error: faults.append(str(error)))
