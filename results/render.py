@@ -19,7 +19,10 @@ PLACE = re.compile(r"(<!-- results:([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def table(name: str) -> str:
     """Markdown table of the bars of one result file, with its commit and machine size."""
-    result = json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    path = ROOT / "results" / f"{name}.json"
+    if not path.is_file():
+        return "Not measured yet.\n"
+    result = json.loads(path.read_text(encoding="utf-8"))
     lines = ["| figure | measured | target | holds |", "|---|---|---|---|"]
     for bar in result["bars"]:
         value, holds = bar["value"], "yes" if bar["holds"] else "**no**"

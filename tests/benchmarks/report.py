@@ -21,6 +21,14 @@ def _git(*words: str) -> str:
     return done.stdout.rstrip()
 
 
+def _shown(word: str) -> str:
+    """Word of the command line, without the folders of this machine."""
+    path = Path(word)
+    if not path.is_absolute():
+        return word
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+
+
 def bar(name: str, value: float, target: str, holds: bool) -> dict[str, Any]:
     """One acceptance figure; ``target`` is written as people read it, e.g. ``>= 0.86``."""
     return {"name": name, "value": value, "target": target, "holds": bool(holds)}
@@ -33,7 +41,7 @@ def write(name: str, figures: dict[str, Any], bars: list[dict[str, Any]], **more
     result = {
         "name": name,
         "measured": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "command": " ".join(["python", *[a.replace(f"{ROOT}/", "") for a in sys.argv]]),
+        "command": " ".join(["python", *map(_shown, sys.argv)]),
         "commit": commit,
         "uncommitted": changed,  # files of lib/ that differed from the commit
         "cores": len(os.sched_getaffinity(0)),
