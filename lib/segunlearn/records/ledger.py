@@ -31,16 +31,16 @@ from segunlearn.records.ledger_entries import (
     LedgerCase,
     LedgerEntry,
     cases_digest,
+    checked_case,
     row_digest,
 )
 from segunlearn.records.ledger_index import (
     add_node,
-    forget_graph,
-    graph_of,
     lineage_members,
     seal_full_blocks,
     sets_holding,
 )
+from segunlearn.records.ledger_memory import ShapingStudy, cases_of, forget_memory, graph_of
 from segunlearn.records.ledger_verification import LedgerFault, find_faults
 from segunlearn.records.store import AnyRow, Store, canonical_json, utc_now
 from segunlearn.records.tables import (
@@ -79,14 +79,6 @@ class Sighting(NamedTuple):
     version_sha256: str
     seq: int
     direct: bool
-
-
-class ShapingStudy(NamedTuple):
-    """A study that shaped a version, and what it was used for on the way."""
-
-    study: str
-    person: str
-    roles: tuple[str, ...]
 
 
 class LedgerHead(NamedTuple):
@@ -155,56 +147,57 @@ class Ledger:
         ConflictError
             The run has another row already.
         """
-        cases = {c.digest(): c for c in (case.checked() for case in entry.cases)}
-        body = entry.body(cases_digest(list(cases)), len(cases))
         with self._store.write() as connection:
-            head = self._locked_head(connection)
-            known = connection.execute(
-                select(LEDGER_ROW.c.body, LEDGER_ROW.c.digest).where(
-                    LEDGER_ROW.c.run_id == entry.run_id
-                )
-            ).one_or_none()
-            if known is not None:
-                return self._same_row(known, body, entry.run_id)
-            seq = int(head.rows) + 1
-            set_id, counts = self._set_of(connection, head, cases, body["cases_sha256"])
-            text = canonical_json(
-                {**body, "seq": seq, "previous": head.digest, "recorded": utc_now()}
+            head = self._append(connection, entry)
+        self._keep_head(head)
+        return head.digest
+
+    def _append(self, connection: Connection, entry: LedgerEntry) -> LedgerHead:
+        """Append inside a write transaction; returns the row's place and digest."""
+        cases = dict(checked_case(case) for case in entry.cases)
+        body = entry.body(cases_digest(list(cases)), len(cases))
+        head = self._locked_head(connection)
+        known = connection.execute(
+            select(LEDGER_ROW.c.seq, LEDGER_ROW.c.body, LEDGER_ROW.c.digest).where(
+                LEDGER_ROW.c.run_id == entry.run_id
             )
-            digest = row_digest(text)
-            connection.execute(
-                insert(LEDGER_ROW).values(
-                    seq=seq,
-                    run_id=entry.run_id,
-                    kind=entry.kind,
-                    model=entry.model,
-                    version_sha256=entry.version_sha256,
-                    parent_sha256=entry.parent_sha256,
-                    set_id=set_id,
-                    started=entry.started,
-                    ended=entry.ended,
-                    outcome=entry.outcome,
-                    body=text,
-                    digest=digest,
-                )
+        ).one_or_none()
+        if known is not None:
+            return self._same_row(known, body, entry.run_id)
+        seq = int(head.rows) + 1
+        set_id, counts = self._set_of(connection, head, cases, body["cases_sha256"])
+        text = canonical_json({**body, "seq": seq, "previous": head.digest, "recorded": utc_now()})
+        digest = row_digest(text)
+        connection.execute(
+            insert(LEDGER_ROW).values(
+                seq=seq,
+                run_id=entry.run_id,
+                kind=entry.kind,
+                model=entry.model,
+                version_sha256=entry.version_sha256,
+                parent_sha256=entry.parent_sha256,
+                set_id=set_id,
+                started=entry.started,
+                ended=entry.ended,
+                outcome=entry.outcome,
+                body=text,
+                digest=digest,
             )
-            add_node(
-                self._store, connection, seq, entry.version_sha256, entry.parent_sha256, set_id
-            )
-            connection.execute(update(LEDGER_HEAD).values(rows=seq, digest=digest, **counts))
-            seal_full_blocks(self._store, connection, counts["sets"], int(head.sealed_blocks))
-        self._keep_head(LedgerHead(seq, digest))
-        return digest
+        )
+        add_node(self._store, connection, seq, entry.version_sha256, entry.parent_sha256, set_id)
+        connection.execute(update(LEDGER_HEAD).values(rows=seq, digest=digest, **counts))
+        seal_full_blocks(connection, counts["sets"], int(head.sealed_blocks))
+        return LedgerHead(seq, digest)
 
     @staticmethod
-    def _same_row(known: AnyRow, body: Mapping[str, Any], run_id: str) -> str:
+    def _same_row(known: AnyRow, body: Mapping[str, Any], run_id: str) -> LedgerHead:
         recorded = json.loads(known.body)
         if {k: recorded.get(k) for k in body} != json.loads(canonical_json(body)):
             raise ConflictError(
                 f"run {run_id} has a row in the ledger that says otherwise; rows never change. "
                 "Start another run."
             )
-        return str(known.digest)
+        return LedgerHead(int(known.seq), str(known.digest))
 
     def _locked_head(self, connection: Connection) -> AnyRow:
         query = select(LEDGER_HEAD)
@@ -414,7 +407,8 @@ class Ledger:
         Returns
         -------
         list of ShapingStudy
-            Sorted by study. Studies of an ancestor that the ledger does not know are missing.
+            In the order in which the ledger first met them. Studies of an ancestor that the
+            ledger does not know are missing.
 
         Raises
         ------
@@ -423,7 +417,7 @@ class Ledger:
         """
         with self._store.read() as connection:
             members = self._lineage(connection, version_sha256)
-            return self._studies(connection, members)
+            return cases_of(self._store, connection).shaping(members)
 
     def lineage_cases(self, version_sha256: str) -> Sequence[LedgerCase]:
         """Cases that shaped a version, its own run's and those of all its ancestors.
@@ -447,18 +441,6 @@ class Ledger:
                 "or its digest is mistyped."
             )
         return lineage_members(self._store, connection, made)
-
-    def _studies(self, connection: Connection, members: Numbers) -> Sequence[ShapingStudy]:
-        case = LEDGER_CASE.c
-        columns = (case.study, case.person_id, case.person_issuer, case.role)
-        query = select(*columns).where(self._store.among(case.id, members.tolist())).distinct()
-        found: dict[tuple[str, str], set[str]] = {}
-        for study, patient, issuer, role in connection.execute(query):
-            found.setdefault((study, person_name(patient, issuer)), set()).add(role)
-        return [
-            ShapingStudy(study, person, tuple(sorted(roles)))
-            for (study, person), roles in sorted(found.items())
-        ]
 
     def _cases(self, connection: Connection, members: Numbers) -> Sequence[LedgerCase]:
         query = (
@@ -489,8 +471,8 @@ class Ledger:
             query = select(row.seq, row.version_sha256, row.parent_sha256, row.set_id)
             for seq, version, parent, set_id in connection.execute(query.order_by(row.seq)).all():
                 add_node(self._store, connection, int(seq), version, parent, int(set_id))
-            seal_full_blocks(self._store, connection, int(head.sets), 0)
-        forget_graph(self._store)
+            seal_full_blocks(connection, int(head.sets), 0)
+        forget_memory(self._store)
 
 
 def _case_row(number: int, digest: str, case: LedgerCase) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from segunlearn.errors import InvalidInputError
@@ -168,6 +169,19 @@ class LedgerEntry:
         if "\\u0000" in canonical_json(body):
             raise InvalidInputError("a ledger row holds a NUL character; remove it.")
         return body
+
+
+@lru_cache(maxsize=200_000)
+def checked_case(case: LedgerCase) -> tuple[str, LedgerCase]:
+    """(digest, normalised case); remembered, because runs share almost all of their cases.
+
+    Raises
+    ------
+    InvalidInputError
+        A field is wrong.
+    """
+    case = case.checked()
+    return case.digest(), case
 
 
 def cases_digest(digests: Sequence[str]) -> str:

@@ -10,16 +10,14 @@ its ancestors.
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 from sqlalchemy import Connection, delete, insert, select, update
 
 from segunlearn.records.case_sets import Numbers, decode, encode, invert, union
+from segunlearn.records.ledger_memory import forget_memory
 from segunlearn.records.store import Store
 from segunlearn.records.tables import (
     LEDGER_HEAD,
@@ -33,91 +31,6 @@ from segunlearn.records.tables import (
 BLOCK: Final = 1024
 #: Steps between two rows whose lineage is stored.
 HOPS: Final = 64
-
-
-@dataclass
-class Graph:
-    """All rows of the ledger in memory, as far as they were read; rows never change."""
-
-    versions: list[str] = field(default_factory=list)
-    parents: list[int] = field(default_factory=list)
-    twins: list[int] = field(default_factory=list)
-    sets: list[int] = field(default_factory=list)
-    late: bool = False
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def read_on(self, connection: Connection) -> None:
-        """Read the rows that were added since the last time."""
-        known = len(self.versions)
-        # The driver's own tuples: a hundred thousand rows are read in a tenth of a second.
-        result = connection.exec_driver_sql(
-            "SELECT seq, version_sha256, parent_seq, twin_seq, set_id FROM ledger_node "
-            f"WHERE seq > {known:d} ORDER BY seq"
-        )
-        rows = list(result.cursor.fetchall())
-        result.close()
-        if not rows:
-            return
-        seqs, versions, parents, twins, sets = zip(*rows, strict=True)
-        if seqs != tuple(range(known + 1, known + 1 + len(rows))):
-            rows = [r for r in rows if r[0] >= 1]
-            self._read_with_gaps(rows)
-            return
-        self.versions += versions
-        self.parents += parents
-        self.twins += twins
-        self.sets += sets
-        self.late = self.late or any(p > s for s, p in zip(seqs, parents, strict=True))
-
-    def _read_with_gaps(self, rows: Sequence[Any]) -> None:
-        """Rows were removed behind our back: keep the others in their places."""
-        for seq, version, parent, twin, set_id in rows:
-            while len(self.versions) < seq - 1:
-                self.versions.append("")
-                self.parents.append(0)
-                self.twins.append(0)
-                self.sets.append(0)
-            self.versions.append(version)
-            self.parents.append(parent)
-            self.twins.append(twin)
-            self.sets.append(set_id)
-            self.late = self.late or parent > seq
-
-    def descendants(self, direct: Numbers) -> list[bool]:
-        """For each row (index = seq; 0 is unused) whether it or an ancestor is in ``direct``."""
-        seen = [False] * (len(self.versions) + 1)
-        for seq in direct.tolist():
-            seen[seq] = True
-        first = int(direct.min()) if len(direct) else len(seen)
-        changed = True
-        while changed:
-            changed = False
-            start = 1 if self.late else first
-            links = zip(self.parents[start - 1 :], self.twins[start - 1 :], strict=True)
-            for seq, (parent, twin) in enumerate(links, start):
-                if not seen[seq] and (seen[parent] or seen[twin]):
-                    seen[seq] = True
-                    changed = self.late
-        return seen
-
-
-_graphs: weakref.WeakKeyDictionary[Store, Graph] = weakref.WeakKeyDictionary()
-_graphs_lock = threading.Lock()
-
-
-def graph_of(store: Store, connection: Connection) -> Graph:
-    """Return the graph of a store, read up to now."""
-    with _graphs_lock:
-        graph = _graphs.setdefault(store, Graph())
-    with graph.lock:
-        graph.read_on(connection)
-    return graph
-
-
-def forget_graph(store: Store) -> None:
-    """Read the graph from the start next time: a parent was recorded after its child."""
-    with _graphs_lock:
-        _graphs.pop(store, None)
 
 
 def sets_holding(
@@ -234,7 +147,8 @@ def _adopt_orphans(store: Store, connection: Connection, seq: int, version: str)
             LEDGER_NODE.c.seq < seq,
         )
     ).scalars()
-    late = {int(s) for s in orphans} - _ancestors(connection, seq)
+    late = {int(s) for s in orphans}
+    late -= _ancestors(connection, seq) if late else set()
     if not late:
         return
     connection.execute(
@@ -243,7 +157,7 @@ def _adopt_orphans(store: Store, connection: Connection, seq: int, version: str)
         .values(parent_seq=seq)
     )
     connection.execute(delete(LEDGER_LINEAGE))  # slower until rebuild_index, never wrong
-    forget_graph(store)
+    forget_memory(store)
 
 
 def _ancestors(connection: Connection, seq: int) -> set[int]:
@@ -261,7 +175,7 @@ def _ancestors(connection: Connection, seq: int) -> set[int]:
     return found
 
 
-def seal_full_blocks(store: Store, connection: Connection, sets: int, sealed: int) -> int:
+def seal_full_blocks(connection: Connection, sets: int, sealed: int) -> int:
     """Write the postings of every block that is full.
 
     Parameters
