@@ -105,7 +105,9 @@ class ModelConfig:
             faults.append(f"features {self.features} must be six channel numbers >= 1")
         if self.normalisation not in get_args(Normalisation):
             faults.append(f"normalisation {self.normalisation!r} is none of {Normalisation}")
-        if _count(self.ct_window) != 2 or not self.ct_window[0] < self.ct_window[1]:
+        if _count(self.ct_window) != 2 or not -math.inf < self.ct_window[0] < self.ct_window[1] < (
+            math.inf
+        ):
             faults.append(f"ct_window {self.ct_window} must be a lower and an upper HU")
         if not 0 <= self.overlap < 1:
             faults.append(f"overlap is {self.overlap}, must be in [0, 1)")
