@@ -112,15 +112,21 @@ def serve(
     import uvicorn
     from monailabel.utils.others.generic import init_log_config
 
+    from segunlearn.app import background
+
     log_config = init_log_config(None, environment["MONAI_LABEL_APP_DIR"], "app.log", log_level)
-    uvicorn.run(
-        "monailabel.app:app",
-        host=host,
-        port=port,
-        root_path=root_path,
-        log_level=log_level.lower(),
-        log_config=log_config,
-        access_log=False,
-        ssl_keyfile=str(ssl_keyfile) if ssl_keyfile else None,
-        ssl_certfile=str(ssl_certfile) if ssl_certfile else None,
-    )
+    try:
+        uvicorn.run(
+            "monailabel.app:app",
+            host=host,
+            port=port,
+            root_path=root_path,
+            log_level=log_level.lower(),
+            log_config=log_config,
+            access_log=False,
+            ssl_keyfile=str(ssl_keyfile) if ssl_keyfile else None,
+            ssl_certfile=str(ssl_certfile) if ssl_certfile else None,
+        )
+    finally:  # else leaving would wait for a training to end; it is resumed by the next start
+        for kind in ("train", "scoring", "batch_infer"):
+            background.stop(kind)

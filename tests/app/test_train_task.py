@@ -1,0 +1,207 @@
+"""The training task in this process: what it trains on, and what it leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app_sources import LABELS, Study, make_study, publish_tiny, write_files
+from segunlearn.app.application import SegUnlearnApp
+from segunlearn.errors import CancelledError, ConflictError, InvalidInputError
+from segunlearn.records.runs import Progress
+from segunlearn.training import TrainResult
+
+OPTIONS = {"model": "segmentation", "max_epochs": 1, "val_split": 0.34, "recipe": "sample"}
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> list[Study]:
+    found = [make_study(n) for n in range(4)]
+    write_files(tmp_path / "studies", found, labelled=4)
+    return found
+
+
+@pytest.fixture
+def app(tmp_path: Path, studies: list[Study]) -> Iterator[SegUnlearnApp]:
+    publish_tiny(tmp_path / "home")
+    made = make_app(tmp_path)
+    yield made
+    made.records.store.close()
+
+
+def make_app(root: Path) -> SegUnlearnApp:
+    conf = {"home": str(root / "home"), "labels": ",".join(LABELS)}
+    return SegUnlearnApp(str(root), str(root / "studies"), conf)
+
+
+def mark(app: SegUnlearnApp, series: str) -> None:
+    _, created = app.records.forget_set.mark(
+        "study", series, "consent_withdrawn", actor="tester", opaque=True
+    )
+    assert created
+
+
+def rows(app: SegUnlearnApp, sha256: str) -> dict[str, str]:
+    """Series and role of what a version was trained on."""
+    return {row.study: str(row.roles) for row in app.records.ledger.studies_of(sha256)}
+
+
+def test_a_forgotten_study_trains_nothing_and_validates_nothing(app: SegUnlearnApp) -> None:
+    mark(app, "person2")
+    assert "person2" not in str(app.datastore().datalist())
+    done = app.train(OPTIONS)
+    assert done["train_cases"] + done["val_cases"] == 3
+    used = rows(app, done["sha256"])
+    assert set(used) == {"person0", "person1", "person3"}
+    assert app.records.ledger.verify() == []
+    active = app.model.version()
+    assert (active.version, active.sha256) == ("v0002", done["sha256"])
+    run = app.records.runs.get(done["run_id"])
+    assert run.state == "done"
+    assert not any(app.home.runs.iterdir())
+
+
+def test_a_mark_during_the_training_keeps_its_result_out_of_service(
+    app: SegUnlearnApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from segunlearn.app import training_run
+
+    real = training_run.train
+
+    def train_and_be_marked(*arguments: Any, **options: Any) -> TrainResult:
+        result = real(*arguments, **options)
+        mark(app, "person1")
+        return result
+
+    monkeypatch.setattr(training_run, "train", train_and_be_marked)
+    with pytest.raises(ConflictError, match="marked for forgetting"):
+        app.train(OPTIONS)
+    assert app.model.version().version == "v0001"
+    run = app.records.runs.latest(kind="train")
+    assert run is not None
+    assert run.state == "refused"
+    assert not any(app.home.runs.iterdir())  # its weights have seen the study
+
+
+def test_everything_forgotten_is_nothing_to_train_on(app: SegUnlearnApp) -> None:
+    for number in range(4):
+        mark(app, f"person{number}")
+    with pytest.raises(InvalidInputError, match="nothing to train on"):
+        app.train(OPTIONS)
+    assert app.model.version().version == "v0001"
+
+
+def test_a_stopped_training_leaves_the_old_version_and_can_go_on(
+    app: SegUnlearnApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from segunlearn.app import training_run
+
+    monkeypatch.setattr(training_run, "WATCH_SECONDS", 0.0)
+    real = training_run.TrainingRun.report
+
+    def report_and_stop(run: training_run.TrainingRun, progress: Progress) -> None:
+        real(run, progress)
+        if progress.phase == "train" and progress.metrics.get("epoch", 0) >= 3:
+            app.records.cancel("train")
+
+    options = {**OPTIONS, "max_epochs": 8}
+    with monkeypatch.context() as patch:
+        patch.setattr(training_run.TrainingRun, "report", report_and_stop)
+        with pytest.raises(CancelledError):
+            app.train(options)
+    first = app.records.runs.latest(kind="train")
+    assert first is not None
+    assert (first.state, app.model.version().version) == ("cancelled", "v0001")
+    assert (app.home.runs / first.run_id / "checkpoint.json").is_file()
+
+    seen: list[float] = []
+
+    def watch(run: training_run.TrainingRun, progress: Progress) -> None:
+        real(run, progress)
+        if progress.phase == "train":
+            seen.append(progress.metrics["epoch"])
+
+    monkeypatch.setattr(training_run.TrainingRun, "report", watch)
+    app.train(options)
+    assert min(seen) > 1  # not from the first epoch again
+    assert app.model.version().version == "v0002"
+
+
+def test_other_cases_start_afresh(app: SegUnlearnApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint that has seen a study never goes on without it."""
+    from segunlearn.app import training_run
+
+    monkeypatch.setattr(training_run, "WATCH_SECONDS", 0.0)
+    real = training_run.TrainingRun.report
+
+    def report_and_stop(run: training_run.TrainingRun, progress: Progress) -> None:
+        real(run, progress)
+        if progress.phase == "train" and progress.metrics.get("epoch", 0) >= 3:
+            app.records.cancel("train")
+
+    options = {**OPTIONS, "max_epochs": 6}
+    with monkeypatch.context() as patch:
+        patch.setattr(training_run.TrainingRun, "report", report_and_stop)
+        with pytest.raises(CancelledError):
+            app.train(options)
+    mark(app, "person0")
+    seen: list[float] = []
+
+    def watch(run: training_run.TrainingRun, progress: Progress) -> None:
+        real(run, progress)
+        if progress.phase == "train":
+            seen.append(progress.metrics["epoch"])
+
+    monkeypatch.setattr(training_run.TrainingRun, "report", watch)
+    done = app.train(options)
+    assert min(seen) == 1
+    assert "person0" not in rows(app, done["sha256"])
+
+
+def test_the_first_training_plans_its_network(tmp_path: Path, studies: list[Study]) -> None:
+    app = make_app(tmp_path)
+    assert app.info()["models"]["segmentation"]["labels"] == {
+        n: i + 1 for i, n in enumerate(LABELS)
+    }
+    done = app.train({**OPTIONS, "pretrained": True})
+    version = app.model.version()
+    assert (version.version, version.parent_sha256) == ("v0001", None)
+    assert tuple(version.config["labels"]) == LABELS
+    assert (
+        app.infer({"model": "segmentation", "image": "person0"})["params"]["sha256"]
+        == (done["sha256"])
+    )
+    app.records.store.close()
+
+
+def test_only_one_training_at_a_time(app: SegUnlearnApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    from segunlearn.app import train
+    from segunlearn.app.datastores.infos import exclusive
+
+    monkeypatch.setattr(train, "LOCK_SECONDS", 0.1)
+    with (
+        exclusive(app.home.locks, "train-segmentation"),
+        pytest.raises(ConflictError, match="another training"),
+    ):
+        app.train(OPTIONS)
+    assert app.records.runs.latest(kind="train") is None
+
+
+def test_progress_in_the_shape_of_the_platform(app: SegUnlearnApp) -> None:
+    runs = app.records.runs
+    run_id = runs.start("train", "segmentation", {"settings": {"epochs": 50}})
+    runs.update(run_id, Progress("train", 30, 500, {"epoch": 4, "loss": 0.5, "best_dice": 0.7}))
+    stats = app.info()["train_stats"]["segmentation"]
+    assert (stats["epoch"], stats["total_epochs"], stats["best_metric"]) == (3, 50, 0.7)
+    assert "current_time" in stats
+    assert stats["train"]["metrics"]["train_loss"] == 0.5
+    runs.finish(run_id, "failed", "no reason")
+    stats = app.info()["train_stats"]["segmentation"]
+    assert ("total_time" in stats, stats["state"], stats["message"]) == (
+        True,
+        "failed",
+        "no reason",
+    )
