@@ -161,7 +161,8 @@ def preprocess(volume: Volume, config: ModelConfig) -> Preprocessed:
     if min(volume.shape) < 1:
         raise InvalidInputError(f"the image is empty: shape {volume.shape}.")
     grid = grid_of(volume, config)
-    array = grid.orient(volume.array.reshape(*volume.shape, channels)).astype(np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused below
+        array = grid.orient(volume.array.reshape(*volume.shape, channels)).astype(np.float32)
     if not np.isfinite(array).all():
         raise InvalidInputError("the image holds NaN or infinite voxels. Repair the file.")
     tensor = torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, 0)))
@@ -191,7 +192,7 @@ def preprocess_label(label: Volume, config: ModelConfig, grid: Grid) -> torch.Te
     GeometryError
         Image and label lie on different grids.
     LabelError
-        A value is not one of the configuration's labels.
+        A value is not whole, or not one of the configuration's labels.
     """
     image = Volume(np.empty(grid.source_shape, np.uint8), grid.source_affine)
     if label.array.ndim != 3 or not label.same_grid(image):
@@ -200,6 +201,11 @@ def preprocess_label(label: Volume, config: ModelConfig, grid: Grid) -> torch.Te
             "voxel grid. Export the label on the grid of its image."
         )
     array = grid.orient(label.array)
+    if np.issubdtype(array.dtype, np.inexact) and not np.array_equal(np.rint(array), array):
+        raise LabelError(
+            "a label map must hold whole numbers, this one has fractions. Resample labels with "
+            "nearest-neighbour interpolation."
+        )
     low, high = int(array.min()), int(array.max())
     if low < 0 or high > len(config.labels):
         raise LabelError(
@@ -236,6 +242,9 @@ def normalise(tensor: torch.Tensor, config: ModelConfig, modality: str) -> torch
             channels.append(channel)
             continue
         low, high = np.percentile(foreground.numpy(), (0.5, 99.5))
+        if low == high:  # constant: rounding gives a deviation that is not quite 0
+            channels.append(torch.zeros_like(channel))
+            continue
         foreground = foreground.clamp(float(low), float(high))
         scale = float(foreground.std(correction=0))
         mean = float(foreground.mean())
