@@ -321,7 +321,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _batch(mask: Mask) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(mask)).float()[None, None]
+    return torch.from_numpy(np.array(mask, dtype=np.float32, order="C"))[None, None]
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
