@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import threading
 import time
 
@@ -84,7 +85,12 @@ def pacs_url(seen):
 
 
 def make_app(upstream: Upstream) -> FastAPI:
-    app = FastAPI()
+    @contextlib.asynccontextmanager
+    async def lifespan(app):
+        yield
+        await proxy.close_connections(app)
+
+    app = FastAPI(lifespan=lifespan)
     for router in proxy.routers():
         app.include_router(router)
     app.dependency_overrides[current_upstream] = lambda: upstream

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import httpx
 from dicomweb_client.api import DICOMwebClient
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from monailabel.config import settings
@@ -323,6 +323,14 @@ def _client(request: Request, pacs: Upstream) -> httpx.AsyncClient:
             follow_redirects=False,
         )
     return kept[key]
+
+
+async def close_connections(app: FastAPI) -> None:
+    """Close the connections to the PACS; for the end of a server."""
+    kept: dict[tuple[str, str, str], httpx.AsyncClient]
+    kept = getattr(app.state, "pacs_connections", None) or {}
+    while kept:
+        await kept.popitem()[1].aclose()
 
 
 @lru_cache(maxsize=1)
