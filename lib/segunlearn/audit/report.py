@@ -98,7 +98,7 @@ li{margin:.3rem 0;max-width:46rem}
  .findings td{display:block;border:0;padding:.1rem 0}
  .findings td.n{display:inline-block;padding-right:1rem}.findings td.none{display:none}
  .findings td[data-name]::before{content:attr(data-name) ": ";color:var(--soft)}
- .scroll{overflow-x:auto}.scroll svg{min-width:34rem}
+ .scroll{overflow-x:auto}.scroll:not(.narrow) svg{min-width:34rem}
 }
 @media print{
  body{background:#fff;font-size:10.5pt}main{max-width:none;padding:0}
