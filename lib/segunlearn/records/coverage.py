@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sqlalchemy import Connection, literal_column, select
+from sqlalchemy import Connection, func, literal_column, select
 
+from segunlearn.records.forget_requests import Cover, MarkStatus
 from segunlearn.records.store import AnyRow, Store
 from segunlearn.records.tables import FORGET_REQUEST, LEDGER_CASE
 from segunlearn.records.targets import person_name, same_issuer, split_person, unpad
@@ -121,6 +122,45 @@ def with_known_parents(
             subject = Subject(subject.series, subject.study or known[0], known[1])
         result.append(subject)
     return result
+
+
+def status_of(
+    store: Store, connection: Connection, whole: Sequence[Subject], single: Sequence[Subject]
+) -> dict[str, MarkStatus]:
+    """Status of studies (``whole``) and series (``single``), by their UID."""
+    whole = [replace(s, series="") for s in whole]
+    subjects = with_known_parents(store, connection, [*whole, *single])
+    covers = covering(store, connection, subjects, proposals=True)
+    inside = _series_marked(store, connection, {s.study for s in whole})
+    result = {}
+    for subject, rows in zip(subjects, covers, strict=True):
+        brief = [
+            (r.is_live, Cover(r.id, r.target_kind, r.state, r.reason, r.needed, r.reached))
+            for r in rows
+        ]
+        live = tuple(cover for is_live, cover in brief if is_live)
+        result[subject.series or subject.study] = MarkStatus(
+            marked=bool(live),
+            covers=live,
+            proposals=tuple(cover for is_live, cover in brief if not is_live),
+            series_marked=0 if subject.series else inside.get(subject.study, 0),
+        )
+    return result
+
+
+def _series_marked(store: Store, connection: Connection, studies: set[str]) -> dict[str, int]:
+    if not studies:
+        return {}
+    query = (
+        select(FORGET_REQUEST.c.study, func.count())
+        .where(
+            store.among(FORGET_REQUEST.c.study, sorted(studies)),
+            FORGET_REQUEST.c.is_live == literal_column("1"),
+            FORGET_REQUEST.c.study != literal_column("''"),
+        )
+        .group_by(FORGET_REQUEST.c.study)
+    )
+    return {study: int(count) for study, count in connection.execute(query)}
 
 
 def _recorded(

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, func, insert, literal_column, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -26,9 +25,19 @@ from segunlearn.errors import (
     ForbiddenError,
     IllegalTransitionError,
     InvalidInputError,
-    NotFoundError,
 )
-from segunlearn.records.coverage import Subject, covering, with_known_parents
+from segunlearn.records.coverage import Subject, covering, status_of, with_known_parents
+from segunlearn.records.forget_requests import (
+    NOTE_LENGTH,
+    ForgetRequest,
+    HistoryEntry,
+    MarkStatus,
+    checked_actor,
+    checked_level,
+    filters_of,
+    no_such_request,
+    request_of,
+)
 from segunlearn.records.forget_states import (
     CLOSED,
     LEVELS,
@@ -42,7 +51,6 @@ from segunlearn.records.forget_states import (
 from segunlearn.records.store import AnyRow, Store, utc_now
 from segunlearn.records.tables import FORGET_HISTORY, FORGET_REQUEST, LEDGER_CASE, LEDGER_ROW, RUN
 from segunlearn.records.targets import (
-    KINDS,
     Target,
     clean_text,
     instance_id,
@@ -52,110 +60,7 @@ from segunlearn.records.targets import (
     split_person,
 )
 
-#: Longest note and explanation, in characters.
-NOTE_LENGTH: Final = 2000
-_ACTOR_LENGTH: Final = 200
-
-
-@dataclass(frozen=True)
-class ForgetRequest:
-    """A forget request as it stands.
-
-    Parameters
-    ----------
-    request_id
-        32 hexadecimal digits.
-    target
-        What shall be forgotten.
-    study, person
-        What the target belongs to, as far as the marker said or the ledger knows; else empty.
-    reason, note
-        Code of ``forget_states.REASONS``, and free text.
-    state, needed, reached
-        See :mod:`segunlearn.records.forget_states`.
-    source
-        ``"person"``, or where a proposal came from, e.g. ``"rejection_note"``.
-    marked_by, marked_role, created, updated
-        Who marked it, with which role, when (UTC ISO 8601), and its last change.
-    covered_by
-        Ids of live requests on its study or patient: the target is out of training on their
-        account too.
-    """
-
-    request_id: str
-    target: Target
-    study: str
-    person: str
-    reason: str
-    note: str
-    state: str
-    needed: str
-    reached: str
-    source: str
-    marked_by: str
-    marked_role: str
-    created: str
-    updated: str
-    covered_by: tuple[str, ...] = ()
-
-    @property
-    def is_live(self) -> bool:
-        """Whether it keeps its target out of training."""
-        return self.state in LIVE
-
-    @property
-    def next_states(self) -> frozenset[str]:
-        """Where it may go from here."""
-        return TRANSITIONS[self.state]
-
-
-@dataclass(frozen=True)
-class HistoryEntry:
-    """One step of a request; ``from_state`` is empty for the first, equal for a change of level."""
-
-    time: str
-    actor: str
-    role: str
-    from_state: str
-    to_state: str
-    needed: str
-    reached: str
-    why: str
-
-
-@dataclass(frozen=True)
-class Cover:
-    """A request that covers a study or series, as a viewer's badge needs it."""
-
-    request_id: str
-    target_kind: str
-    state: str
-    reason: str
-    needed: str
-    reached: str
-
-
-@dataclass(frozen=True)
-class MarkStatus:
-    """Whether a study or series is marked.
-
-    Parameters
-    ----------
-    marked
-        It is out of training.
-    covers
-        Why: live requests on the series, the study, the patient, in this order.
-    proposals
-        Open proposals, which a person has to decide.
-    series_marked
-        For a study: live requests on single series of it.
-    """
-
-    marked: bool
-    covers: tuple[Cover, ...]
-    proposals: tuple[Cover, ...]
-    series_marked: int = 0
-
+__all__ = ["NOTE_LENGTH", "ForgetRequest", "ForgetSet", "HistoryEntry", "MarkStatus", "OnChange"]
 
 Filtered = tuple[list[Case], list[tuple[Case, str]]]
 """Cases kept, and cases left out with the request that says so."""
@@ -275,8 +180,8 @@ class ForgetSet:
         if reason not in REASONS:
             raise InvalidInputError(f"{str(reason)[:40]!r} is no reason; use one of {REASONS}.")
         note = clean_text(note, "the note", NOTE_LENGTH, empty=reason != "other")
-        actor, role = _who(actor, role)
-        needed = _level(needed) if needed is not None else NEEDED_LEVEL[reason]
+        actor, role = checked_actor(actor, role)
+        needed = checked_level(needed) if needed is not None else NEEDED_LEVEL[reason]
         study = instance_id("study", study, opaque=opaque) if study else ""
         patient = make_target("patient", person) if person else Target("patient", "")
         now = utc_now()
@@ -354,7 +259,7 @@ class ForgetSet:
         with self._store.read() as connection:
             found = self._requests(connection, [FORGET_REQUEST.c.id == request_id])
         if not found:
-            raise _no_such_request(request_id)
+            raise no_such_request(request_id)
         return found[0]
 
     def history(self, request_id: str) -> Sequence[HistoryEntry]:
@@ -374,7 +279,7 @@ class ForgetSet:
         with self._store.read() as connection:
             rows = connection.execute(query).all()
         if not rows:
-            raise _no_such_request(request_id)
+            raise no_such_request(request_id)
         return [
             HistoryEntry(
                 r.time, r.actor, r.role, r.from_state, r.to_state, r.needed, r.reached, r.why
@@ -404,7 +309,7 @@ class ForgetSet:
             raise InvalidInputError(
                 f"limit must lie in 0..1000 and offset be at least 0, got {limit} and {offset}."
             )
-        where = self._filters(states, target_kind, target_id, reason, marked_by)
+        where = filters_of(states, target_kind, target_id, reason, marked_by)
         with self._store.read() as connection:
             return self._requests(connection, where, limit, offset)
 
@@ -418,39 +323,10 @@ class ForgetSet:
         marked_by: str | None = None,
     ) -> int:
         """Count the requests that :meth:`list` would page through."""
-        where = self._filters(states, target_kind, target_id, reason, marked_by)
+        where = filters_of(states, target_kind, target_id, reason, marked_by)
         query = select(func.count()).select_from(FORGET_REQUEST).where(*where)
         with self._store.read() as connection:
             return int(connection.execute(query).scalar_one())
-
-    @staticmethod
-    def _filters(
-        states: Collection[str],
-        target_kind: str | None,
-        target_id: str | None,
-        reason: str | None,
-        marked_by: str | None,
-    ) -> Sequence[ColumnElement[bool]]:
-        for value, known, what in (
-            *((s, STATES, "state") for s in states),
-            (target_kind, KINDS, "kind of target"),
-            (reason, REASONS, "reason"),
-        ):
-            if value is not None and value not in known:
-                raise InvalidInputError(f"{str(value)[:40]!r} is no {what}; use one of {known}.")
-        where: list[ColumnElement[bool]] = []
-        if states:
-            where.append(FORGET_REQUEST.c.state.in_(sorted(states)))
-        for column, wanted in (
-            ("target_kind", target_kind),
-            ("reason", reason),
-            ("target_id", target_id),
-            ("marked_by", marked_by),
-        ):
-            if wanted is not None:
-                wanted = clean_text(wanted, "a filter", 400, empty=True)
-                where.append(FORGET_REQUEST.c[column] == wanted)
-        return where
 
     def transition(
         self,
@@ -485,9 +361,9 @@ class ForgetSet:
         """
         if to_state not in STATES:
             raise InvalidInputError(f"{str(to_state)[:40]!r} is no state; use one of {STATES}.")
-        actor, role = _who(actor, role)
+        actor, role = checked_actor(actor, role)
         why = clean_text(why, "the reason", NOTE_LENGTH, empty=True)
-        reached = _level(reached) if reached is not None else None
+        reached = checked_level(reached) if reached is not None else None
         with self._store.write() as connection:
             row = self._locked(connection, request_id)
             return self._move(connection, row, to_state, actor, role, why, reached)
@@ -568,7 +444,7 @@ class ForgetSet:
         ForbiddenError
             ``own_only``, and someone else marked it.
         """
-        actor, role = _who(actor, role)
+        actor, role = checked_actor(actor, role)
         if own_only and self.get(request_id).marked_by != actor:  # the marker never changes
             raise ForbiddenError(
                 f"forget request {request_id} was marked by someone else; ask them or an "
@@ -586,7 +462,7 @@ class ForgetSet:
         ConflictError
             The request is closed or fulfilled.
         """
-        level, (actor, role) = _level(level), _who(actor, role)
+        level, (actor, role) = checked_level(level), checked_actor(actor, role)
         why = clean_text(why, "the reason", NOTE_LENGTH, empty=True)
         with self._store.write() as connection:
             row = self._locked(connection, request_id)
@@ -608,7 +484,7 @@ class ForgetSet:
         """
         if level not in LEVELS:
             raise InvalidInputError(f"{str(level)[:40]!r} is no level; use one of {LEVELS}.")
-        actor, role = _who(actor, role)
+        actor, role = checked_actor(actor, role)
         why = clean_text(why, "the reason", NOTE_LENGTH, empty=True)
         with self._store.write() as connection:
             row = self._locked(connection, request_id)
@@ -709,39 +585,8 @@ class ForgetSet:
         """
         whole = [s if isinstance(s, Subject) else Subject(study=s) for s in studies]
         single = [s if isinstance(s, Subject) else Subject(series=s) for s in series]
-        whole = [replace(s, series="") for s in whole]
         with self._store.read() as connection:
-            subjects = with_known_parents(self._store, connection, [*whole, *single])
-            covers = covering(self._store, connection, subjects, proposals=True)
-            inside = self._series_marked(connection, {s.study for s in whole})
-        result = {}
-        for subject, rows in zip(subjects, covers, strict=True):
-            brief = [
-                (r.is_live, Cover(r.id, r.target_kind, r.state, r.reason, r.needed, r.reached))
-                for r in rows
-            ]
-            live = tuple(cover for is_live, cover in brief if is_live)
-            result[subject.series or subject.study] = MarkStatus(
-                marked=bool(live),
-                covers=live,
-                proposals=tuple(cover for is_live, cover in brief if not is_live),
-                series_marked=0 if subject.series else inside.get(subject.study, 0),
-            )
-        return result
-
-    def _series_marked(self, connection: Connection, studies: set[str]) -> dict[str, int]:
-        if not studies:
-            return {}
-        query = (
-            select(FORGET_REQUEST.c.study, func.count())
-            .where(
-                self._store.among(FORGET_REQUEST.c.study, sorted(studies)),
-                FORGET_REQUEST.c.is_live == literal_column("1"),
-                FORGET_REQUEST.c.study != literal_column("''"),
-            )
-            .group_by(FORGET_REQUEST.c.study)
-        )
-        return {study: int(count) for study, count in connection.execute(query)}
+            return status_of(self._store, connection, whole, single)
 
     def structures(self, model: str) -> dict[str, str]:
         """Labels that a model must not be trained on, each with its live request's id."""
@@ -771,55 +616,14 @@ class ForgetSet:
             for r in rows
         ]
         covers = covering(self._store, connection, wider)
-        return [_request(row, rows_) for row, rows_ in zip(rows, covers, strict=True)]
+        return [request_of(row, rows_) for row, rows_ in zip(rows, covers, strict=True)]
 
     def _locked(self, connection: Connection, request_id: str) -> AnyRow:
         query = select(FORGET_REQUEST).where(FORGET_REQUEST.c.id == request_id)
         row = connection.execute(self._locking(query)).one_or_none()
         if row is None:
-            raise _no_such_request(request_id)
+            raise no_such_request(request_id)
         return row
 
     def _locking(self, query: Any) -> Any:
         return query.with_for_update() if self._store.dialect == "postgresql" else query
-
-
-def _request(row: AnyRow, covers: Sequence[AnyRow]) -> ForgetRequest:
-    return ForgetRequest(
-        request_id=row.id,
-        target=Target(row.target_kind, row.target_id, row.issuer, row.model),
-        study=row.study,
-        person=person_name(row.person_id, row.person_issuer) if row.person_id else "",
-        reason=row.reason,
-        note=row.note,
-        state=row.state,
-        needed=row.needed,
-        reached=row.reached,
-        source=row.source,
-        marked_by=row.marked_by,
-        marked_role=row.marked_role,
-        created=row.created,
-        updated=row.updated,
-        covered_by=tuple(str(c.id) for c in covers if c.id != row.id),
-    )
-
-
-def _who(actor: str, role: str) -> tuple[str, str]:
-    return (
-        clean_text(actor, "the acting person", _ACTOR_LENGTH),
-        clean_text(role, "the role", _ACTOR_LENGTH, empty=True),
-    )
-
-
-def _level(level: str) -> str:
-    if level not in LEVELS or level == "none":
-        raise InvalidInputError(
-            f"{str(level)[:40]!r} is no level to ask for; use one of {LEVELS[1:]}."
-        )
-    return level
-
-
-def _no_such_request(request_id: str) -> NotFoundError:
-    return NotFoundError(
-        f"no forget request {str(request_id)[:40]!r}; list the requests to see their ids."
-    )
