@@ -16,7 +16,13 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError as DatabaseIntegrityError
 
 from records_entries import digest, ledger_entry
-from segunlearn.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
+from segunlearn.errors import (
+    ConflictError,
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+    UnavailableError,
+)
 from segunlearn.records import ledger_index
 from segunlearn.records.case_sets import decode, encode, invert
 from segunlearn.records.ledger import Ledger, LedgerCase, LedgerHead, ShapingStudy
@@ -491,6 +497,29 @@ def test_the_kept_head_never_goes_back(tmp_path: Path) -> None:
     assert (tmp_path / "ledger.head").is_file()
     ledger._keep_head(LedgerHead(2, digest("late")))
     assert ledger.kept_head() == ledger.head()
+    store.close()
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"rows": "x", "digest": "y"}'])
+def test_a_damaged_note_of_the_head_is_told_and_stops_nothing(tmp_path: Path, content: str) -> None:
+    store = open_store(tmp_path / "store.db")
+    ledger = Ledger(store)
+    six_rows(ledger)
+    (tmp_path / "ledger.head").write_text(content)
+    ledger.append(ledger_entry(7))
+    assert ledger.head().rows == 7
+    assert [f.kind for f in ledger.verify()] == ["witness"]
+    store.close()
+
+
+def test_a_note_of_the_head_that_cannot_be_written(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store.db")
+    ledger = Ledger(store, head_file=tmp_path / "missing" / "ledger.head")
+    with pytest.raises(UnavailableError, match="row 1 is recorded"):
+        ledger.append(ledger_entry(1))
+    (tmp_path / "missing").mkdir()
+    ledger.append(ledger_entry(1))
+    assert ledger.kept_head() == ledger.head() == LedgerHead(1, ledger.row("run-1").digest)
     store.close()
 
 

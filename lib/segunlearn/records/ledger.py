@@ -24,7 +24,13 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
 
-from segunlearn.errors import ConflictError, InvalidInputError, NotFoundError
+from segunlearn.errors import (
+    ConflictError,
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+    UnavailableError,
+)
 from segunlearn.records.case_sets import Numbers, decode, encode
 from segunlearn.records.durable import read_json, write_json_durably
 from segunlearn.records.ledger_entries import (
@@ -246,20 +252,39 @@ class Ledger:
         """Write the chain's end beside the database, unless a later one stands there."""
         if self._head_file is None:
             return
-        with self._head_file.with_name(f"{self._head_file.name}.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if self._head_file.exists():
-                kept = read_json(self._head_file)
-                if int(kept["rows"]) >= head.rows:
-                    return
-            write_json_durably(self._head_file, {"rows": head.rows, "digest": head.digest})
+        try:
+            with self._head_file.with_name(f"{self._head_file.name}.lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                kept = self.kept_head()
+                if kept is None or kept.rows < head.rows:
+                    write_json_durably(self._head_file, {"rows": head.rows, "digest": head.digest})
+        except IntegrityError:
+            return  # a damaged note is left as it is: verify tells of it
+        except OSError as error:
+            raise UnavailableError(
+                f"the ledger's row {head.rows} is recorded, but {self._head_file.name} beside the "
+                f"store cannot be written ({error.strerror}). Make room or repair its rights, and "
+                "append the row again: it stays one row."
+            ) from error
 
     def kept_head(self) -> LedgerHead | None:
-        """Read the chain's end as it is kept outside the database; None when it is not."""
+        """Read the chain's end as it is kept outside the database; None when it is not.
+
+        Raises
+        ------
+        IntegrityError
+            The file is damaged.
+        """
         if self._head_file is None or not self._head_file.exists():
             return None
         kept = read_json(self._head_file)
-        return LedgerHead(int(kept["rows"]), str(kept["digest"]))
+        try:
+            return LedgerHead(int(kept["rows"]), str(kept["digest"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise IntegrityError(
+                f"{self._head_file.name}: does not say where the ledger ends. Restore it from a "
+                "backup."
+            ) from error
 
     def head(self) -> LedgerHead:
         """Return the chain's end; write it into reports, they then witness all rows up to it."""
@@ -280,13 +305,20 @@ class Ledger:
         -----
         Linear in the number of rows. See :mod:`segunlearn.records.ledger_verification`.
         """
-        witnesses = [h for h in (self.kept_head(), witness) if h is not None]
+        noted: list[LedgerFault] = []
+        witnesses = [witness] if witness is not None else []
+        try:
+            kept = self.kept_head()
+            witnesses += [kept] if kept is not None else []
+        except IntegrityError:
+            text = "the note of the chain's end beside the store is damaged."
+            noted.append(LedgerFault("witness", 0, text))
         with self._store.read() as connection:
             if self._store.dialect == "postgresql":
                 connection.exec_driver_sql(
                     "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
                 )
-            return find_faults(connection, witnesses)
+            return noted + find_faults(connection, witnesses)
 
     def row(self, run_id: str) -> LedgerRow:
         """Return the row of a run.

@@ -63,7 +63,7 @@ class LedgerFault:
     kind
         ``row-changed``, ``row-removed``, ``row-moved``, ``chain-broken``, ``row-added``,
         ``truncated``, ``rewritten``, ``list-changed``, ``list-removed``, ``case-changed``,
-        ``case-removed`` or ``index``.
+        ``case-removed``, ``index`` or ``witness``.
     number
         Of the row, list or case.
     message
