@@ -62,11 +62,13 @@ RECIPES: dict[str, Recipe] = {
         voxels=128**3,
     ),
     "sample": Recipe(
-        "a small, coarse network on the synthetic studies: two minutes on two cores",
-        TrainSettings(epochs=25, batch_size=2, learning_rate=3e-3, val_interval=5),
+        "a small, coarse network on the synthetic studies: about two minutes of one core",
+        TrainSettings(
+            epochs=10, batch_size=2, samples_per_case=12, learning_rate=4e-3, val_interval=5
+        ),
         features=(8, 16, 32, 64, 64, 8),
-        voxels=48**3,
-        coarseness=1.8,
+        voxels=50_000,
+        coarseness=2.9,
     ),
 }
 
