@@ -16,7 +16,7 @@ from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.app.train_ledger import entry_of
 from segunlearn.cases import Case
-from segunlearn.errors import CancelledError, ConflictError, SegUnlearnError
+from segunlearn.errors import CancelledError, ConflictError, SegUnlearnError, UnavailableError
 from segunlearn.networks import ModelConfig
 from segunlearn.records.runs import Progress
 from segunlearn.records.versions import VersionInfo, VersionRegistry
@@ -120,6 +120,7 @@ class TrainingRun:
                 self.settings,
                 run_dir=self._adopt(),
                 parent_weights=self.parent.weights if self.parent else None,
+                parent_sha256=self.parent.sha256 if self.parent else None,
                 progress=self.report,
                 cancel=self.should_stop,
             )
@@ -145,7 +146,10 @@ class TrainingRun:
         """Write progress to the store; figures of earlier phases stay visible."""
         self._metrics.update(progress.metrics)
         shown = replace(progress, metrics=dict(self._metrics))
-        self.records.runs_unchecked.update(self.run_id, shown)
+        try:
+            self.records.runs_unchecked.update(self.run_id, shown)
+        except UnavailableError as error:  # hours of training are worth more than a report
+            logger.warning("progress of run %s could not be stored: %s", self.run_id, error)
         if self.on_progress is not None:
             self.on_progress(shown)
 
@@ -157,8 +161,15 @@ class TrainingRun:
         if not self._stop and now - self._looked > WATCH_SECONDS:
             self._looked = now
             self.orphaned = self.orphan is not None and self.orphan()
-            self._stop = self.orphaned or self.records.runs_unchecked.cancelled(self.run_id)
+            self._stop = self.orphaned or self._cancelled()
         return self._stop
+
+    def _cancelled(self) -> bool:
+        try:
+            return self.records.runs_unchecked.cancelled(self.run_id)
+        except UnavailableError as error:
+            logger.warning("run %s cannot ask whether to stop: %s", self.run_id, error)
+            return False
 
     def _adopt(self) -> Path:
         """Folder of the run; takes over the checkpoint of the last one that did not finish.
@@ -209,11 +220,15 @@ class TrainingRun:
 
     def _finish(self, outcome: Any, message: str) -> None:
         """Record an end without a result; what fails here must not hide why the run ended."""
-        try:
-            self._append_to_ledger(outcome, None)
-            self.records.runs.finish(self.run_id, outcome, message)
-        except SegUnlearnError as error:
-            logger.error("the end of run %s could not be recorded: %s", self.run_id, error)
+        steps: tuple[Callable[[], None], ...] = (
+            lambda: self._append_to_ledger(outcome, None),
+            lambda: self.records.runs.finish(self.run_id, outcome, message),
+        )
+        for step in steps:  # a ledger that refuses the row must not leave the run as running
+            try:
+                step()
+            except SegUnlearnError as error:
+                logger.error("the end of run %s could not be recorded: %s", self.run_id, error)
 
     def _append_to_ledger(self, outcome: str, result: TrainResult | None) -> None:
         self.records.ledger.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +14,6 @@ import torch
 
 from segunlearn.cases import Case, split_by_person
 from segunlearn.errors import InvalidInputError
-from segunlearn.inference import choose_device
 from segunlearn.networks import (
     ModelConfig,
     build_network,
@@ -22,9 +22,11 @@ from segunlearn.networks import (
     save_weights,
 )
 from segunlearn.records.runs import Progress
+from segunlearn.records.versions import file_sha256
 from segunlearn.training.checkpoint import Checkpoint
 from segunlearn.training.data import PreparedCase, Throttle, prepare
 from segunlearn.training.loop import Trainer, learning_rate_at, make_loss
+from segunlearn.training.parallel import Job, devices_for, train_in_processes
 from segunlearn.training.settings import (
     Augmentation,
     CaseDigests,
@@ -50,6 +52,7 @@ def train(
     *,
     run_dir: Path,
     parent_weights: Path | None = None,
+    parent_sha256: str | None = None,
     progress: Callable[[Progress], None] | None = None,
     cancel: Callable[[], bool] | None = None,
     resume: bool = True,
@@ -72,6 +75,8 @@ def train(
         Holds the checkpoint, and at the end ``weights.safetensors``.
     parent_weights
         Start from these weights (same configuration) instead of random ones.
+    parent_sha256
+        Digest that ``parent_weights`` must have.
     progress
         Called with phases ``prepare``, ``train`` and ``validate``, at most twice a second.
     cancel
@@ -86,6 +91,8 @@ def train(
         ``cancel`` said so; a later call goes on from the last whole epoch.
     InvalidInputError, LabelError, GeometryError
         Cases, settings and configuration do not fit together.
+    IntegrityError
+        The parent's weights have another digest.
     """
     started = time.monotonic()
     run_dir = Path(run_dir)
@@ -99,40 +106,60 @@ def train(
         if throttle.due(last=done == total):
             report(Progress("prepare", done, total, {}, eta_seconds=None))
 
+    devices = devices_for(settings)
+    parent = _parent(parent_weights, parent_sha256)
     cache = run_dir / "cache"
-    ready = prepare(
-        [*train_cases, *val_cases],
-        config,
-        cache_gib=settings.cache_gib,
-        folder=cache,
-        report=prepared,
-        cancel=stop,
-    )
-    parent = read_tensors(parent_weights) if parent_weights is not None else None
-    checkpoint = Checkpoint(run_dir, _fingerprint(ready, config, settings, parent))
-    network = build_network(config, settings.seed)
-    if parent is not None:
-        load_state(network, parent, "parent weights")
-    trainer = Trainer(
-        network,
-        config,
-        settings,
-        ready[: len(train_cases)],
-        ready[len(train_cases) :],
-        checkpoint,
-        device=choose_device(settings.device),
-        report=report,
-        cancel=stop,
-    )
-    before = time.monotonic() - started
-    state = trainer.run(resume=resume)
-    best = checkpoint.best_weights()
+    shutil.rmtree(cache, ignore_errors=True)  # of a run that was killed
+    try:
+        ready = prepare(
+            [*train_cases, *val_cases],
+            config,
+            cache_gib=settings.cache_gib if len(devices) == 1 else 0,
+            folder=cache,
+            report=prepared,
+            cancel=stop,
+        )
+        fingerprint = _fingerprint(ready, config, settings, parent)
+        checkpoint = Checkpoint(run_dir, fingerprint)
+        before = time.monotonic() - started
+        if len(devices) > 1:
+            job = Job(
+                config=config,
+                settings=settings,
+                run_dir=run_dir,
+                fingerprint=fingerprint,
+                resume=resume,
+                parent_weights=parent,
+                folder=cache,
+                cases=[(r.case, [v.numpy() for v in r.foreground], r.digests) for r in ready],
+                train_cases=len(train_cases),
+                devices=devices,
+                threads=max(1, torch.get_num_threads() // len(devices)),
+                parent=os.getpid(),
+            )
+            train_in_processes(job, report=report, cancel=stop)
+        else:
+            network = build_network(config, settings.seed)
+            if parent is not None:
+                load_state(network, read_tensors(*parent), "parent weights")
+            Trainer(
+                network,
+                config,
+                settings,
+                ready[: len(train_cases)],
+                ready[len(train_cases) :],
+                checkpoint,
+                device=torch.device(devices[0]),
+                report=report,
+                cancel=stop,
+            ).run(resume=resume)
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+    state, best = checkpoint.finished()
     weights = run_dir / "weights.safetensors"
-    sha256 = save_weights(best if best is not None else trainer.network, weights)
-    shutil.rmtree(cache, ignore_errors=True)
     return TrainResult(
         weights=weights,
-        sha256=sha256,
+        sha256=save_weights(best, weights),
         best_dice=state.best_dice,
         curve=state.curve,
         train_cases=train_cases,
@@ -143,6 +170,13 @@ def train(
         seconds=state.seconds + before,
         epochs_done=state.epoch,
     )
+
+
+def _parent(weights: Path | None, sha256: str | None) -> tuple[Path, str] | None:
+    if weights is None:
+        return None
+    read_tensors(weights, sha256)  # a clear error before the cases are read
+    return Path(weights), sha256 or file_sha256(weights)
 
 
 def _split(cases: Sequence[Case], settings: TrainSettings) -> tuple[list[Case], list[Case]]:
@@ -163,14 +197,12 @@ def _fingerprint(
     ready: Sequence[PreparedCase],
     config: ModelConfig,
     settings: TrainSettings,
-    parent: dict[str, torch.Tensor] | None,
+    parent: tuple[Path, str] | None,
 ) -> str:
     content = {
         "cases": [[r.case.series, r.case.person, r.digests.image, r.digests.label] for r in ready],
         "config": config.to_json(),
         "settings": settings.to_json(),
-        "parent": None
-        if parent is None
-        else [[k, float(v.double().sum())] for k, v in sorted(parent.items())],
+        "parent": None if parent is None else parent[1],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from segunlearn.errors import SegUnlearnError
+from segunlearn.errors import IntegrityError, SegUnlearnError
 from segunlearn.networks import load_state, read_tensors, save_weights
 from segunlearn.records.durable import read_json, write_json_durably
 
@@ -105,7 +105,8 @@ class Checkpoint:
             },
         )
         for path in self._folder.iterdir():
-            if _TENSORS.fullmatch(path.name) and path.name not in files.values():
+            older = _TENSORS.fullmatch(path.name) and path.name not in files.values()
+            if older or path.name.endswith(".part"):  # half-written by one that was killed
                 path.unlink()
 
     def load(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> TrainingState | None:
@@ -113,27 +114,33 @@ class Checkpoint:
         record = self._read()
         if record is None:
             return None
-        name = record["files"]["state"]
         try:
-            tensors = read_tensors(self._folder / name, record["sha256"][name])
-            weights = {
-                k.removeprefix("network/"): v
-                for k, v in tensors.items()
-                if k.startswith("network/")
-            }
-            load_state(network, weights, name)
-        except SegUnlearnError:
+            state = TrainingState(**record["state"])
+            tensors = self._tensors(record, "state")
+            self._tensors(record, "best")  # needed at the end: better to learn now that it is gone
+            load_state(network, _weights_in(tensors), record["files"]["state"])
+        except (SegUnlearnError, KeyError, TypeError, AttributeError):
             return None
         _load_moments(network, optimiser, tensors)
-        return TrainingState(**record["state"])
+        return state
 
-    def best_weights(self) -> dict[str, torch.Tensor] | None:
-        """Best weights until now, None before the first validation."""
+    def finished(self) -> tuple[TrainingState, dict[str, torch.Tensor]]:
+        """State and weights to keep: the best ones, or the last where none were validated.
+
+        Raises
+        ------
+        IntegrityError
+            There is no checkpoint, or a file of it was changed.
+        """
         record = self._read()
-        if record is None or "best" not in record["files"]:
-            return None
-        name = record["files"]["best"]
-        return read_tensors(self._folder / name, record["sha256"][name])
+        if record is None:
+            raise IntegrityError(
+                f"{self._folder.name}: the checkpoint of the run is gone or was changed while it "
+                "was used. Start the training again."
+            )
+        best = self._tensors(record, "best")
+        weights = best if best else _weights_in(self._tensors(record, "state"))
+        return TrainingState(**record["state"]), weights
 
     def discard(self) -> None:
         """Remove the checkpoint; the JSON first, so that none is ever half there."""
@@ -142,6 +149,13 @@ class Checkpoint:
             for path in self._folder.iterdir():
                 if _TENSORS.fullmatch(path.name) or path.name.endswith(".part"):
                     path.unlink()
+
+    def _tensors(self, record: Mapping[str, Any], kind: str) -> dict[str, torch.Tensor]:
+        """Tensors of ``"state"`` or ``"best"``; none where the record names no such file."""
+        if kind == "best" and kind not in record["files"]:
+            return {}
+        name = record["files"][kind]
+        return read_tensors(self._folder / name, record["sha256"][name])
 
     def _read(self) -> dict[str, Any] | None:
         if not (self._folder / _JSON).is_file():
@@ -152,6 +166,10 @@ class Checkpoint:
         except (SegUnlearnError, KeyError, TypeError):
             return None
         return record if matches else None
+
+
+def _weights_in(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k.removeprefix("network/"): v for k, v in tensors.items() if k.startswith("network/")}
 
 
 def _names(network: nn.Module) -> list[str]:

@@ -115,13 +115,29 @@ def _values(ready: PreparedCase) -> set[int]:
 
 def _move_to_files(ready: PreparedCase, folder: Path, number: int) -> PreparedCase:
     folder.mkdir(parents=True, exist_ok=True)
-    mapped = []
     for name, tensor in (("image", ready.image), ("label", ready.label)):
-        path = folder / f"{number:05d}-{name}.npy"
-        np.save(path, tensor.numpy(), allow_pickle=False)
-        # "c": pages are read when touched; torch wants a writable array, the file never changes
-        mapped.append(torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False)))
-    return PreparedCase(ready.case, mapped[0], mapped[1], ready.foreground, ready.digests)
+        np.save(_stored(folder, number, name), tensor.numpy(), allow_pickle=False)
+    return open_stored(folder, number, ready.case, ready.foreground, ready.digests)
+
+
+def open_stored(
+    folder: Path,
+    number: int,
+    case: Case,
+    foreground: list[torch.Tensor],
+    digests: CaseDigests,
+) -> PreparedCase:
+    """Map the files of a case that ``prepare`` stored as number ``number``."""
+    # "c": pages are read when touched; torch wants a writable array, the file never changes
+    image, label = (
+        torch.from_numpy(np.load(_stored(folder, number, n), mmap_mode="c", allow_pickle=False))
+        for n in ("image", "label")
+    )
+    return PreparedCase(case, image, label, foreground, digests)
+
+
+def _stored(folder: Path, number: int, name: str) -> Path:
+    return folder / f"{number:05d}-{name}.npy"
 
 
 class Batches:

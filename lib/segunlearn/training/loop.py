@@ -117,13 +117,15 @@ class Trainer:
         SegUnlearnError
             The loss is no longer a number.
         """
-        started, state = time.monotonic(), TrainingState()
-        if resume:
-            state = self.checkpoint.load(self.network, self.optimiser) or state
-            if state.scaler:
-                self._scaler.load_state_dict(state.scaler)
-        elif self.rank == 0:
-            self.checkpoint.discard()
+        started = time.monotonic()
+        state = self.checkpoint.load(self.network, self.optimiser) if resume else None
+        if state is None:
+            # one of other cases goes at once: it may have seen a study that must be forgotten
+            if self.rank == 0:
+                self.checkpoint.discard()
+            state = TrainingState()
+        if state.scaler:
+            self._scaler.load_state_dict(state.scaler)
         seconds_before, steps_here = state.seconds, 0
         while state.epoch < self.settings.epochs and not state.stopped:
             epoch = state.epoch
@@ -136,13 +138,15 @@ class Trainer:
             last = state.epoch == self.settings.epochs
             if self.val_cases and (last or state.epoch % self.settings.val_interval == 0):
                 per_label = self._validate(state)
-                dice = float(np.nanmean(per_label))
-                row["val_dice"] = dice
+                known = [float(d) for d in per_label if not math.isnan(d)]
+                # no structure is shown in the validation set: nothing is measured
+                dice = sum(known) / len(known) if known else 0.0
+                row["val_dice"] = dice if known else None
                 row["val_dice_per_label"] = [None if math.isnan(d) else float(d) for d in per_label]
-                if is_best := state.best_dice is None or dice > state.best_dice:
+                if is_best := bool(known) and (state.best_dice is None or dice > state.best_dice):
                     state.best_dice, state.best_epoch = dice, state.epoch
                 waited = (state.epoch - state.best_epoch) // self.settings.val_interval
-                state.stopped = 0 < self.settings.patience <= waited
+                state.stopped = bool(known) and 0 < self.settings.patience <= waited
             state.curve.append(row)
             state.seconds = seconds_before + time.monotonic() - started
             state.scaler = self._scaler.state_dict()
@@ -169,21 +173,31 @@ class Trainer:
             if self._throttle.due(last=step + 1 == steps):
                 mean = float(losses) / (step + 1)
                 if not math.isfinite(mean):
-                    raise SegUnlearnError(
-                        f"the loss became {mean} in epoch {epoch + 1}: training diverged. Lower "
-                        f"the learning rate (it is {self.settings.learning_rate:g})."
-                    )
+                    raise self._diverged(f"the loss became {mean}", epoch)
                 pace = (time.monotonic() - started) / (steps_here + step + 1)
                 metrics = {"loss": mean, "learning_rate": rate, "epoch": float(epoch + 1)}
                 if state.best_dice is not None:
                     metrics["best_dice"] = state.best_dice
                     metrics["val_dice"] = next(
-                        r["val_dice"] for r in reversed(state.curve) if "val_dice" in r
+                        r["val_dice"]
+                        for r in reversed(state.curve)
+                        if r.get("val_dice") is not None
                     )
                 self._report(
                     Progress("train", at + 1, total, metrics, eta_seconds=pace * (total - at - 1))
                 )
-        return {"loss": float(losses) / steps, "learning_rate": rate}
+        # the last step's gradient is seen by no loss any more
+        if not all(bool(p.isfinite().all()) for p in self.network.parameters()):
+            raise self._diverged("weights became infinite", epoch)
+        if self.processes > 1:
+            dist.all_reduce(losses)
+        return {"loss": float(losses) / steps / self.processes, "learning_rate": rate}
+
+    def _diverged(self, what: str, epoch: int) -> SegUnlearnError:
+        return SegUnlearnError(
+            f"{what} in epoch {epoch + 1}: training diverged. Lower the learning rate (it is "
+            f"{self.settings.learning_rate:g})."
+        )
 
     def _step(self, image: torch.Tensor, label: torch.Tensor, rate: float) -> torch.Tensor:
         for group in self.optimiser.param_groups:
