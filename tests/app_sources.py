@@ -128,7 +128,12 @@ class Server:
 
 @contextmanager
 def running_server(
-    studies: str, home: Path, *, stock_launcher: bool = False, conf: dict[str, str] | None = None
+    studies: str,
+    home: Path,
+    *,
+    stock_launcher: bool = False,
+    conf: dict[str, str] | None = None,
+    environment: dict[str, str] | None = None,
 ) -> Iterator[Server]:
     """Start the server on a free port; stopped by its pid at the end.
 
@@ -148,14 +153,14 @@ def running_server(
         program = "from segunlearn.cli import main; main()"
         command = ["-c", program, "serve", "--home", str(home), *where, *pairs]
     home.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MONAI_LABEL_TRACKING_ENABLED": "false"}
+    settings = {"OMP_NUM_THREADS": "1", "MONAI_LABEL_TRACKING_ENABLED": "false"}
     log = home / f"server-{port}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, *command],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env={**os.environ, **settings, **(environment or {})},
             cwd=home,
         )
     server = Server(f"http://127.0.0.1:{port}", process, log)

@@ -225,14 +225,16 @@ def normalise(tensor: torch.Tensor, config: ModelConfig, modality: str) -> torch
 
     CT (``"ct"``, or ``"auto"`` with modality CT): HU clipped to ``config.ct_window`` and scaled
     to [-1, 1]. Others: clipped to the 0.5 and 99.5 percentiles of the voxels that are not 0, then
-    their mean becomes 0 and their standard deviation 1, per channel.
+    their mean becomes 0 and their standard deviation 1, per channel. With ``"auto"`` and the
+    modality OT, which files without a header have, the voxels tell (``looks_like_ct``).
 
     Parameters
     ----------
     tensor
         ``(C, X, Y, Z)`` float32.
     """
-    if config.normalisation == "ct" or (config.normalisation == "auto" and modality == "CT"):
+    is_ct = modality == "CT" or (modality == "OT" and looks_like_ct(tensor))
+    if config.normalisation == "ct" or (config.normalisation == "auto" and is_ct):
         low, high = config.ct_window
         return (tensor.clamp(low, high) - low) * (2.0 / (high - low)) - 1.0
     channels = []
@@ -250,6 +252,14 @@ def normalise(tensor: torch.Tensor, config: ModelConfig, modality: str) -> torch
         mean = float(foreground.mean())
         channels.append((channel.clamp(float(low), float(high)) - mean) / (scale or 1.0))
     return torch.stack(channels)
+
+
+def looks_like_ct(tensor: torch.Tensor) -> bool:
+    """Whether voxels can be HU: at least 1 % of them lie below -100, as air and fat do.
+
+    MR has no such values. A CT cut close around the brain has none either: name its modality.
+    """
+    return bool((tensor < -100).float().mean() >= 0.01)
 
 
 def restore(probabilities: torch.Tensor, grid: Grid) -> npt.NDArray[np.uint8 | np.int16]:

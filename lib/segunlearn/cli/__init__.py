@@ -53,7 +53,7 @@ def main() -> None:
     A run stopped by Ctrl-C or by another process ends with 130.
     """
     try:
-        app()
+        app(prog_name="segunlearn")
     except CancelledError as error:
         typer.echo(f"stopped: {error}", err=True)
         sys.exit(130)
@@ -63,3 +63,7 @@ def main() -> None:
     except BrokenPipeError:  # the reader of a pipe went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:  # no permission, disk full, …
+        place = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"error: {place}{error.strerror or error}.", err=True)
+        sys.exit(2)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,9 +22,12 @@ from rich.progress import (
 )
 
 from segunlearn.app.options import DEFAULT_HOME, Home
-from segunlearn.cases import People
-from segunlearn.errors import InvalidInputError, NotFoundError
+from segunlearn.cases import Case, People
+from segunlearn.errors import ConflictError, InvalidInputError, NotFoundError
 from segunlearn.records.versions import VersionInfo, VersionRegistry
+
+if TYPE_CHECKING:  # it loads torch
+    from segunlearn.app.records import Records
 
 HomeOption = Annotated[
     Path,
@@ -45,7 +49,11 @@ RegexOption = Annotated[
     str | None, typer.Option(help="Its first group is the person, searched in the file's name.")
 ]
 ModalityOption = Annotated[
-    str, typer.Option(help="DICOM Modality of the images, CT or MR; decides the normalisation.")
+    str,
+    typer.Option(
+        help="CT or MR, which decides the normalisation; auto: CT where 1 % of the voxels lie "
+        "below -100 HU."
+    ),
 ]
 
 DEFAULT = DEFAULT_HOME
@@ -61,6 +69,21 @@ def home_of(path: Path) -> Home:
 def people_of(table: Path | None, regex: str | None) -> People:
     """Rule from files to persons."""
     return People(regex=regex, table=table)
+
+
+def modality_of(text: str) -> str:
+    """DICOM Modality of an option; OT lets the voxels tell (``transforms.looks_like_ct``).
+
+    Raises
+    ------
+    InvalidInputError
+        It is no modality.
+    """
+    if text.lower() == "auto":
+        return "OT"
+    if not re.fullmatch("[A-Za-z]{2,16}", text):
+        raise InvalidInputError(f"--modality {text!r}: use CT, MR or auto.")
+    return text.upper()
 
 
 def version_of(home: Home, model: str, version: str | None) -> VersionInfo:
@@ -81,9 +104,25 @@ def version_of(home: Home, model: str, version: str | None) -> VersionInfo:
     return info
 
 
+def without_forgotten(records: Records, cases: Sequence[Case]) -> list[Case]:
+    """Leave out what a live forget request names, and say how many.
+
+    Raises
+    ------
+    ConflictError
+        Nothing is left.
+    """
+    kept = records.without_forgotten(cases)
+    if len(kept) < len(cases):
+        console.print(f"{len(cases) - len(kept)} images are marked for forgetting: left out")
+    if not kept:
+        raise ConflictError("every labelled image is marked for forgetting; nothing is left.")
+    return kept
+
+
 def print_json(data: Any) -> None:
     """Write JSON to stdout."""
-    typer.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False, default=str))
 
 
 @contextmanager

@@ -20,12 +20,15 @@ from segunlearn.cli.common import (
     ModelOption,
     PeopleOption,
     RegexOption,
+    StoreOption,
     home_of,
+    modality_of,
     people_of,
     print_json,
     progress_bar,
     stop_on_interrupt,
     version_of,
+    without_forgotten,
 )
 from segunlearn.errors import InvalidInputError
 
@@ -35,22 +38,28 @@ def evaluate(
     home: HomeOption = DEFAULT,
     people: PeopleOption = None,
     person_regex: RegexOption = None,
-    modality: ModalityOption = "MR",
+    modality: ModalityOption = "auto",
     model: ModelOption = "segmentation",
     version: Annotated[str | None, typer.Option(help="Instead of the active version.")] = None,
     held_out: Annotated[
         bool, typer.Option("--held-out", help="Only the people that 'train --holdout' kept out.")
     ] = False,
-    tolerance: Annotated[float, typer.Option(help="Of surface Dice, mm.")] = 1.0,
+    tolerance: Annotated[float, typer.Option(min=0.0, help="Of surface Dice, mm.")] = 1.0,
+    store: StoreOption = "",
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure Dice, HD95 and surface Dice for each label and each person."""
+    """Measure Dice, HD95 and surface Dice for each label and each person.
+
+    Studies with a live forget request are left out.
+    """
+    from segunlearn.app.records import Records
     from segunlearn.evaluation import evaluate as run
     from segunlearn.inference import Segmenter
 
-    info = version_of(home_of(home), model, version)
-    cases = cases_from_folder(data, people_of(people, person_regex), modality=modality.upper())
+    place = home_of(home)
+    info = version_of(place, model, version)
+    cases = cases_from_folder(data, people_of(people, person_regex), modality=modality_of(modality))
     if held_out:
         kept_out = set(info.details.get("held_out") or ())
         cases = [c for c in cases if c.person in kept_out]
@@ -59,6 +68,7 @@ def evaluate(
                 f"{info.version} was trained without --holdout, or these are other people: "
                 "none of them was kept out."
             )
+    cases = without_forgotten(Records(place, store), cases)
     segmenter = Segmenter.from_version(info, device)
     with stop_on_interrupt() as interrupted, progress_bar(as_json) as bar:
         result = run(

@@ -17,6 +17,7 @@ from segunlearn.cli.common import (
     ModelOption,
     console,
     home_of,
+    modality_of,
     print_json,
     progress_bar,
     stop_on_interrupt,
@@ -36,7 +37,7 @@ def infer(
         typer.Option("--output", "-o", help="Mask: .nii.gz, .nii, .nrrd, or .dcm for DICOM SEG."),
     ],
     home: HomeOption = DEFAULT,
-    modality: ModalityOption = "MR",
+    modality: ModalityOption = "auto",
     model: ModelOption = "segmentation",
     version: Annotated[str | None, typer.Option(help="Instead of the active version.")] = None,
     device: DeviceOption = "auto",
@@ -52,15 +53,17 @@ def infer(
     as_dicom = output.suffix.lower() == ".dcm"
     if not as_dicom and not output.name.endswith(SUFFIXES):
         raise InvalidInputError(f"{output.name}: end it in {', '.join(SUFFIXES)} or .dcm.")
+    if output.resolve() == source.resolve():
+        raise InvalidInputError(f"{output.name}: would overwrite the image. Name another file.")
+    if as_dicom and source.is_file():
+        raise InvalidInputError("a DICOM SEG needs a folder with a DICOM series as INPUT.")
     info = version_of(home_of(home), model, version)
     if source.is_dir():
         datasets = _series_in(source)
         image = volume_from_datasets(datasets)
     else:
         datasets = []
-        image = read_volume(source, modality=modality.upper())
-        if as_dicom:
-            raise InvalidInputError("a DICOM SEG needs a DICOM series as input, not a file.")
+        image = read_volume(source, modality=modality_of(modality))
     segmenter = Segmenter.from_version(info, device)
     with stop_on_interrupt() as interrupted, progress_bar(as_json) as bar:
         mask = segmenter.predict(
@@ -99,18 +102,21 @@ def _series_in(folder: Path) -> list[Dataset]:
     import pydicom
     from pydicom.errors import InvalidDicomError
 
-    found: list[Dataset] = []
+    from segunlearn.dicom.segmentation import is_segmentation
+
+    series: dict[str, list[Path]] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         try:
-            found.append(pydicom.dcmread(path))
+            header = pydicom.dcmread(path, stop_before_pixels=True)
         except InvalidDicomError:
             continue
-    series = {str(d.get("SeriesInstanceUID", "")) for d in found}
+        if "Rows" in header and not is_segmentation(header):  # else a DICOMDIR, a report, a SEG
+            series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append(path)
     if len(series) != 1:
         raise InvalidInputError(
-            f"{folder}: holds {len(series)} DICOM series. Give the folder of one series."
+            f"{folder}: holds {len(series)} DICOM series of images. Give the folder of one series."
         )
-    return found
+    return [pydicom.dcmread(path) for path in next(iter(series.values()))]
 
 
 def _file_of(dataset: Dataset) -> bytes:

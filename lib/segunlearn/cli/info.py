@@ -8,7 +8,14 @@ from rich.console import Console
 from rich.table import Table
 
 from segunlearn import __version__
-from segunlearn.cli.common import DEFAULT, HomeOption, JsonOption, home_of, print_json
+from segunlearn.cli.common import (
+    DEFAULT,
+    HomeOption,
+    JsonOption,
+    console,
+    home_of,
+    print_json,
+)
 from segunlearn.records.versions import VersionRegistry
 
 
@@ -27,6 +34,11 @@ def info(home: HomeOption = DEFAULT, as_json: JsonOption = False) -> None:
         ]  # fmt: skip
     if as_json:
         print_json({"program": __version__, "home": str(place.root), "models": models})
+        return
+    if not models:
+        console.print(
+            f"{place.root}: no models yet. Train one: segunlearn train --data DIR --home DIR."
+        )
         return
     table = Table(title=f"SegUnlearn {__version__}, {place.root}")
     for column in ("model", "version", "state", "created", "labels", "validation Dice", "SHA-256"):

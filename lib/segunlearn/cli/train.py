@@ -25,14 +25,17 @@ from segunlearn.cli.common import (
     StoreOption,
     console,
     home_of,
+    modality_of,
     names_of,
     people_of,
     print_json,
     progress_bar,
     stop_on_interrupt,
     version_of,
+    without_forgotten,
 )
-from segunlearn.errors import ConflictError, InvalidInputError, SegUnlearnError
+from segunlearn.errors import InvalidInputError
+from segunlearn.records.versions import VersionInfo
 
 
 class RecipeName(StrEnum):
@@ -49,7 +52,7 @@ def train(
     people: PeopleOption = None,
     person_regex: RegexOption = None,
     labels: Annotated[str, typer.Option(help="Names of label 1, 2, …, separated by commas.")] = "",
-    modality: ModalityOption = "MR",
+    modality: ModalityOption = "auto",
     model: ModelOption = "segmentation",
     recipe: Annotated[RecipeName, typer.Option(help="How to train.")] = RecipeName.DEFAULT,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
@@ -59,11 +62,18 @@ def train(
         str, typer.Option(help="RAS axes to mirror patches along, for example R; none by default.")
     ] = "",
     holdout: Annotated[
-        float, typer.Option(help="Share of the people that is kept out, for 'evaluate --held-out'.")
+        float,
+        typer.Option(
+            min=0.0, max=0.9, help="Share of the people kept out, for 'evaluate --held-out'."
+        ),
     ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
     from_active: Annotated[
-        bool, typer.Option("--from-active", help="Start from the active version's weights.")
+        bool,
+        typer.Option(
+            "--from-active",
+            help="Start from the active version: its weights, labels, network and people kept out.",
+        ),
     ] = False,
     store: StoreOption = "",
     device: DeviceOption = "auto",
@@ -94,24 +104,19 @@ def train(
         settings = replace(
             settings, augmentation=replace(settings.augmentation, flip_axes=_axes(flip))
         )
-    cases = cases_from_folder(data, people_of(people, person_regex), modality=modality.upper())
-    held_out: list[str] = []
-    if holdout > 0:
-        cases, out = split_by_person(cases, (1 - holdout, holdout), seed)
-        held_out = persons_of(out)
-    records = Records(place, store)
+    cases = cases_from_folder(data, people_of(people, person_regex), modality=modality_of(modality))
+    names = names_of(labels) if labels else ()
     parent = version_of(place, model, None) if from_active else None
+    if parent is not None:
+        _check_against_parent(parent, names, holdout)
+    cases, held_out = _keep_out(cases, holdout, seed, parent)
+    records = Records(place, store)
 
     def select(_run: TrainingRun) -> tuple[Sequence[Case], ModelConfig]:
-        kept = records.without_forgotten(cases)
-        if len(kept) < len(cases):
-            console.print(f"{len(cases) - len(kept)} images are marked for forgetting: left out")
-        if not kept:
-            raise ConflictError("every labelled image is marked for forgetting.")
+        kept = without_forgotten(records, cases)
         if parent is not None:
             return kept, ModelConfig.from_json(parent.config)
-        names = names_of(labels) if labels else _names_in(data, kept)
-        return kept, planning.plan(kept, names, name=model, recipe=chosen)
+        return kept, planning.plan(kept, names or _names_in(data, kept), name=model, recipe=chosen)
 
     with stop_on_interrupt() as interrupted, progress_bar(as_json) as bar:
 
@@ -149,6 +154,39 @@ def train(
     )
 
 
+def _check_against_parent(parent: VersionInfo, names: tuple[str, ...], holdout: float) -> None:
+    """Refuse options that the parent has settled."""
+    known = tuple(parent.config.get("labels", ()))
+    if names and names != known:
+        raise InvalidInputError(
+            f"--labels {','.join(names)}: {parent.version} knows {','.join(known)}, and "
+            "--from-active keeps them. Leave out one of both options."
+        )
+    if holdout > 0:
+        raise InvalidInputError(
+            f"--holdout: {parent.version} has perhaps seen these people. With --from-active the "
+            "people that it kept out stay out; leave --holdout away."
+        )
+
+
+def _keep_out(
+    cases: Sequence[Case], holdout: float, seed: int, parent: VersionInfo | None
+) -> tuple[list[Case], list[str]]:
+    """Divide into cases to train on, and people that are kept out."""
+    if parent is not None:
+        out = set(parent.details.get("held_out") or ())
+        kept = [c for c in cases if c.person not in out]
+        if not kept:
+            raise InvalidInputError(
+                f"{parent.version} kept out every one of these people. Give images of others."
+            )
+        return kept, sorted(out)
+    if holdout == 0:
+        return list(cases), []
+    kept, held_out = split_by_person(cases, (1 - holdout, holdout), seed)
+    return kept, persons_of(held_out)
+
+
 def _axes(text: str) -> tuple[int, ...]:
     try:
         return tuple(sorted({"RAS".index(c) for c in text.upper()}))
@@ -177,10 +215,7 @@ def _names_in(data: Path, cases: Sequence[Case]) -> tuple[str, ...]:
     highest = 0
     for case in cases:
         if case.label is not None:
-            try:
-                highest = max(highest, int(np.max(read_volume(case.label, label=True).array)))
-            except SegUnlearnError as error:
-                raise InvalidInputError(f"{case.label.name}: {error}") from error
+            highest = max(highest, int(np.max(read_volume(case.label, label=True).array)))
     if highest == 0:
         raise InvalidInputError(f"{data}: every label map is empty. Annotate something first.")
     return tuple(f"label_{i}" for i in range(1, highest + 1))

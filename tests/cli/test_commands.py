@@ -1,0 +1,382 @@
+"""The command line from training to a mask, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+
+from segunlearn import cli
+from segunlearn.app.options import Home
+from segunlearn.app.records import Records
+from segunlearn.dicom.segmentation import read_segmentation
+from segunlearn.records.versions import VersionRegistry
+from segunlearn.volumes import Volume, read_volume, write_volume
+from tiny_training import arrays, write_cases
+
+PEOPLE = ("--person-regex", "^(p...)")
+TRAIN = (*PEOPLE, "--labels", "ball,cube", "--recipe", "sample", "--epochs", "1")
+
+
+class Shell:
+    """Runs ``segunlearn`` as its script does, in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *words: object) -> tuple[int, str, str]:
+        self._monkeypatch.setattr(sys, "argv", ["segunlearn", *map(str, words)])
+        self._monkeypatch.setenv("COLUMNS", "200")
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = self._capsys.readouterr()
+        return code, out, err
+
+    def json(self, *words: object) -> Any:
+        code, out, err = self(*words, "--json")
+        assert code == 0, err
+        return json.loads(out)
+
+    def refused(self, *words: object) -> str:
+        """Error of a command: one sentence on stderr, nothing on stdout, exit code 2."""
+        code, out, err = self(*words)
+        assert code == 2, (code, err)
+        assert out == ""
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        assert "Traceback" not in err
+        return err
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_cases(folder, 5)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def home(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with one trained version that kept one person out."""
+    folder = tmp_path_factory.mktemp("home")
+    words = ["train", "--data", data, "--home", folder, *TRAIN, "--holdout", "0.2", "--json"]
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setattr(sys, "argv", ["segunlearn", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    assert (end.value.code, err.getvalue()) == (0, "")
+    trained = json.loads(out.getvalue())
+    assert trained["version"] == "v0001"
+    assert trained["held_out_people"] == 1
+    assert trained["train_cases"] + trained["val_cases"] == 4
+    assert len(trained["curve"]) == 1
+    return folder
+
+
+def test_info_lists_the_version(shell: Shell, home: Path) -> None:
+    (version,) = shell.json("info", "--home", home)["models"]["segmentation"]
+    assert version["labels"] == ["ball", "cube"]
+    assert version["state"] == "active"
+    code, out, _ = shell("info", "--home", home)
+    assert code == 0
+    assert "v0001" in out
+    assert "ball" in out
+
+
+def test_evaluate_measures_the_people_kept_out(shell: Shell, home: Path, data: Path) -> None:
+    words = ("evaluate", "--data", data, "--home", home, *PEOPLE)
+    active = VersionRegistry(home / "models" / "segmentation").active()
+    assert active is not None
+    found = shell.json(*words, "--held-out")
+    assert list(found["per_person"]) == active.details["held_out"]
+    assert set(found["per_label"]) == {"ball", "cube"}
+    assert found["sha256"] == active.sha256
+    row = Records(Home(home)).ledger.row(active.run_id)
+    seen = {c.person for c in Records(Home(home)).ledger.cases_of(row.run_id)}
+    assert not seen & set(found["per_person"])
+    assert len(shell.json(*words)["per_person"]) == 5
+    code, out, _ = shell(*words, "--held-out")
+    assert code == 0
+    assert "HD95" in out
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd"])
+def test_infer_writes_a_mask_on_the_images_grid(
+    shell: Shell, home: Path, tmp_path: Path, ending: str
+) -> None:
+    image, _ = arrays(77)
+    turned = image.affine @ np.array([[0, -1, 0, 0], [1, 0, 0, 5], [0, 0, -1, 9], [0, 0, 0, 1]])
+    write_volume(Volume(image.array, turned), tmp_path / "image.nrrd")
+    output = tmp_path / "new" / f"mask{ending}"
+    said = shell.json("infer", tmp_path / "image.nrrd", "-o", output, "--home", home)
+    mask = read_volume(output, label=True)
+    assert mask.same_grid(Volume(image.array, turned))
+    millilitres = {k: float((mask.array == v).sum() * 12 / 1000) for k, v in said["labels"].items()}
+    assert said["millilitres"] == pytest.approx(millilitres)
+    assert set(said["seconds"]) == {"pre", "network", "post"}
+
+
+def ct_folder(folder: Path, series: int = 1) -> list[pydicom.Dataset]:
+    """Write a series of pydicom's own CT slice at several positions; gives its instances."""
+    from pydicom.data import get_testdata_file
+    from pydicom.uid import generate_uid
+
+    folder.mkdir(parents=True, exist_ok=True)
+    uid = generate_uid(entropy_srcs=["series", str(series)])
+    written = []
+    for k in range(6):
+        ds = pydicom.dcmread(str(get_testdata_file("CT_small.dcm")))
+        x, y, z = ds.ImagePositionPatient
+        ds.ImagePositionPatient = [x, y, z + 5 * k]
+        ds.SeriesInstanceUID, ds.InstanceNumber = uid, k + 1
+        ds.SOPInstanceUID = generate_uid(entropy_srcs=["image", str(series), str(k)])
+        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+        ds.save_as(folder / f"{series}-{k}.dcm", enforce_file_format=True)
+        written.append(ds)
+    return written
+
+
+def test_infer_writes_a_dicom_seg(shell: Shell, home: Path, tmp_path: Path) -> None:
+    source = ct_folder(tmp_path / "series")
+    (tmp_path / "series" / "notes.txt").write_text("no DICOM")
+    output = tmp_path / "seg.dcm"
+    shell.json("infer", tmp_path / "series", "-o", output, "--home", home)
+    shell.json("infer", tmp_path / "series", "-o", tmp_path / "m.nii.gz", "--home", home)
+    dataset = pydicom.dcmread(output)
+    label, names = read_segmentation(dataset, source)
+    plain = read_volume(tmp_path / "m.nii.gz", label=True)
+    assert label.same_grid(plain)
+    assert np.array_equal(label.array, plain.array)
+    assert set(names.values()) <= {"ball", "cube"}
+    # a SEG beside the images does not make it two series
+    shutil.copy(output, tmp_path / "series" / "seg.dcm")
+    shell.json("infer", tmp_path / "series", "-o", tmp_path / "again.nii.gz", "--home", home)
+
+
+def test_training_goes_on_from_the_active_version(
+    shell: Shell, home: Path, data: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "home"
+    shutil.copytree(home, copy)
+    kept_out = VersionRegistry(copy / "models" / "segmentation").get("v0001").details["held_out"]
+    words = ("train", "--data", data, "--home", copy, *PEOPLE, "--recipe", "sample")
+    assert "--holdout" in shell.refused(*words, "--from-active", "--holdout", "0.2")
+    assert "--labels" in shell.refused(*words, "--from-active", "--labels", "one,two")
+    shell.json(*words, "--epochs", "1", "--from-active")
+    second = VersionRegistry(copy / "models" / "segmentation").get("v0002")
+    assert second.details["held_out"] == kept_out  # never trained on by either
+    records = Records(Home(copy))
+    assert not {c.person for c in records.ledger.cases_of(second.run_id)} & set(kept_out)
+
+
+def test_what_is_marked_for_forgetting_is_neither_trained_on_nor_measured(
+    shell: Shell, home: Path, data: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "home"
+    shutil.copytree(home, copy)
+    forget_set = Records(Home(copy)).forget_set
+    forget_set.mark("series", "p001_0", "consent_withdrawn", actor="dpo", opaque=True)
+    code, out, err = shell("evaluate", "--data", data, "--home", copy, *PEOPLE, "--json")
+    assert code == 0
+    assert "1 images are marked" in err
+    assert "p001" not in json.loads(out)["per_person"]
+    for number in (0, 2, 3, 4):
+        forget_set.mark("series", f"p00{number}_0", "consent_withdrawn", actor="dpo", opaque=True)
+    for command in ("evaluate", "train"):
+        code, _, err = shell(command, "--data", data, "--home", copy, *PEOPLE)
+        assert code == 2
+        assert "every labelled image is marked" in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (), ("train",), ("infer",), ("evaluate",), ("info",), ("serve",), ("forget",), ("ledger",),
+        ("forget", "mark"), ("ledger", "verify"),
+    ],
+)  # fmt: skip
+def test_every_command_has_help(shell: Shell, words: tuple[str, ...]) -> None:
+    code, out, err = shell(*words, "--help")
+    assert code == 0
+    assert "Usage: segunlearn" in out
+    assert err == ""
+
+
+def test_help_comes_without_loading_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['segunlearn', 'train', '--help']\n"
+        "from segunlearn.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 0, "the command line loads torch before it is needed"
+
+
+def test_the_program_tells_its_version(shell: Shell) -> None:
+    code, out, _ = shell("--version")
+    assert code == 0
+    assert re.fullmatch(r"segunlearn \d+\.\d+\S*\n", out)
+
+
+def write_bad_people(folder: Path) -> Path:
+    path = folder / "people.csv"
+    path.write_text("name,who\na,b\n")
+    return path
+
+
+BAD_TRAINING: dict[str, tuple[Callable[[Path, Path], tuple[object, ...]], str]] = {
+    "no folder": (lambda d, t: ("--data", t / "none"), "no folder 'images'"),
+    "no labels": (lambda d, t: ("--data", t, *PEOPLE), "none with a label map"),
+    "bad regex": (lambda d, t: ("--data", d, "--person-regex", "("), "is not valid"),
+    "regex without group": (lambda d, t: ("--data", d, "--person-regex", "p..."), "has no group"),
+    "regex of other files": (lambda d, t: ("--data", d, "--person-regex", "^(q)"), "not match"),
+    "no people file": (lambda d, t: ("--data", d, "--people", t / "none.csv"), "no such people"),
+    "bad people file": (lambda d, t: ("--data", d, "--people", write_bad_people(t)), "first line"),
+    "two people rules": (
+        lambda d, t: ("--data", d, *PEOPLE, "--people", t / "people.csv"), "not by both",
+    ),
+    "unknown label": (lambda d, t: ("--data", d, *PEOPLE, "--labels", "ball"), "values from 0"),
+    "label twice": (lambda d, t: ("--data", d, *PEOPLE, "--labels", "a,a"), "--labels"),
+    "label not shown": (lambda d, t: ("--data", d, *PEOPLE, "--labels", "a,b,c"), "shows c"),
+    "bad flip": (lambda d, t: ("--data", d, *PEOPLE, "--flip", "Z"), "--flip"),
+    "bad modality": (lambda d, t: ("--data", d, *PEOPLE, "--modality", "C-T"), "--modality"),
+    "bad device": (lambda d, t: ("--data", d, *PEOPLE, "--device", "abacus"), "no device"),
+    "bad rate": (lambda d, t: ("--data", d, *PEOPLE, "--learning-rate", "0"), "learning_rate"),
+    "no parent": (lambda d, t: ("--data", d, *PEOPLE, "--from-active"), "no version"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_TRAINING)
+def test_training_mistakes_are_one_sentence(
+    shell: Shell, data: Path, tmp_path: Path, case: str
+) -> None:
+    (tmp_path / "images").mkdir()
+    words, expected = BAD_TRAINING[case]
+    bad = words(data, tmp_path)
+    err = shell.refused("train", "--recipe", "sample", "--home", tmp_path / "home", *bad, "--json")
+    assert expected in err
+    assert VersionRegistry(tmp_path / "home" / "models" / "segmentation").versions() == []
+
+
+def test_a_damaged_label_is_named_once(shell: Shell, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "labels" / "p001_0.nii.gz").write_bytes(b"no gzip")
+    err = shell.refused("train", "--data", tmp_path / "data", "--home", tmp_path / "h", "--json")
+    assert err.startswith("error: p001_0.nii.gz: the file cannot be read")
+    assert err.count("p001_0.nii.gz: ") == 1
+
+
+def test_names_come_from_the_data_sets_description(
+    shell: Shell, data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    described = tmp_path / "data" / "dataset.json"
+    words = ("train", "--data", tmp_path / "data", "--home", tmp_path / "h", "--recipe", "sample")
+    described.write_text('{"labels": {"0": "background", "1": "ball", "3": "cube"}}')
+    assert "without gaps" in shell.refused(*words, "--json")
+    described.write_text('{"labels": ["ball"]}')
+    assert "no readable 'labels'" in shell.refused(*words, "--json")
+
+
+def test_inference_mistakes_are_one_sentence(
+    shell: Shell, home: Path, data: Path, tmp_path: Path
+) -> None:
+    image = data / "images" / "p000_0.nii.gz"
+    before = image.read_bytes()
+    here = ("--home", home, "--json")
+    out = ("-o", tmp_path / "m.nii.gz")
+    assert "no version" in shell.refused("infer", image, *out, "--home", tmp_path / "empty")
+    assert "has no version 'v0009'" in shell.refused(
+        "infer", image, *out, *here, "--version", "v0009"
+    )
+    assert "no such file" in shell.refused("infer", tmp_path / "none.nii.gz", *out, *here)
+    assert "end it in" in shell.refused("infer", image, "-o", tmp_path / "m.png", *here)
+    assert "overwrite" in shell.refused("infer", image, "-o", image, *here)
+    assert "DICOM series" in shell.refused("infer", image, "-o", tmp_path / "m.dcm", *here)
+    assert "0 DICOM series" in shell.refused("infer", data, *out, *here)
+    ct_folder(tmp_path / "two", 1)
+    ct_folder(tmp_path / "two", 2)
+    assert "2 DICOM series" in shell.refused("infer", tmp_path / "two", *out, *here)
+    assert image.read_bytes() == before
+    assert not (tmp_path / "m.nii.gz").exists()
+    (tmp_path / "file").write_text("")
+    blocked = ("-o", tmp_path / "file" / "m.nii.gz")
+    assert "file" in shell.refused("infer", image, *blocked, *here)
+
+
+def test_evaluation_mistakes_are_one_sentence(
+    shell: Shell, home: Path, data: Path, tmp_path: Path
+) -> None:
+    here = ("--home", home, "--json")
+    write_cases(tmp_path, 1)
+    image, label = arrays(3)
+    more = np.where(label.array == 2, 7, label.array)
+    write_volume(Volume(more, label.affine), tmp_path / "labels" / "p000_0.nii.gz")
+    assert "holds values [7]" in shell.refused("evaluate", "--data", tmp_path, *here)
+    assert "kept out" in shell.refused(
+        "evaluate", "--data", tmp_path, *here, "--held-out", "--person-regex", "(.*)"
+    )
+    assert "no version" in shell.refused("evaluate", "--data", data, "--home", tmp_path / "none")
+    assert image.shape == label.shape
+
+
+def test_info_of_an_empty_home(shell: Shell, tmp_path: Path) -> None:
+    code, _, err = shell("info", "--home", tmp_path / "none")
+    assert code == 0
+    assert "no models yet" in err
+    assert shell.json("info", "--home", tmp_path / "none")["models"] == {}
+    assert not (tmp_path / "none").exists()
+
+
+def test_ctrl_c_stops_a_training_that_can_be_resumed(data: Path, tmp_path: Path) -> None:
+    words = ["train", "--data", str(data), "--home", str(tmp_path), *PEOPLE, "--labels",
+             "ball,cube", "--recipe", "sample", "--epochs", "5000"]  # fmt: skip
+    code = (
+        "import sys; import segunlearn.app.training_run as t; report = t.TrainingRun.report\n"
+        "def told(self, p):\n    report(self, p); print(p.phase, flush=True)\n"
+        "t.TrainingRun.report = told\n"
+        "from segunlearn.cli import main; main()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, *words, "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
+    )  # fmt: skip
+    assert child.stdout is not None
+    assert any(line.strip() == "train" for line in child.stdout)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert err.startswith("stopped: ")
+    assert err.count("\n") == 1
+    records = Records(Home(tmp_path))
+    (run,) = records.runs.list(10)
+    assert run.state == "cancelled"
+    assert records.ledger.row(run.run_id).outcome == "cancelled"
+    assert records.ledger.verify() == []
