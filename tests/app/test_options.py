@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from segunlearn.app import train_options
 from segunlearn.app.options import AppOptions
 from segunlearn.app.serve_command import pairs
+from segunlearn.app.server import prepare
 from segunlearn.errors import InvalidInputError
 
 
@@ -104,3 +106,24 @@ def test_a_request_never_chooses_its_cases(key: str) -> None:
 def test_wrong_values_are_named(key: str, value: object) -> None:
     with pytest.raises(InvalidInputError, match=key):
         train_options.check({key: value})
+
+
+def test_the_server_and_its_children_get_absolute_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "people.csv").write_text("file,person\n")
+    conf = {"home": "home", "people": "people.csv", "labels": "a,b"}
+    environment, home = prepare("studies", conf, host="127.0.0.1", port=8000)
+    assert home.root == tmp_path / "home"
+    assert environment["MONAI_LABEL_STUDIES"] == str(tmp_path / "studies")
+    assert json.loads(environment["MONAI_LABEL_APP_CONF"]) == {
+        "home": str(tmp_path / "home"),
+        "people": str(tmp_path / "people.csv"),
+        "labels": "a,b",
+    }
+    assert "SegUnlearnApp" in (tmp_path / "home" / "app" / "main.py").read_text()
+    assert environment["MONAI_LABEL_TRACKING_ENABLED"] == "false"
+    with pytest.raises(InvalidInputError, match="no such folder"):
+        prepare("nowhere", conf, host="127.0.0.1", port=8000)

@@ -87,6 +87,8 @@ BAD_INPUT: list[tuple[str, str, dict[str, Any]]] = [
     ("POST", "/train/segmentation", {"json": {"max_epochs": "many"}}),
     ("POST", "/train/segmentation", {"json": {"train_ds": "/etc"}}),
     ("POST", "/train/segmentation", {"data": "{bad"}),
+    ("POST", "/train/", {"json": {"segmentation": {"max_epochs": 1}, "unlearn": {"x": 1}}}),
+    ("POST", "/train/", {"json": {"segmentation": {"val_ds": "/etc"}}}),
     ("POST", "/scoring/nobody", {"json": {}}),
     ("POST", "/scoring/dice", {"json": {"y": "../x"}}),
     ("POST", "/batch/infer/nobody", {"json": {}}),

@@ -47,6 +47,9 @@ def prepare(
     """
     options = AppOptions.from_conf(conf)
     home = Home(options.home)
+    conf = {**conf, "home": str(home.root)}
+    if options.people:  # the server runs in another folder
+        conf["people"] = str(Path(options.people).expanduser().resolve())
     if not studies.lower().startswith(("http://", "https://")):
         folder = Path(studies).expanduser().resolve()
         if not folder.is_dir():
@@ -61,7 +64,7 @@ def prepare(
     environment = {
         "MONAI_LABEL_APP_DIR": str(app_dir),
         "MONAI_LABEL_STUDIES": studies,
-        "MONAI_LABEL_APP_CONF": json.dumps({**conf, "home": str(home.root)}),
+        "MONAI_LABEL_APP_CONF": json.dumps(conf),
         "MONAI_LABEL_SERVER_PORT": str(port),
         "MONAI_LABEL_SESSION_PATH": str(home.sessions),
         "MONAI_LABEL_TRACKING_ENABLED": "false",
@@ -107,6 +110,7 @@ def serve(
         An option is wrong, or there are no such studies.
     """
     environment, home = prepare(studies, conf, host=host, port=port)
+    keyfile, certfile = (str(p.resolve()) if p else None for p in (ssl_keyfile, ssl_certfile))
     os.environ.update(environment)
     os.chdir(home.root)  # MONAI Label reads a file .env of the folder it is started in
     import uvicorn
@@ -124,8 +128,8 @@ def serve(
             log_level=log_level.lower(),
             log_config=log_config,
             access_log=False,
-            ssl_keyfile=str(ssl_keyfile) if ssl_keyfile else None,
-            ssl_certfile=str(ssl_certfile) if ssl_certfile else None,
+            ssl_keyfile=keyfile,
+            ssl_certfile=certfile,
         )
     finally:  # else leaving would wait for a training to end; it is resumed by the next start
         for kind in ("train", "scoring", "batch_infer"):
