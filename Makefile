@@ -45,7 +45,7 @@ sample: sample-data/.ready
 run: setup sample
 	@test -e $(HOME_DIR)/models/segmentation/active || \
 	  $(BIN)/segunlearn train --data sample-data/nifti --home $(HOME_DIR) \
-	    --person-regex '^(P[0-9]+)_' --recipe sample
+	    --people sample-data/nifti/people.csv --labels liver,spleen --recipe sample
 	$(BIN)/segunlearn serve --studies $(STUDIES) --home $(HOME_DIR) --port $(PORT)
 
 test: setup
