@@ -19,6 +19,10 @@ import requests
 from hypothesis import settings
 from pydicom.dataset import Dataset
 
+# One thread for each process, here and in the servers that tests start: on two busy cores torch's
+# threads wait for each other, and equal weights need equal numbers of threads. Before torch loads.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 settings.register_profile("segunlearn", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("segunlearn")
 
