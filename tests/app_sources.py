@@ -165,7 +165,7 @@ def running_server(
         )
     server = Server(f"http://127.0.0.1:{port}", process, log)
     try:
-        wait_until(lambda: _answers(server), 60, "the server answers", log)
+        wait_until(lambda: _answers(server), 180, "the server answers", log)
         yield server
     finally:
         if process.poll() is None:

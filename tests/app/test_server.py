@@ -282,6 +282,7 @@ def test_nothing_trained_yet_is_said_plainly(tmp_path: Path) -> None:
     assert not (tmp_path / "home" / "models").exists()
 
 
+@pytest.mark.timeout(900)
 def test_kill_and_start_again(tmp_path: Path) -> None:
     """kill -9 of server while it trains: the old version is served, the training goes on."""
     studies = [make_study(n) for n in range(3)]
@@ -301,7 +302,7 @@ def test_kill_and_start_again(tmp_path: Path) -> None:
             lambda: (
                 (s := info_of(server)["train_stats"]["segmentation"]).get("epoch", 0) >= 4 and s
             ),
-            90,
+            240,
             "four epochs are done",
             server.log,
         )
@@ -316,7 +317,7 @@ def test_kill_and_start_again(tmp_path: Path) -> None:
         assert server.post(query).json()["sha256"] == old.sha256
         wait_until(
             lambda: info_of(server)["train_stats"]["segmentation"]["state"] == "interrupted",
-            20,
+            60,
             "the training that lost its server stops",
             server.log,
         )
@@ -324,7 +325,7 @@ def test_kill_and_start_again(tmp_path: Path) -> None:
         assert server.post("/train/segmentation", json=options).status_code == 200
         wait_until(
             lambda: info_of(server)["train_stats"]["segmentation"]["state"] == "done",
-            120,
+            300,
             "the training ends",
             server.log,
         )

@@ -31,6 +31,7 @@ from segunlearn.records.versions import VersionRegistry
 from segunlearn.volumes import read_volume, write_volume
 
 pytestmark = [
+    pytest.mark.timeout(900),
     pytest.mark.slow,
     # the stock client leaves the file of an upload open
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -144,8 +145,8 @@ def test_a_day_with_the_stock_client(place: Place, tmp_path: Path) -> None:
     again = requests.post(f"{place.server.url}/train/segmentation", json={}, timeout=20)
     assert (again.status_code, "already running" in again.json()["detail"]) == (429, True)
     log = place.server.log
-    wait_until(lambda: place.client.train_status()["status"] == "RUNNING", 20, "it runs", log)
-    wait_until(lambda: not place.client.train_status(True), 90, "the training ends", log)
+    wait_until(lambda: place.client.train_status()["status"] == "RUNNING", 60, "it runs", log)
+    wait_until(lambda: not place.client.train_status(True), 300, "the training ends", log)
     assert place.client.train_status()["status"] == "DONE", log.read_text()[-3000:]
     info = place.client.info()
     stats = next(iter(info["train_stats"].values()))
@@ -162,7 +163,7 @@ def test_a_day_with_the_stock_client(place: Place, tmp_path: Path) -> None:
             info_of(place.server)["train_stats"]["segmentation"]["step"] > 2
             and info_of(place.server)["train_stats"]["segmentation"]["phase"] == "train"
         ),
-        60,
+        240,
         "the training makes steps",
         log,
     )

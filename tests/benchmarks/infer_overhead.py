@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small image, for a look")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    shape = (128, 128, 48) if arguments.quick else (256, 256, 80)
+    shape = (128, 128, 48) if arguments.quick else (192, 192, 64)
     with tempfile.TemporaryDirectory() as folder:
         found = measure(shape, arguments.repeats, Path(folder))
     bare, served = found["bare_seconds"]["fastest"], found["served_seconds"]["fastest"]
