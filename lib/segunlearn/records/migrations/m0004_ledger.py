@@ -90,8 +90,7 @@ STATEMENTS = {
         ) $STRICT
         """,
         "CREATE INDEX ledger_node_by_version ON ledger_node (version_sha256)",
-        "CREATE INDEX ledger_node_orphans ON ledger_node (parent_sha256) "
-        "WHERE parent_seq = 0 AND parent_sha256 <> ''",
+        "CREATE INDEX ledger_node_by_parent ON ledger_node (parent_sha256, seq)",
         """
         CREATE TABLE ledger_posting (
             case_id $INT NOT NULL,
