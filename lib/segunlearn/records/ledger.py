@@ -422,16 +422,14 @@ class Ledger:
             sealed = connection.execute(select(LEDGER_HEAD.c.sealed_blocks)).scalar_one()
             holding = sets_holding(self._store, connection, cases, int(sealed))
             graph = graph_of(self._store, connection)
-        direct = np.flatnonzero(np.isin(np.asarray(graph.sets, np.int64), holding)) + 1
-        is_direct = set(direct.tolist())
-        seen = graph.descendants(direct)
-        found: dict[str, Sighting] = {}
-        for seq, version in enumerate(graph.versions, 1):
-            if version and seen[seq]:
-                earlier = found.pop(version, None)
-                own = seq in is_direct or (earlier is not None and earlier.direct)
-                found[version] = Sighting(version, seq, own)
-        return list(found.values())
+        direct = np.isin(graph.sets, holding)
+        direct[0] = False
+        seen = np.flatnonzero(graph.descendants(direct)).tolist()
+        names = [graph.versions[seq] for seq in seen]
+        sightings = list(map(Sighting, names, seen, direct[seen].tolist()))
+        if graph.twins.any():
+            sightings = _each_once(sightings)
+        return [s for s in sightings if s[0]]  # without runs that made no version
 
     def studies_of(self, version_sha256: str) -> Sequence[ShapingStudy]:
         """Studies that shaped a version, its own run's and those of all its ancestors.
@@ -505,6 +503,15 @@ class Ledger:
                 add_node(self._store, connection, int(seq), version, parent, int(set_id))
             seal_full_blocks(connection, int(head.sets), 0)
         forget_memory(self._store)
+
+
+def _each_once(sightings: Sequence[Sighting]) -> list[Sighting]:
+    """Keep the last row of each version, direct when any of its rows was."""
+    found: dict[str, Sighting] = {}
+    for sighting in sightings:
+        earlier = found.pop(sighting.version_sha256, sighting)
+        found[sighting.version_sha256] = sighting._replace(direct=sighting.direct or earlier.direct)
+    return list(found.values())
 
 
 def _case_row(number: int, digest: str, case: LedgerCase) -> dict[str, Any]:

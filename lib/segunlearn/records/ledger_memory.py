@@ -9,11 +9,11 @@ from __future__ import annotations
 import threading
 import weakref
 from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from sqlalchemy import Connection
 
 from segunlearn.records.case_sets import Numbers
@@ -27,68 +27,61 @@ _ROLE_BASE: Final = 64
 
 @dataclass
 class Graph:
-    """All rows of the ledger in memory, as far as they were read; rows never change."""
+    """All rows of the ledger as far as they were read; the arrays' index is the row's number.
 
-    versions: list[str] = field(default_factory=list)
-    parents: list[int] = field(default_factory=list)
-    twins: list[int] = field(default_factory=list)
-    sets: list[int] = field(default_factory=list)
-    late: bool = False
+    Row 0 is none: it has no version and is its own parent, so that links end there.
+    """
+
+    versions: list[str] = field(default_factory=lambda: [""])
+    parents: Numbers = field(default_factory=lambda: np.zeros(1, np.int64))
+    twins: Numbers = field(default_factory=lambda: np.zeros(1, np.int64))
+    sets: Numbers = field(default_factory=lambda: np.zeros(1, np.int64))
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def read_on(self, connection: Connection) -> None:
         """Read the rows that were added since the last time."""
         known = len(self.versions)
-        # The driver's own tuples: a hundred thousand rows are read in a tenth of a second.
-        result = connection.exec_driver_sql(
-            "SELECT seq, version_sha256, parent_seq, twin_seq, set_id FROM ledger_node "
-            f"WHERE seq > {known:d} ORDER BY seq"
-        )
-        rows = list(result.cursor.fetchall())
-        result.close()
-        if not rows:
+        columns = ("seq", "parent_seq", "twin_seq", "set_id", "version_sha256")
+        # One text a column: making rows of a hundred thousand would take longer than the query.
+        if connection.dialect.name == "postgresql":
+            joined = (f"string_agg({c}::text, ',' ORDER BY seq)" for c in columns)
+        else:
+            joined = (f"group_concat({c})" for c in columns)
+        texts = connection.exec_driver_sql(
+            f"SELECT {', '.join(joined)} FROM "
+            f"(SELECT * FROM ledger_node WHERE seq >= {known:d} ORDER BY seq) AS added"
+        ).one()
+        if texts[0] is None:
             return
-        seqs, versions, parents, twins, sets = zip(*rows, strict=True)
-        if seqs != tuple(range(known + 1, known + 1 + len(rows))):
-            rows = [r for r in rows if r[0] >= 1]
-            self._read_with_gaps(rows)
-            return
-        self.versions += versions
-        self.parents += parents
-        self.twins += twins
-        self.sets += sets
-        self.late = self.late or any(p > s for s, p in zip(seqs, parents, strict=True))
+        seqs, parents, twins, sets = (np.array(t.split(","), np.int64) for t in texts[:4])
+        # Rows removed behind our back leave gaps: the others keep their places.
+        places = seqs - known
+        added = [np.zeros(int(places.max()) + 1, np.int64) for _ in range(3)]
+        for values, column in zip(added, (parents, twins, sets), strict=True):
+            values[places] = column
+        names = [""] * len(added[0])
+        for place, version in zip(places.tolist(), texts[4].split(","), strict=True):
+            names[place] = version
+        self.versions += names
+        self.parents = np.concatenate([self.parents, added[0]])
+        self.twins = np.concatenate([self.twins, added[1]])
+        self.sets = np.concatenate([self.sets, added[2]])
 
-    def _read_with_gaps(self, rows: Sequence[Any]) -> None:
-        """Rows were removed behind our back: keep the others in their places."""
-        for seq, version, parent, twin, set_id in rows:
-            while len(self.versions) < seq - 1:
-                self.versions.append("")
-                self.parents.append(0)
-                self.twins.append(0)
-                self.sets.append(0)
-            self.versions.append(version)
-            self.parents.append(parent)
-            self.twins.append(twin)
-            self.sets.append(set_id)
-            self.late = self.late or parent > seq
+    def descendants(self, direct: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """For each row whether it or one of its ancestors is in ``direct``.
 
-    def descendants(self, direct: Numbers) -> list[bool]:
-        """For each row (index = seq; 0 is unused) whether it or an ancestor is in ``direct``."""
-        seen = [False] * (len(self.versions) + 1)
-        for seq in direct.tolist():
-            seen[seq] = True
-        first = int(direct.min()) if len(direct) else len(seen)
-        changed = True
-        while changed:
-            changed = False
-            start = 1 if self.late else first
-            links = zip(self.parents[start - 1 :], self.twins[start - 1 :], strict=True)
-            for seq, (parent, twin) in enumerate(links, start):
-                if not seen[seq] and (seen[parent] or seen[twin]):
-                    seen[seq] = True
-                    changed = self.late
-        return seen
+        Links are followed in steps that double: seventeen for a chain of a hundred thousand.
+        """
+        seen = direct.copy()
+        while True:
+            before = int(seen.sum())
+            link = self.parents
+            while link.any():
+                seen |= seen[link]
+                link = link[link]
+            seen |= seen[self.twins]
+            if int(seen.sum()) == before:
+                return seen
 
 
 class ShapingStudy(NamedTuple):
