@@ -16,7 +16,7 @@ from segunlearn.networks import ModelConfig
 from segunlearn.training.settings import Augmentation, TrainSettings
 from segunlearn.volumes import read_volume
 
-#: Cases that are looked at; the medians of more would hardly differ.
+#: Cases that are looked at, at least; the medians of more would hardly differ.
 _SAMPLE = 40
 #: BasicUNet halves a patch four times.
 _STRIDE = 16
@@ -124,7 +124,7 @@ def plan(
     Parameters
     ----------
     cases
-        To be trained on; up to 40 of them are looked at.
+        To be trained on; of more than 80, at least 40 are looked at.
     labels
         Names of the structures; the value of ``labels[i]`` is ``i + 1``.
     name
