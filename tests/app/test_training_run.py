@@ -255,9 +255,8 @@ def test_folders_of_older_runs_are_removed(site: Site) -> None:
     assert site.folders() == []
 
 
-#: Imports once, then trains in a fork for every line it reads; a fork can be killed at any moment.
-TRAININGS = """
-import os, sys
+CHILD = """
+import sys
 import torch; torch.set_num_threads(1)
 from pathlib import Path
 from dataclasses import replace
@@ -268,49 +267,31 @@ from segunlearn.app.training_run import TrainingRun
 from segunlearn.cases import People, cases_from_folder
 cases = cases_from_folder(Path(sys.argv[1]), People(regex='^(p...)'), modality='MR')
 home = Home(Path(sys.argv[2]))
-for _ in sys.stdin:
-    pid = os.fork()
-    if pid:
-        os.waitpid(pid, 0)
-        print('ended', flush=True)
-        continue
-    print('pid', os.getpid(), flush=True)
-    run = TrainingRun('tiny', home, Records(home), replace(QUICK, epochs=6))
-    run.on_progress = lambda p: print(p.phase, p.step, flush=True)
-    run.execute(lambda _: (cases, model_config()))
-    os._exit(0)
+run = TrainingRun('tiny', home, Records(home), replace(QUICK, epochs=6))
+run.on_progress = lambda p: print(p.phase, p.step, flush=True)
+run.execute(lambda _: (cases, model_config()))
 """
 
 
 def test_killed_at_random_moments_it_is_finished_by_the_next(site: Site, tmp_path: Path) -> None:
     home = Home(tmp_path / "killed")
-    trainings = subprocess.Popen(
-        [sys.executable, "-c", TRAININGS, str(site.cases[0].image.parents[1]), str(home.root)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-    )  # fmt: skip
-    assert trainings.stdin is not None
-    assert trainings.stdout is not None
+    data = site.cases[0].image.parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    words = [sys.executable, "-c", CHILD, str(data), str(home.root)]
     rng = np.random.default_rng(11)
-    for awaited in ("pid", "prepare", "train", "train", "train", "publish 0", ""):
-        trainings.stdin.write("train\n")
-        trainings.stdin.flush()
-        pid, ended = 0, False
-        for line in trainings.stdout:
-            if line.startswith("pid"):
-                pid = int(line.split()[1])
-            if ended := line == "ended\n":
+    for awaited in ("prepare", "train", "publish 0"):
+        child = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
+        assert child.stdout is not None
+        for line in child.stdout:
+            if line.startswith(awaited):
                 break
-            if awaited and line.startswith(awaited):
-                time.sleep(float(rng.uniform(0, 0.2)))
-                break
-        if not ended:
-            os.kill(pid, signal.SIGKILL)  # its parent has not waited for it: the number is its own
-            assert any(line == "ended\n" for line in trainings.stdout)
-    trainings.communicate(timeout=20)
-    assert trainings.returncode == 0
+        time.sleep(float(rng.uniform(0, 0.05)))
+        child.send_signal(signal.SIGKILL)
+        child.wait(timeout=30)
+        child.stdout.close()
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, env=environment, timeout=100)
     records = Records(home)
-    states = [r.state for r in records.runs.list(20, kind="train")]
+    states = [r.state for r in records.runs.list(10, kind="train")]
     assert states[0] == "done"
     assert set(states[1:]) <= {"interrupted", "done"}
     assert "interrupted" in states
