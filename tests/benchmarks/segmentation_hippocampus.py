@@ -80,19 +80,23 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="three epochs, nothing is written")
+    parser.add_argument("--home", type=Path, help="kept: a stopped run goes on from it")
     options = parser.parse_args()
     if options.data is None:
         parser.error("give --data or set SEGUNLEARN_DATA")
     data = str(options.data / "hippocampus")
     epochs = 3 if options.quick else options.epochs
-    with tempfile.TemporaryDirectory() as home:
+    with tempfile.TemporaryDirectory() as temporary:
+        home = str(options.home or temporary)
         recipe = ["--recipe", options.recipe, "--flip", "R", "--seed", str(options.seed)]
         if options.recipe == "default":
             recipe += ["--epochs", str(epochs)]
         place = ["--data", data, "--home", home]
-        trained, wall, cpu = run(
-            "train", *place, "--labels", LABELS, "--holdout", "0.2", *recipe
-        )  # fmt: skip
+        done = Path(home) / "trained.json"
+        if not done.is_file():
+            outcome = run("train", *place, "--labels", LABELS, "--holdout", "0.2", *recipe)
+            done.write_text(json.dumps(outcome), encoding="utf-8")
+        trained, wall, cpu = json.loads(done.read_text(encoding="utf-8"))
         measured, eval_wall, _ = run("evaluate", *place, "--held-out")
     dice = np.array([p["dice"] for p in measured["per_person"].values()])
     low, high = bootstrap(dice)
