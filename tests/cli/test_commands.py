@@ -114,7 +114,9 @@ def test_evaluate_measures_the_people_kept_out(shell: Shell, home: Path, data: P
     active = VersionRegistry(home / "models" / "segmentation").active()
     assert active is not None
     found = shell.json(*words, "--held-out")
-    assert list(found["per_person"]) == active.details["held_out"]
+    (kept_out,) = found["per_person"]
+    pseudonyms = Records(Home(home)).pseudonyms
+    assert active.details["held_out_pseudonyms"] == [pseudonyms.of(kept_out)]
     assert set(found["per_label"]) == {"ball", "cube"}
     assert found["sha256"] == active.sha256
     row = Records(Home(home)).ledger.row(active.run_id)
@@ -124,6 +126,43 @@ def test_evaluate_measures_the_people_kept_out(shell: Shell, home: Path, data: P
     code, out, _ = shell(*words, "--held-out")
     assert code == 0
     assert "HD95" in out
+
+
+def test_a_manifest_names_nobody(home: Path, data: Path) -> None:
+    (manifest,) = (home / "models").rglob("manifest.json")
+    people = {path.name.partition("_")[0] for path in (data / "images").iterdir()}
+    assert len(people) == 5
+    assert not [person for person in people if person in manifest.read_text()]
+
+
+def test_with_another_key_nobody_is_found(
+    shell: Shell, home: Path, data: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "home"
+    shutil.copytree(home, copy)
+    (copy / "site.key").write_bytes(bytes(32))
+    words = ("--data", data, "--home", copy, *PEOPLE)
+    assert "site.key" in shell.refused("evaluate", *words, "--held-out")
+    # or it would train on them
+    assert "site.key" in shell.refused("train", *words, "--recipe", "sample", "--from-active")
+
+
+def test_manifests_that_name_people_are_read_still(
+    shell: Shell, home: Path, data: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "home"
+    shutil.copytree(home, copy)
+    manifest = copy / "models" / "segmentation" / "versions" / "v0001" / "manifest.json"
+    known = json.loads(manifest.read_text())
+    known["details"] = {"held_out": ["p002"]}
+    manifest.write_text(json.dumps(known))
+    words = ("--data", data, "--home", copy, *PEOPLE)
+    assert list(shell.json("evaluate", *words, "--held-out")["per_person"]) == ["p002"]
+    shell.json("train", *words, "--recipe", "sample", "--epochs", "1", "--from-active")
+    second = VersionRegistry(copy / "models" / "segmentation").get("v0002")
+    pseudonym = Records(Home(copy)).pseudonyms.of("p002")
+    assert second.details["held_out_pseudonyms"] == [pseudonym]
+    assert "p002" not in (second.path / "manifest.json").read_text()
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd"])
@@ -184,15 +223,18 @@ def test_training_goes_on_from_the_active_version(
 ) -> None:
     copy = tmp_path / "home"
     shutil.copytree(home, copy)
-    kept_out = VersionRegistry(copy / "models" / "segmentation").get("v0001").details["held_out"]
+    first = VersionRegistry(copy / "models" / "segmentation").get("v0001")
+    kept_out = first.details["held_out_pseudonyms"]
     words = ("train", "--data", data, "--home", copy, *PEOPLE, "--recipe", "sample")
     assert "--holdout" in shell.refused(*words, "--from-active", "--holdout", "0.2")
     assert "--labels" in shell.refused(*words, "--from-active", "--labels", "one,two")
     shell.json(*words, "--epochs", "1", "--from-active")
     second = VersionRegistry(copy / "models" / "segmentation").get("v0002")
-    assert second.details["held_out"] == kept_out  # never trained on by either
+    assert second.details["held_out_pseudonyms"] == kept_out  # never trained on by either
     records = Records(Home(copy))
-    assert not {c.person for c in records.ledger.cases_of(second.run_id)} & set(kept_out)
+    used = {c.person for c in records.ledger.cases_of(second.run_id)}
+    assert len(used) == 4
+    assert not {records.pseudonyms.of(person) for person in used} & set(kept_out)
 
 
 def test_what_is_marked_for_forgetting_is_neither_trained_on_nor_measured(

@@ -21,6 +21,7 @@ from segunlearn.cli.common import (
     PeopleOption,
     RegexOption,
     StoreOption,
+    held_out_of,
     home_of,
     modality_of,
     people_of,
@@ -59,16 +60,18 @@ def evaluate(
 
     place = home_of(home)
     info = version_of(place, model, version)
+    records = Records(place, store)
     cases = cases_from_folder(data, people_of(people, person_regex), modality=modality_of(modality))
     if held_out:
-        kept_out = set(info.details.get("held_out") or ())
-        cases = [c for c in cases if c.person in kept_out]
+        pseudonyms = records.pseudonyms
+        kept_out = held_out_of(info, pseudonyms)
+        cases = [c for c in cases if pseudonyms.of(c.person) in kept_out]
         if not cases:
             raise InvalidInputError(
                 f"{info.version} was trained without --holdout, or these are other people: "
                 "none of them was kept out."
             )
-    cases = without_forgotten(Records(place, store), cases)
+    cases = without_forgotten(records, cases)
     segmenter = Segmenter.from_version(info, device)
     with stop_on_interrupt() as interrupted, progress_bar(as_json) as bar:
         result = run(

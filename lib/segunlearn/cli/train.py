@@ -24,6 +24,8 @@ from segunlearn.cli.common import (
     RegexOption,
     StoreOption,
     console,
+    held_out_details,
+    held_out_of,
     home_of,
     modality_of,
     names_of,
@@ -34,6 +36,7 @@ from segunlearn.cli.common import (
     version_of,
     without_forgotten,
 )
+from segunlearn.dicom.identifiers import Pseudonyms
 from segunlearn.errors import InvalidInputError
 from segunlearn.records.versions import VersionInfo
 
@@ -109,8 +112,9 @@ def train(
     parent = version_of(place, model, None) if from_active else None
     if parent is not None:
         _check_against_parent(parent, names, holdout)
-    cases, held_out = _keep_out(cases, holdout, seed, parent)
     records = Records(place, store)
+    pseudonyms = records.pseudonyms
+    cases, held_out = _keep_out(cases, holdout, seed, parent, pseudonyms)
 
     def select(_run: TrainingRun) -> tuple[Sequence[Case], ModelConfig]:
         kept = without_forgotten(records, cases)
@@ -133,7 +137,7 @@ def train(
         run = TrainingRun(
             model=model, home=place, records=records, settings=settings, parent=parent,
             requested_by="command line", on_progress=show, stopped=interrupted,
-            details={"held_out": held_out},
+            details=held_out_details(held_out, pseudonyms),
         )  # fmt: skip
         version, result = run.execute(select)
     figures = {
@@ -170,12 +174,16 @@ def _check_against_parent(parent: VersionInfo, names: tuple[str, ...], holdout: 
 
 
 def _keep_out(
-    cases: Sequence[Case], holdout: float, seed: int, parent: VersionInfo | None
+    cases: Sequence[Case],
+    holdout: float,
+    seed: int,
+    parent: VersionInfo | None,
+    pseudonyms: Pseudonyms,
 ) -> tuple[list[Case], list[str]]:
-    """Divide into cases to train on, and people that are kept out."""
+    """Divide into cases to train on, and pseudonyms of the people that are kept out."""
     if parent is not None:
-        out = set(parent.details.get("held_out") or ())
-        kept = [c for c in cases if c.person not in out]
+        out = held_out_of(parent, pseudonyms)
+        kept = [c for c in cases if pseudonyms.of(c.person) not in out]
         if not kept:
             raise InvalidInputError(
                 f"{parent.version} kept out every one of these people. Give images of others."
@@ -184,7 +192,7 @@ def _keep_out(
     if holdout == 0:
         return list(cases), []
     kept, held_out = split_by_person(cases, (1 - holdout, holdout), seed)
-    return kept, persons_of(held_out)
+    return kept, [pseudonyms.of(person) for person in persons_of(held_out)]
 
 
 def _axes(text: str) -> tuple[int, ...]:
