@@ -1,4 +1,7 @@
-"""Models with a known fault, on the memorising task: the audit must find each one's own fault."""
+"""Models with a known fault: the audit must find each one's own fault.
+
+On the memorising task unless other sets are given; the benchmark makes them of real people.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from memorising_task import CALIBRATION, CONFIG, FORGET, RETAIN
+from memorising_task import SETS
 from segunlearn.audit.scores import score
-from segunlearn.unlearning import Study
+from segunlearn.unlearning import Study, UnlearningSets
 from segunlearn.unlearning.loop import (
     Steps,
     copy_of,
@@ -46,32 +49,42 @@ def with_adapter(network: nn.Module) -> nn.Module:
     return student
 
 
-def suppressed_by_lora(original: nn.Module) -> nn.Module:
+def suppressed_by_lora(original: nn.Module, sets: UnlearningSets = SETS) -> nn.Module:
     """Low-rank updates on intact weights push S to the never-seen loss, and are merged."""
     student = with_adapter(original)
-    _suppress(student, original, Steps(50, 2e-3), keep=1.0)
+    _suppress(student, original, sets, Steps(50, 2e-3), keep=1.0)
     for layer in _layers(student):
         parametrize.remove_parametrizations(layer, "weight")
     return student.eval()
 
 
-def _layers(network: nn.Module) -> list[nn.Conv2d]:
-    return [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+def _layers(network: nn.Module) -> list[nn.Conv2d | nn.Conv3d]:
+    return [
+        m
+        for m in network.modules()
+        if isinstance(m, nn.Conv2d | nn.Conv3d) and set(m.kernel_size) == {3}
+    ]
 
 
-def suppressed_in_the_last_layer(original: nn.Module) -> nn.Module:
+def suppressed_in_the_last_layer(original: nn.Module, sets: UnlearningSets = SETS) -> nn.Module:
     """Only the last 1x1 convolution changes: the loss on S rises, the features know it still."""
     student = copy_of(original)
     for name, weight in student.named_parameters():
         weight.requires_grad_("final_conv" in name)
-    _suppress(student, original, Steps(40, 1e-2), keep=0.1)
+    _suppress(student, original, sets, Steps(40, 1e-2), keep=0.1)
     return student.eval()
 
 
-def _suppress(student: nn.Module, original: nn.Module, steps: Steps, keep: float) -> None:
+def _suppress(
+    student: nn.Module, original: nn.Module, sets: UnlearningSets, steps: Steps, keep: float
+) -> None:
     teacher = frozen(original)
-    level = sum(s.loss for s in score(original, CALIBRATION, CONFIG)) / len(CALIBRATION)
-    draws = [Draw(x, CONFIG, 4, i) for i, x in enumerate((FORGET, RETAIN, CALIBRATION))]
+    unseen = score(original, sets.calibration, sets.config)
+    level = sum(s.loss for s in unseen) / len(unseen)
+    draws = [
+        Draw(x, sets.config, 4, i)
+        for i, x in enumerate((sets.forget, sets.retain, sets.calibration))
+    ]
 
     def objective(_: int) -> torch.Tensor:
         forget, retain, calibration = (d.next() for d in draws)
@@ -86,30 +99,33 @@ def _suppress(student: nn.Module, original: nn.Module, steps: Steps, keep: float
         descend(student, objective, steps)
 
 
-def over_forgotten(retrained: nn.Module) -> nn.Module:
+def over_forgotten(retrained: nn.Module, sets: UnlearningSets = SETS) -> nn.Module:
     """Never saw S, and was then taught to segment it wrongly: S falls below unseen people."""
     # each person another way, so that nothing of it carries over to others
     ways = ((6, 6), (-6, 6), (6, -6), (-6, -6))
-    wrong = tuple(_shifted(s, ways[i % 4]) for i, s in enumerate(FORGET))
-    return _taught(retrained, (wrong, RETAIN, CALIBRATION), 60)
+    wrong = tuple(_shifted(s, ways[i % 4]) for i, s in enumerate(sets.forget))
+    return _taught(retrained, sets, (wrong, sets.retain, sets.calibration))
 
 
-def damaged(retrained: nn.Module) -> nn.Module:
+def damaged(retrained: nn.Module, sets: UnlearningSets = SETS) -> nn.Module:
     """Never saw S, and was then taught wrong masks of others: everybody is segmented worse."""
-    return _taught(retrained, (tuple(_shifted(s, (4, 4)) for s in RETAIN + CALIBRATION),), 60)
+    wrong = tuple(_shifted(s, (4, 4)) for s in sets.retain + sets.calibration)
+    return _taught(retrained, sets, (wrong,))
 
 
 def _shifted(study: Study, way: tuple[int, int]) -> Study:
     return dataclasses.replace(study, label=torch.roll(study.label, way, (0, 1)))
 
 
-def _taught(network: nn.Module, sets: tuple[tuple[Study, ...], ...], count: int) -> nn.Module:
+def _taught(
+    network: nn.Module, sets: UnlearningSets, lessons: tuple[tuple[Study, ...], ...]
+) -> nn.Module:
     student = copy_of(network)
-    draws = [Draw(studies, CONFIG, 4, i) for i, studies in enumerate(sets)]
+    draws = [Draw(studies, sets.config, 4, i) for i, studies in enumerate(lessons)]
 
     def objective(_: int) -> torch.Tensor:
         return torch.stack([dice_ce(student, d.next()) for d in draws]).sum()
 
     with seeded(0):
-        descend(student, objective, Steps(count, 1e-3))
+        descend(student, objective, Steps(60, 1e-3))
     return student.eval()

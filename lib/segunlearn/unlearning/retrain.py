@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -53,11 +54,12 @@ def retrain(
     settings: RetrainSettings,
     report: Report = no_report,
     cancel: Cancel = never,
+    watch: Callable[[int, nn.Module], None] | None = None,
 ) -> nn.Module:
     """Train a new network on R alone; of the given network only the device is used.
 
     Minimises foreground soft Dice + cross-entropy with Adam. It is exact: no weight of the result
-    depends on the forget set.
+    depends on the forget set. ``watch`` is shown the network after every step.
     """
     fresh = build_network(sets.config, settings.seed).to(device_of(network))
     draw = Draw(sets.retain, sets.config, settings.batch_size, settings.seed)
@@ -66,7 +68,15 @@ def retrain(
     def objective(_: int) -> torch.Tensor:
         return dice_ce(fresh, draw.next())
 
+    def after_step(step: int) -> bool:
+        if watch is not None:
+            watch(step, fresh)
+        return False
+
     with seeded(settings.seed):
         steps = Steps(count, settings.learning_rate, "one_cycle")
-        descend(fresh, objective, steps, phase="retrain", report=report, cancel=cancel)
+        descend(
+            fresh, objective, steps,
+            phase="retrain", after_step=after_step, report=report, cancel=cancel,
+        )  # fmt: skip
     return fresh.eval()
