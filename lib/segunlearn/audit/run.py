@@ -22,6 +22,7 @@ from segunlearn.audit.measurements import Measurements
 from segunlearn.audit.policy import Finding, ReferenceKind, Verdict, verdict
 from segunlearn.audit.sets import AuditSets
 from segunlearn.audit.settings import AuditSettings
+from segunlearn.audit.sweep import Place
 from segunlearn.dicom.identifiers import Pseudonyms
 from segunlearn.errors import IntegrityError
 from segunlearn.records.durable import read_json, write_json_durably
@@ -87,6 +88,14 @@ class AuditResult:
         Number of studies and persons of each set.
     settings, provenance, created, versions, cpu_seconds
         The record of the audit itself.
+    places
+        Where the studies may still be, of ``sweep.sweep``.
+    cost
+        CPU seconds of the references where known, and their ratio to the candidate's.
+    class_mode
+        Figures of a withdrawn structure.
+    reversibility
+        Of the restored model.
     """
 
     verdict: Verdict
@@ -101,6 +110,10 @@ class AuditResult:
     created: str
     versions: Mapping[str, str]
     cpu_seconds: float
+    places: tuple[Place, ...] = ()
+    cost: Mapping[str, Any] | None = None
+    class_mode: Mapping[str, Any] | None = None
+    reversibility: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, sorted by meaning."""
@@ -119,6 +132,10 @@ class AuditResult:
             "settings": dict(self.settings),
             "versions": dict(self.versions),
             "cpu_seconds": self.cpu_seconds,
+            "places": [p.to_json() for p in self.places],
+            "cost": None if self.cost is None else dict(self.cost),
+            "class_mode": None if self.class_mode is None else dict(self.class_mode),
+            "reversibility": None if self.reversibility is None else dict(self.reversibility),
         }
 
 
@@ -147,6 +164,10 @@ def run_audit(
     pseudonyms: Pseudonyms,
     kind: ReferenceKind = "full",
     provenance: Provenance | None = None,
+    places: Sequence[Place] = (),
+    reference_cost: Mapping[str, float] | None = None,
+    withdrawn: str | None = None,
+    restored: nn.Module | None = None,
     report: Report = no_report,
     cancel: Cancel = never,
 ) -> AuditResult:
@@ -168,6 +189,16 @@ def run_audit(
         Of the site.
     provenance
         Of the candidate.
+    places
+        Of ``sweep.sweep``: where the studies may still be.
+    reference_cost
+        CPU seconds of a ``"full"``, ``"early_stopped"`` and ``"short"`` training without S, where
+        known.
+    withdrawn
+        Class mode: the structure that was withdrawn. ``references`` were trained without it, and
+        the labels of all sets still hold it.
+    restored
+        The model after a restore, to be held against the original.
     report, cancel
         Progress in measures done, and whether to stop.
 
@@ -225,6 +256,7 @@ def run_audit(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={p: version(p) for p in ("segunlearn", "torch", "monai")},
         cpu_seconds=time.process_time() - started,
+        places=tuple(places),
     )
     write_json_durably(run_dir / "audit.json", result.to_json())
     return result
