@@ -356,3 +356,37 @@ def test_the_gpu_gives_the_mask_of_the_cpu() -> None:
     volume = Volume(noise((70, 50, 40)), affine_of(ORIENTATIONS[11]))
     result = Segmenter(Threshold(), CONFIG, "cuda:0").predict(volume)
     np.testing.assert_array_equal(result.array, above_zero(volume))
+
+
+def test_mirroring_makes_the_answer_the_same_for_the_mirror_image() -> None:
+    """A network whose kernels look one way does not treat mirror images alike; the mean does."""
+    network, config = build_network(CONFIG, 3), dataclasses.replace(CONFIG, overlap=0.0)
+    rng = np.random.default_rng(0)
+    image = Volume(rng.uniform(-1, 1, (32, 16, 32)).astype(np.float32), np.eye(4), "CT")
+    mirrored = dataclasses.replace(image, array=image.array[::-1].copy())
+
+    def difference(axes: tuple[int, ...]) -> float:
+        segmenter = Segmenter(network, config, "cpu", mirror_axes=axes)
+        own = segmenter.predict_probabilities(image)
+        other = segmenter.predict_probabilities(mirrored)[:, ::-1]
+        return float(np.abs(own - other).max())
+
+    assert difference(()) > 1e-3
+    assert difference((0,)) < 1e-6
+    assert difference((0, 2)) < 1e-6
+
+
+def test_mirroring_reports_the_windows_of_all_mirror_images() -> None:
+    seen: list[tuple[int, int]] = []
+    network = Threshold()
+    segmenter = Segmenter(network, CONFIG, "cpu", mirror_axes=(0, 1))
+    image = Volume(np.ones((40, 16, 16), np.float32), np.eye(4), "CT")
+    segmenter.predict(image, progress=lambda done, total: seen.append((done, total)))
+    windows = sum(shape[0] for shape in network.windows)
+    assert windows >= 4 * 2
+    assert seen[-1] == (windows, windows)
+
+
+def test_a_mirror_axis_that_is_none_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="mirror axes"):
+        Segmenter(Threshold(), CONFIG, "cpu", mirror_axes=(3,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -75,6 +76,15 @@ class Segmenter:
         ``"auto"``, ``"cpu"``, ``"cuda:0"`` …
     window_batch
         Windows that go through the network together.
+    mirror_axes
+        RAS axes: the probabilities are averaged over the image and its mirror images along them,
+        which costs twice the time for each axis. Right only for a network that was trained on
+        mirrored patches (``Augmentation.flip_axes``).
+
+    Raises
+    ------
+    InvalidInputError
+        The device is none, or a mirror axis is not 0, 1 or 2.
     """
 
     def __init__(
@@ -84,14 +94,24 @@ class Segmenter:
         device: str | torch.device = "auto",
         *,
         window_batch: int = 4,
+        mirror_axes: tuple[int, ...] = (),
     ) -> None:
+        if len(set(mirror_axes)) != len(mirror_axes) or not set(mirror_axes) <= {0, 1, 2}:
+            raise InvalidInputError(f"mirror axes {mirror_axes}: use each of 0, 1 and 2 once.")
+        self.mirror_axes = mirror_axes
         self.device = choose_device(device)
         self.network = network.eval().to(self.device)
         self.config = config
         self.window_batch = window_batch
 
     @classmethod
-    def from_version(cls, info: VersionInfo, device: str | torch.device = "auto") -> Segmenter:
+    def from_version(
+        cls,
+        info: VersionInfo,
+        device: str | torch.device = "auto",
+        *,
+        mirror_axes: tuple[int, ...] = (),
+    ) -> Segmenter:
         """Load a published version; the digest of its weights is checked.
 
         Raises
@@ -100,7 +120,8 @@ class Segmenter:
             The weights are not the published ones.
         """
         config = ModelConfig.from_json(info.config)
-        return cls(load_weights(info.weights, config, info.sha256), config, device)
+        network = load_weights(info.weights, config, info.sha256)
+        return cls(network, config, device, mirror_axes=mirror_axes)
 
     def predict(
         self,
@@ -172,8 +193,28 @@ class Segmenter:
         each slice is treated on its own. Volumes smaller than a patch are padded with 0, the mean
         after normalisation.
         """
+        subsets = [
+            [a + 1 for a in chosen]
+            for k in range(len(self.mirror_axes) + 1)
+            for chosen in itertools.combinations(self.mirror_axes, k)
+        ]
+        sum_of: torch.Tensor | None = None
+        for turn, dims in enumerate(subsets):
+
+            def tell(done: int, total: int, turn: int = turn) -> None:
+                if progress is not None:
+                    progress(turn * total + done, len(subsets) * total)
+
+            image = prepared.tensor.flip(dims) if dims else prepared.tensor
+            found = self._windowed(image, tell, cancel)
+            sum_of = found if sum_of is None else sum_of + found.flip(dims)
+        mean = cast(torch.Tensor, sum_of)
+        return mean / len(subsets) if len(subsets) > 1 else mean
+
+    def _windowed(
+        self, image: torch.Tensor, progress: WindowProgress, cancel: Callable[[], bool] | None
+    ) -> torch.Tensor:
         axis = self.config.slice_axis
-        image = prepared.tensor
         # B, C, spatial: in 2D the slices are the batch
         batch = image[None] if axis is None else image.movedim(axis + 1, 0)
         done, total = 0, self._count_windows(tuple(batch.shape))
@@ -185,8 +226,7 @@ class Segmenter:
             with torch.autocast("cuda", torch.float16, enabled=self.device.type == "cuda"):
                 logits = self.network(windows)
             done += windows.shape[0]
-            if progress is not None:
-                progress(min(done, total), total)
+            progress(min(done, total), total)
             return cast(torch.Tensor, logits.float())
 
         inferer = SlidingWindowInferer(

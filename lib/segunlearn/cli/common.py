@@ -42,6 +42,13 @@ StoreOption = Annotated[
     str, typer.Option(help="URL of the store; without it, SQLite in the home folder.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")]
+MirrorOption = Annotated[
+    str,
+    typer.Option(
+        help="RAS axes: average over mirror images along them, for example R; each doubles the "
+        "time. For models trained with the same --flip."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 PeopleOption = Annotated[
     Path | None, typer.Option(help="CSV with the columns file, person and optionally study.")
@@ -72,6 +79,14 @@ def home_of(path: Path) -> Home:
 def people_of(table: Path | None, regex: str | None) -> People:
     """Rule from files to persons."""
     return People(regex=regex, table=table)
+
+
+def axes_of(option: str, text: str) -> tuple[int, ...]:
+    """RAS axes 0, 1 and 2 of an option's letters."""
+    try:
+        return tuple(sorted({"RAS".index(c) for c in text.upper()}))
+    except ValueError as error:
+        raise InvalidInputError(f"{option} {text!r}: use the letters R, A and S.") from error
 
 
 def modality_of(text: str) -> str:

@@ -16,11 +16,13 @@ from segunlearn.cli.common import (
     DeviceOption,
     HomeOption,
     JsonOption,
+    MirrorOption,
     ModalityOption,
     ModelOption,
     PeopleOption,
     RegexOption,
     StoreOption,
+    axes_of,
     held_out_of,
     home_of,
     modality_of,
@@ -47,6 +49,7 @@ def evaluate(
     ] = False,
     tolerance: Annotated[float, typer.Option(min=0.0, help="Of surface Dice, mm.")] = 1.0,
     store: StoreOption = "",
+    mirror: MirrorOption = "",
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -72,7 +75,7 @@ def evaluate(
                 "none of them was kept out."
             )
     cases = without_forgotten(records, cases)
-    segmenter = Segmenter.from_version(info, device)
+    segmenter = Segmenter.from_version(info, device, mirror_axes=axes_of("--mirror", mirror))
     with stop_on_interrupt() as interrupted, progress_bar(as_json) as bar:
         result = run(
             cases,

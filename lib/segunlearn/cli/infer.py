@@ -13,8 +13,10 @@ from segunlearn.cli.common import (
     DeviceOption,
     HomeOption,
     JsonOption,
+    MirrorOption,
     ModalityOption,
     ModelOption,
+    axes_of,
     console,
     home_of,
     modality_of,
@@ -40,6 +42,7 @@ def infer(
     modality: ModalityOption = "auto",
     model: ModelOption = "segmentation",
     version: Annotated[str | None, typer.Option(help="Instead of the active version.")] = None,
+    mirror: MirrorOption = "",
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -64,7 +67,7 @@ def infer(
     else:
         datasets = []
         image = read_volume(source, modality=modality_of(modality))
-    segmenter = Segmenter.from_version(info, device)
+    segmenter = Segmenter.from_version(info, device, mirror_axes=axes_of("--mirror", mirror))
     with stop_on_interrupt() as interrupted, progress_bar(as_json) as bar:
         mask = segmenter.predict(
             image, progress=lambda done, total: bar("infer", done, total), cancel=interrupted

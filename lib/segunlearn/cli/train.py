@@ -23,6 +23,7 @@ from segunlearn.cli.common import (
     PeopleOption,
     RegexOption,
     StoreOption,
+    axes_of,
     console,
     held_out_details,
     held_out_of,
@@ -105,7 +106,7 @@ def train(
     settings = replace(chosen.settings, **changes)
     if flip:
         settings = replace(
-            settings, augmentation=replace(settings.augmentation, flip_axes=_axes(flip))
+            settings, augmentation=replace(settings.augmentation, flip_axes=axes_of("--flip", flip))
         )
     cases = cases_from_folder(data, people_of(people, person_regex), modality=modality_of(modality))
     names = names_of(labels) if labels else ()
@@ -193,13 +194,6 @@ def _keep_out(
         return list(cases), []
     kept, held_out = split_by_person(cases, (1 - holdout, holdout), seed)
     return kept, [pseudonyms.of(person) for person in persons_of(held_out)]
-
-
-def _axes(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(sorted({"RAS".index(c) for c in text.upper()}))
-    except ValueError as error:
-        raise InvalidInputError(f"--flip {text!r}: use the letters R, A and S.") from error
 
 
 def _names_in(data: Path, cases: Sequence[Case]) -> tuple[str, ...]:
