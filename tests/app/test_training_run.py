@@ -27,6 +27,7 @@ from segunlearn.errors import (
     UnavailableError,
 )
 from segunlearn.networks import ModelConfig
+from segunlearn.records.forget_set import ForgetSet
 from segunlearn.records.runs import Progress, Runs
 from segunlearn.records.versions import VersionRegistry
 from segunlearn.training import TrainSettings
@@ -188,6 +189,63 @@ def test_a_cancelled_run_stands_in_the_ledger_and_is_resumed(site: Site, tmp_pat
     assert site.folders() == []
     digests = [VersionRegistry(s.home.model("tiny")).get("v0001").sha256 for s in (site, other)]
     assert digests[0] == digests[1]
+
+
+def stopped(site: Site) -> Path:
+    """Stop a training after its first checkpoint; gives the run's folder."""
+
+    def cancel(run: TrainingRun, progress: Progress) -> None:
+        if run.folder.joinpath("checkpoint.json").exists() and progress.phase == "train":
+            site.records.runs.cancel(run.run_id)
+
+    with pytest.raises(CancelledError):
+        site.run(QUICK, during=cancel)
+    return site.last.folder
+
+
+def test_the_checkpoint_of_a_stopped_run_goes_when_its_study_is_marked(site: Site) -> None:
+    folder = stopped(site)
+    assert folder.joinpath("checkpoint.json").exists()
+    forget_set = site.records.forget_set
+    request, _ = forget_set.mark("study", "p001_0", "quality", actor="dpo", opaque=True)
+    assert not folder.exists()
+    # not even when the mark was a mistake: then it is trained from the start
+    forget_set.withdraw(request.request_id, actor="dpo")
+    epochs: list[float] = []
+    site.run(QUICK, during=lambda _, p: epochs.append(p.metrics.get("epoch", 0.0)))
+    assert min(e for e in epochs if e) == 1
+    assert len(site.records.ledger.cases_of(site.last.run_id)) == 4
+
+
+def test_nor_does_the_next_training_use_what_a_mark_did_not_meet(site: Site) -> None:
+    folder = stopped(site)
+    # as when the mark was made on another machine, on a shared store
+    ForgetSet(site.records.store).mark("study", "p001_0", "quality", actor="dpo", opaque=True)
+    assert folder.exists()
+
+    found: list[bool] = []
+
+    def look(run: TrainingRun, progress: Progress) -> None:
+        if progress.phase == "prepare":
+            places = (folder, run.folder)
+            found.append(any(list(place.glob("*.safetensors")) for place in places))
+
+    site.run(during=look)
+    assert found
+    assert not any(found)
+    assert len(site.records.ledger.cases_of(site.last.run_id)) == 3
+
+
+def test_a_run_stopped_after_the_mark_leaves_no_checkpoint(site: Site) -> None:
+    def mark_and_stop(run: TrainingRun, progress: Progress) -> None:
+        if run.folder.joinpath("checkpoint.json").exists() and progress.phase == "train":
+            site.records.forget_set.mark("series", "p001_0", "quality", actor="dpo", opaque=True)
+            site.records.runs.cancel(run.run_id)
+
+    with pytest.raises(CancelledError):
+        site.run(QUICK, during=mark_and_stop)
+    assert site.state() == "cancelled"
+    assert site.folders() == []
 
 
 def test_a_failed_run_says_why(site: Site) -> None:

@@ -59,10 +59,13 @@ def records(home: Path, url: str) -> Iterator[Store]:
             store.close()
 
 
-def _forget_set(store: Store) -> ForgetSet:
-    from segunlearn.app.forgetting import reporting
+def _forget_set(store: Store, home: Path, *, files: bool = False) -> ForgetSet:
+    """Forget set whose marks are told to the PACS, and delete checkpoints that saw the target."""
+    from segunlearn.app.checkpoints import dropping
+    from segunlearn.app.forgetting import in_turn, reporting
 
-    return ForgetSet(store, on_change=reporting(Outbox(store)))
+    tidy = dropping(Home(home.expanduser().resolve()))
+    return ForgetSet(store, on_change=tidy if files else in_turn(tidy, reporting(Outbox(store))))
 
 
 @forget.command()
@@ -83,7 +86,7 @@ def mark(
     """Mark a study, series, patient or structure; from now on it is left out of training."""
     kind, target = _one_target(study=study, series=series, patient=patient, structure=structure)
     with records(home, url) as store:
-        forget_set = ForgetSet(store) if files else _forget_set(store)
+        forget_set = _forget_set(store, home, files=files)
         request, created = forget_set.mark(
             kind,
             target,
@@ -147,7 +150,7 @@ def withdraw(
 ) -> None:
     """Take a request back, before any unlearning."""
     with records(home, url) as store:
-        request = _forget_set(store).withdraw(
+        request = _forget_set(store, home).withdraw(
             request_id, actor=_actor(), role="command line", why=why
         )
     _say([request], as_json, f"{request_id}: withdrawn.")
@@ -162,7 +165,7 @@ def approve(
 ) -> None:
     """Approve a request, so that it may be unlearned."""
     with records(home, url) as store:
-        forget_set = _forget_set(store)
+        forget_set = _forget_set(store, home)
         who = {"actor": _actor(), "role": "command line"}
         if forget_set.get(request_id).state == "proposed":
             forget_set.transition(request_id, "requested", **who)

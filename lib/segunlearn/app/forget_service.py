@@ -165,7 +165,8 @@ class ForgetService:
         return mark(image_id, "forget", MARKER_REASONS[0], actor or UNKNOWN_ACTOR, False)
 
     def start(self) -> None:
-        """Begin to follow the PACS; in the server only, once."""
+        """Tidy up what marks left, and begin to follow the PACS; in the server only, once."""
+        self._records.drop_marked_checkpoints()
         studies = self._datastore()
         if not self._pacs_url or not isinstance(studies, DicomDatastore):
             return

@@ -118,6 +118,16 @@ def reporting(outbox: Outbox) -> OnChange:
     return report
 
 
+def in_turn(*hooks: OnChange) -> OnChange:
+    """Make one hook of several."""
+
+    def all_of_them(connection: Connection, request: ForgetRequest, entry: HistoryEntry) -> None:
+        for hook in hooks:
+            hook(connection, request, entry)
+
+    return all_of_them
+
+
 def proposing(forget_set: ForgetSet, seen: PacsSeen) -> Callable[[Proposal], bool]:
     """Make the function that writes proposals of the PACS into the forget set.
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from segunlearn.app.forgetting import reporting
+from segunlearn.app import checkpoints
+from segunlearn.app.forgetting import in_turn, reporting
 from segunlearn.app.options import Home
 from segunlearn.cases import Case
 from segunlearn.dicom.identifiers import Pseudonyms, load_or_create_key
-from segunlearn.errors import ConflictError
+from segunlearn.errors import ConflictError, SegUnlearnError
 from segunlearn.records.forget_set import ForgetSet
 from segunlearn.records.ledger import Ledger
 from segunlearn.records.outbox import Outbox
 from segunlearn.records.runs import RunRecord, Runs
 from segunlearn.records.store import Store, open_store
+
+logger = logging.getLogger(__name__)
 
 #: State of a run in the words of MONAI Label's tasks.
 _TASK_STATES = {
@@ -80,9 +84,13 @@ class Records:
 
     @property
     def forget_set(self) -> ForgetSet:
-        """Forget requests; where there is a PACS, every change waits to be told to it."""
-        store = self.store
-        return ForgetSet(store, on_change=reporting(Outbox(store)) if self._reports else None)
+        """Forget requests; where there is a PACS, every change waits to be told to it.
+
+        A mark deletes the checkpoints that saw its target, see ``segunlearn.app.checkpoints``.
+        """
+        store, tidy = self.store, checkpoints.dropping(self._home)
+        hook = in_turn(tidy, reporting(Outbox(store))) if self._reports else tidy
+        return ForgetSet(store, on_change=hook)
 
     @property
     def pseudonyms(self) -> Pseudonyms:
@@ -92,6 +100,17 @@ class Records:
     def without_forgotten(self, cases: Sequence[Case]) -> list[Case]:
         """Cases that no live forget request names."""
         return list(self.forget_set.exclude(list(cases))[0]) if cases else []
+
+    def drop_marked_checkpoints(self) -> None:
+        """Delete checkpoints that saw what was marked while nobody was there to delete them."""
+        if not checkpoints.left_behind(self._home):
+            return
+        try:
+            targets = self.forget_set.live_targets()
+            with self.store.read() as connection:
+                checkpoints.drop(self._home, connection, targets)
+        except (SegUnlearnError, OSError) as error:
+            logger.error("checkpoints that saw marked studies could not be deleted: %s", error)
 
     def last_models(self, kind: str) -> list[str]:
         """Models by their latest run of a kind, the newest first; a running one before others."""
@@ -139,3 +158,4 @@ class Records:
                 if state != "running":
                     waiting.remove(run_id)
             time.sleep(0.05)
+        self.drop_marked_checkpoints()  # a killed one could not look whether it saw a marked study

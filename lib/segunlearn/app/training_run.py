@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from segunlearn.app import checkpoints
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.app.train_ledger import entry_of
@@ -137,6 +138,8 @@ class TrainingRun:
         except Exception as error:
             self._finish("failed", f"unexpected error: {error!r:.500}")
             raise
+        finally:
+            self._drop_if_marked()
         self.records.runs.finish(self.run_id, "done")
         shutil.rmtree(self.folder, ignore_errors=True)
         logger.info("version %s (%s…) is in service", version.version, version.sha256[:12])
@@ -177,19 +180,34 @@ class TrainingRun:
         ``train`` goes on from it only if cases, labels, configuration and settings are the same,
         and discards it otherwise. Folders of other runs are removed: they hold weights.
         """
-        folder = self.folder
+        folder, pseudonyms = self.folder, self.records.pseudonyms
         folder.parent.mkdir(parents=True, exist_ok=True)
+        self.records.drop_marked_checkpoints()
         for old in self.records.runs.list(1000, model=self.model, kind="train"):
             left = self.home.runs / old.run_id
             if old.run_id == self.run_id or not left.is_dir():
                 continue
-            if not folder.exists() and not old.is_running and old.state != "done":
+            if old.is_running:
+                continue
+            same = old.state != "done" and checkpoints.is_of(left, self.cases, pseudonyms)
+            if same and not folder.exists():
                 logger.info("taking over the checkpoint of run %s", old.run_id)
                 os.replace(left, folder)  # noqa: PTH105
-            elif not old.is_running:
+            else:
                 shutil.rmtree(left, ignore_errors=True)
         folder.mkdir(exist_ok=True)
+        checkpoints.note(folder, self.cases, pseudonyms)
         return folder
+
+    def _drop_if_marked(self) -> None:
+        """Leave no checkpoint that saw what was marked while the run went on."""
+        try:
+            if self.folder.is_dir() and len(self.records.without_forgotten(self.cases)) < len(
+                self.cases
+            ):
+                shutil.rmtree(self.folder)
+        except (SegUnlearnError, OSError) as error:
+            logger.error("the checkpoint of run %s could not be looked at: %s", self.run_id, error)
 
     def _publish(self, result: TrainResult) -> VersionInfo:
         self.report(Progress("publish", 0, 1, {}))

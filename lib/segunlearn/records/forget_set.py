@@ -588,6 +588,14 @@ class ForgetSet:
         with self._store.read() as connection:
             return status_of(self._store, connection, whole, single)
 
+    def live_targets(self) -> Sequence[Target]:
+        """List what the live requests name, in the order of the marks."""
+        row = FORGET_REQUEST.c
+        query = select(row.target_kind, row.target_id, row.issuer, row.model)
+        query = query.where(row.is_open == literal_column("1"), row.is_live == 1)
+        with self._store.read() as connection:
+            return [Target(*found) for found in connection.execute(query.order_by(row.seq))]
+
     def structures(self, model: str) -> dict[str, str]:
         """Labels that a model must not be trained on, each with its live request's id."""
         query = select(FORGET_REQUEST.c.target_id, FORGET_REQUEST.c.id).where(

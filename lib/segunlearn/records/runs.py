@@ -397,6 +397,13 @@ class Runs:
                     marked.append(run_id)
         return marked
 
+    @classmethod
+    def ended(cls, connection: Connection, kind: str, run_ids: Sequence[str]) -> Sequence[str]:
+        """Those of some runs that are of a kind and write no more: ended, or their process died."""
+        query = select(RUN).where(RUN.c.kind == kind, RUN.c.id.in_(run_ids)).order_by(RUN.c.seq)
+        rows = connection.execute(query).all()
+        return [row.id for row in rows if row.state != "running" or cls._is_dead(row)]
+
     @staticmethod
     def _is_dead(row: AnyRow) -> bool:
         process = ProcessIdentity(

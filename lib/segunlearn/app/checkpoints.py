@@ -1,0 +1,162 @@
+"""Checkpoints of trainings that did not finish: whose images shaped them, and when they go.
+
+A training that was killed or stopped leaves its checkpoint, so that the next one goes on from it.
+It holds weights that saw studies. Beside it lies ``cases.json`` with the pseudonyms of what was
+trained on; a mark deletes every checkpoint that saw its target. What a mark cannot meet (a training
+under way, a mark made on another machine) goes when that training ends, when the next one starts,
+or when the server starts.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection
+
+from segunlearn.app.options import Home
+from segunlearn.cases import Case
+from segunlearn.dicom.identifiers import Pseudonyms, load_or_create_key
+from segunlearn.errors import SegUnlearnError
+from segunlearn.records.durable import read_json, write_json_durably
+from segunlearn.records.forget_set import ForgetRequest, HistoryEntry, OnChange
+from segunlearn.records.forget_states import LIVE
+from segunlearn.records.runs import Runs
+from segunlearn.records.targets import Target, same_issuer, split_person, unpad
+
+logger = logging.getLogger(__name__)
+
+_CASES = "cases.json"
+#: No identifier: its pseudonym tells whether the site's key is still the same.
+_KEY_PROBE = "cases of a training"
+
+
+def note(folder: Path, cases: Sequence[Case], pseudonyms: Pseudonyms) -> None:
+    """Write down what a training is about to read, before its first checkpoint.
+
+    Parameters
+    ----------
+    folder
+        Of the run, ``home/runs/<run_id>``.
+    cases
+        Of training and validation.
+    pseudonyms
+        Of the home.
+    """
+    write_json_durably(folder / _CASES, _described(cases, pseudonyms))
+
+
+def is_of(folder: Path, cases: Sequence[Case], pseudonyms: Pseudonyms) -> bool:
+    """Whether a run read just these series, studies and persons."""
+    try:
+        return bool(read_json(folder / _CASES) == _described(cases, pseudonyms))
+    except SegUnlearnError:
+        return False
+
+
+def drop(home: Home, connection: Connection, targets: Iterable[Target]) -> list[str]:
+    """Delete what ended trainings left, where it saw one of the targets or nobody can say.
+
+    Parameters
+    ----------
+    home
+        Where the runs lie.
+    connection
+        An open connection of the store.
+    targets
+        Of live requests.
+
+    Returns
+    -------
+    list of str
+        Ids of the runs.
+
+    Raises
+    ------
+    IntegrityError, UnavailableError
+        The site's key cannot be read.
+    OSError
+        A folder cannot be deleted.
+    """
+    wanted = [t for t in targets if t.kind != "structure"]
+    if not wanted or not left_behind(home):
+        return []
+    pseudonyms = Pseudonyms(load_or_create_key(home.site_key))
+    named = {(t.kind, pseudonyms.of(t.id), _issuer(t.issuer, pseudonyms)) for t in wanted}
+    dropped = []
+    for run_id in Runs.ended(connection, "train", left_behind(home)):
+        if _saw(home.runs / run_id, named, pseudonyms):
+            shutil.rmtree(home.runs / run_id)
+            logger.info("the checkpoint of run %s saw what was marked: deleted", run_id)
+            dropped.append(run_id)
+    return dropped
+
+
+def left_behind(home: Home) -> list[str]:
+    """Names of the folders of runs."""
+    return sorted(p.name for p in home.runs.iterdir() if p.is_dir()) if home.runs.is_dir() else []
+
+
+def dropping(home: Home) -> OnChange:
+    """Make the hook that deletes checkpoints in the moment of a mark.
+
+    It never keeps a mark from being made: what it cannot delete is logged, and is tried again when
+    a training or the server starts.
+    """
+
+    def tidy(connection: Connection, request: ForgetRequest, entry: HistoryEntry) -> None:
+        if entry.from_state == entry.to_state or entry.to_state not in LIVE:
+            return
+        try:
+            drop(home, connection, [request.target])
+        except (SegUnlearnError, OSError) as error:
+            logger.error("checkpoints could not be deleted at a mark: %s", error)
+
+    return tidy
+
+
+def _described(cases: Iterable[Case], pseudonyms: Pseudonyms) -> dict[str, Any]:
+    """Describe cases without naming anybody; the patient's issuer stands apart, it may be unknown.
+
+    See :mod:`segunlearn.records.targets` for how ids and issuers are compared.
+    """
+    series, study, patient = set(), set(), set()
+    for case in cases:
+        series.add(pseudonyms.of(unpad(case.series)))
+        study.add(pseudonyms.of(unpad(case.study)))
+        person, issuer = split_person(case.person)
+        patient.add((pseudonyms.of(person), _issuer(issuer, pseudonyms)))
+    return {
+        "key": pseudonyms.of(_KEY_PROBE),
+        "series": sorted(series),
+        "study": sorted(study),
+        "patient": [list(pair) for pair in sorted(patient)],
+    }
+
+
+def _issuer(issuer: str, pseudonyms: Pseudonyms) -> str:
+    return pseudonyms.of(issuer) if issuer else ""
+
+
+def _saw(folder: Path, named: Collection[tuple[str, str, str]], pseudonyms: Pseudonyms) -> bool:
+    """Whether a run read one of the targets; also when its list of cases is gone or damaged."""
+    try:
+        listed = read_json(folder / _CASES)
+        if listed["key"] != pseudonyms.of(_KEY_PROBE):
+            return True
+        if any((kind, p, "") in named for kind in ("series", "study") for p in listed[kind]):
+            return True
+        patients: dict[str, list[str]] = {}
+        for kind, pseudonym, issuer in named:
+            if kind == "patient":
+                patients.setdefault(pseudonym, []).append(issuer)
+        return any(
+            same_issuer(issuer, other)
+            for person, issuer in listed["patient"]
+            for other in patients.get(person, ())
+        )
+    except (SegUnlearnError, KeyError, TypeError, ValueError):
+        return True
