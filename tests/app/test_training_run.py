@@ -248,6 +248,20 @@ def test_a_run_stopped_after_the_mark_leaves_no_checkpoint(site: Site) -> None:
     assert site.folders() == []
 
 
+def test_a_training_that_gives_the_retired_weights_again_is_refused(site: Site) -> None:
+    registry = VersionRegistry(site.home.model("tiny"))
+    site.run()
+    site.run(replace(TWO, seed=1))
+    registry.retire("v0001")
+    with pytest.raises(ConflictError, match=r"v0001.*retired"):
+        site.run()
+    assert site.versions() == ["v0001", "v0002"]
+    assert site.state() == "refused"
+    row = site.records.ledger.row(site.last.run_id)
+    assert (row.outcome, row.version_sha256) == ("refused", None)
+    assert site.folders() == []
+
+
 def test_a_failed_run_says_why(site: Site) -> None:
     hot = replace(TWO, learning_rate=1e30, warmup=0.0, gradient_clip=1e30)
     with pytest.raises(SegUnlearnError, match="diverged"):

@@ -160,16 +160,40 @@ def test_publishing_again_finishes_a_publish_that_was_stopped(registry: VersionR
     assert registry.active() == again
 
 
-def test_publishing_a_retired_run_again_adds_one_version_only(registry: VersionRegistry) -> None:
+@pytest.mark.parametrize("activate", [True, False])
+@pytest.mark.parametrize("run_id", ["run-1", "run-9"])
+def test_retired_weights_are_not_published_again(
+    registry: VersionRegistry, run_id: str, activate: bool
+) -> None:
+    publish(registry, b"one", "run-1")
+    publish(registry, b"two", "run-2")
+    registry.retire("v0001").weights.unlink()  # destroyed, and still known by their digest
+
+    with pytest.raises(ConflictError, match=f"v0001.*{sha(b'one')[:12]}.*retired"):
+        publish(registry, b"one", run_id, activate=activate)
+
+    assert states(registry) == {"v0001": "retired", "v0002": "active"}
+    with pytest.raises(ConflictError, match="retired"):
+        registry.refuse_retired(sha(b"one"))
+    registry.refuse_retired(sha(b"two"))
+    registry.refuse_retired(sha(b"three"))
+
+
+def test_a_restore_publishes_retired_weights_once(registry: VersionRegistry) -> None:
     publish(registry, b"one", "run-1")
     publish(registry, b"two", "run-2")
     registry.retire("v0001")
 
-    again = publish(registry, b"one", "run-1")
+    again = publish(registry, b"one", "run-1", allow_retired=True)
 
     assert again.version == "v0003"
-    assert publish(registry, b"one", "run-1").version == "v0003"
+    assert publish(registry, b"one", "run-1", allow_retired=True).version == "v0003"
     assert states(registry) == {"v0001": "retired", "v0002": "available", "v0003": "active"}
+    # from now on the digest means the restored version
+    registry.activate("v0002")
+    assert registry.activate(sha(b"one")).version == "v0003"
+    assert publish(registry, b"one", "run-1").version == "v0003"
+    registry.refuse_retired(sha(b"one"))
 
 
 # damage

@@ -99,7 +99,7 @@ class TrainingRun:
         Raises
         ------
         ConflictError
-            A case was marked for forgetting while the training ran.
+            A case was marked for forgetting while the training ran, or its result is retired.
         CancelledError
             A person stopped it.
         InvalidInputError, LabelError, GeometryError
@@ -219,6 +219,11 @@ class TrainingRun:
                 f"{len(marked)} of the cases were marked for forgetting while the training ran, so "
                 "its result is not published. Start the training again, it leaves them out."
             )
+        try:
+            self.registry.refuse_retired(result.sha256)
+        except ConflictError:  # the same images and seed give the same weights
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
         # the row first: no version is ever served that the ledger does not know
         self._append_to_ledger("done", result)
         version = self.registry.publish(

@@ -110,6 +110,8 @@ class VersionRegistry:
     def get(self, version: str) -> VersionInfo:
         """One version by its name (``v0001``) or by its weights' SHA-256.
 
+        Where weights were retired and restored, the digest means the restored version.
+
         Raises
         ------
         NotFoundError
@@ -151,6 +153,7 @@ class VersionRegistry:
         run_id: str,
         activate: bool = True,
         details: Mapping[str, Any] | None = None,
+        allow_retired: bool = False,
     ) -> VersionInfo:
         """Copy weights into a new version and, by default, make it the active one.
 
@@ -167,11 +170,15 @@ class VersionRegistry:
             See ``VersionInfo``.
         activate
             Serve it from now on.
+        allow_retired
+            A restore: a person wants weights back that were retired.
 
         Raises
         ------
         NotFoundError
             There are no weights.
+        ConflictError
+            These weights are retired, see ``refuse_retired``.
         """
         weights = Path(weights)
         if weights.is_dir():
@@ -187,6 +194,8 @@ class VersionRegistry:
             )
             info = next(same, None)
             if info is None:
+                if not allow_retired:
+                    self.refuse_retired(digest)
                 info = self._add(weights, dict(config), parent_sha256, run_id, dict(details or {}))
             if activate:
                 self._point_to(info)
@@ -240,13 +249,29 @@ class VersionRegistry:
             write_json_durably(info.path / "manifest.json", {**manifest, "state": "retired"})
             return self._info(info.version, self._read_pointer())
 
+    def refuse_retired(self, sha256: str) -> None:
+        """Raise when weights were retired and not restored since, whatever run brings them.
+
+        Raises
+        ------
+        ConflictError
+            They are retired.
+        """
+        same = [v for v in self._all(None) if v.sha256 == sha256]
+        if same and all(v.state == "retired" for v in same):
+            raise ConflictError(
+                f"{same[0].version} has these weights ({sha256[:12]}…) and is retired, so they are "
+                "not published again. Train with other images or another seed; if the old model "
+                "is wanted back, restore it."
+            )
+
     def _all(self, active: tuple[str, str] | None) -> list[VersionInfo]:
         return [self._info(name, active) for name in self._names()]
 
     def _find(self, version: str, active: tuple[str, str] | None) -> VersionInfo:
-        for info in self._all(active):
-            if version in (info.version, info.sha256):
-                return info
+        found = [i for i in self._all(active) if version in (i.version, i.sha256)]
+        if found:  # of two with one digest, the one that was restored
+            return next((i for i in found if i.state != "retired"), found[0])
         raise NotFoundError(
             f"model {self.root.name!r} has no version {version!r}; there are "
             f"{', '.join(self._names()) or 'none'}."
