@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from memorising_task import CONFIG, FORGET, RETAIN, SETS, people
+from memorising_task import CONFIG, FORGET, RETAIN, SETS, TEST, original, people, retrained
 from segunlearn.errors import CancelledError, InvalidInputError, NotFoundError, SegUnlearnError
 from segunlearn.networks import build_network
 from segunlearn.records.runs import Progress
 from segunlearn.unlearning import METHODS, UnlearningSets, unlearn
+from segunlearn.unlearning.erode_and_repair import ErodeAndRepairSettings, keyed_weights
 from segunlearn.unlearning.loop import (
     Steps,
     descend,
@@ -31,6 +32,7 @@ from segunlearn.unlearning.sets import Draw
 
 SHORT = {
     "retrain": {"epochs": 1},
+    "erode_and_repair": {"epochs": 1},
     "scrub": {"rounds": 2, "max_rounds": 1, "max_steps": 1, "min_steps": 1},
 }
 
@@ -181,3 +183,45 @@ def test_one_pass_and_sliding_window_score_alike() -> None:
     slid = next(iter(log_probabilities(network, [wide], CONFIG)))
     for number in range(2):
         torch.testing.assert_close(slid[..., number], batched[0][..., 0], rtol=1e-3, atol=1e-4)
+
+
+def test_keyed_weights_are_distributed_as_torch_draws_them() -> None:
+    """Same spread layer by layer, decided by the key alone; another key, another draw."""
+    network = build_network(CONFIG, 0)
+    first, again = (
+        keyed_weights(network, bytes(32)),
+        keyed_weights(build_network(CONFIG, 9), bytes(32)),
+    )
+    other = keyed_weights(network, bytes(31) + b"1")
+    assert same(first, again)
+    for name, weight in network.state_dict().items():
+        drawn = first[name]
+        assert drawn.shape == weight.shape
+        if weight.ndim == 1 and float(weight.std()) == 0:  # a normalisation
+            assert torch.equal(drawn, weight)
+            continue
+        assert not torch.equal(drawn, other[name])
+        if weight.numel() >= 500:
+            assert float(drawn.abs().max()) == pytest.approx(float(weight.abs().max()), rel=0.05)
+            assert float(drawn.std()) == pytest.approx(float(weight.std()), rel=0.1)
+            assert abs(float(drawn.mean())) < 0.15 * float(drawn.std())
+
+
+def test_erosion_takes_the_memory_and_repair_brings_the_skill_back() -> None:
+    """S falls to the never-seen level and stays there; unseen people are segmented as before."""
+    settings = ErodeAndRepairSettings(keep=0.2, epochs=30, learning_rate=8e-3, batch_size=10)
+    made = unlearn("erode_and_repair", original(), SETS, settings)
+    assert made.read == {"retain": len(RETAIN)}
+
+    def dice(network: nn.Module, studies: tuple[object, ...]) -> float:
+        return mean_dice(network, studies, CONFIG)  # type: ignore[arg-type]
+
+    never = retrained(1)
+    assert dice(original(), FORGET) - dice(never, FORGET) > 0.15
+    assert abs(dice(made.network, FORGET) - dice(never, FORGET)) < 0.06
+    assert dice(made.network, TEST) > dice(never, TEST) - 0.05
+
+
+def test_a_key_that_is_none_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="64 hexadecimal digits"):
+        ErodeAndRepairSettings(key="secret")

@@ -17,6 +17,7 @@ from torch import nn
 from segunlearn.errors import InvalidInputError, NotFoundError
 from segunlearn.unlearning import (
     bad_teacher,
+    erode_and_repair,
     fine_tune,
     gradient_ascent,
     gradient_difference,
@@ -128,6 +129,13 @@ METHODS: dict[str, Method] = {
         salun.READS,
         False,
         "teach wrong labels to the weights that matter for the forget set",
+    ),
+    "erode_and_repair": Method(
+        erode_and_repair.erode_and_repair,
+        erode_and_repair.ErodeAndRepairSettings,
+        erode_and_repair.READS,
+        False,
+        "throw most of every weight away, repair the rest on the retain set",
     ),
 }
 
