@@ -29,6 +29,11 @@ def _shown(word: str) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
 
 
+def commit() -> str:
+    """Commit of the working tree."""
+    return _git("rev-parse", "HEAD") or "none"
+
+
 def bar(name: str, value: float, target: str, holds: bool) -> dict[str, Any]:
     """One acceptance figure; ``target`` is written as people read it, e.g. ``>= 0.86``."""
     return {"name": name, "value": value, "target": target, "holds": bool(holds)}
@@ -36,13 +41,12 @@ def bar(name: str, value: float, target: str, holds: bool) -> dict[str, Any]:
 
 def write(name: str, figures: dict[str, Any], bars: list[dict[str, Any]], **more: Any) -> Path:
     """Write ``results/<name>.json`` and print the bars."""
-    commit = _git("rev-parse", "HEAD") or "none"
     changed = [line[3:] for line in _git("status", "--porcelain", "--", "lib").splitlines()]
     result = {
         "name": name,
         "measured": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "command": " ".join(["python", *map(_shown, sys.argv)]),
-        "commit": commit,
+        "commit": commit(),
         "uncommitted": changed,  # files of lib/ that differed from the commit
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 import unlearning_table as table
-from report import ROOT
+from report import ROOT, commit
 from torch import nn
 from unlearning_task import Task, load, of
 
@@ -158,11 +158,12 @@ class ForgetSet:
                 )
             )
         self.audited("original", self.bench.original, {})
+        early = self.bench.kept(self.dir, "early-stopped", self.never)
+        thorough = self.name in self.task.thorough
+        self.audited("early-stopped", early, {"retain": len(self.sets.retain)}, distil=thorough)
         self.left_out()
         short = self.bench.trained(self.dir, "short", self.sets.retain, self.task.short_epochs, 13)
         self.audited("short", short, {"retain": len(self.sets.retain)})
-        early = self.bench.kept(self.dir, "early-stopped", self.never)
-        self.audited("early-stopped", early, {"retain": len(self.sets.retain)})
         for name, method in METHODS.items():
             if method.exact:
                 continue
@@ -175,7 +176,7 @@ class ForgetSet:
                 partial(self.unlearned, name, settings),
             )
             self.audited(name, made, {r: len(getattr(self.sets, r)) for r in method.reads})
-        if self.name in self.task.thorough and self.name != "hard":
+        if thorough and self.name != "hard":
             self.faulty()
 
     def unlearned(self, name: str, settings: Any) -> nn.Module:
@@ -236,17 +237,17 @@ class ForgetSet:
         )
         return replace(settings, relearning=relearning) if relearning else settings
 
-    def audited(self, name: str, made: Made, read: dict[str, int]) -> None:
+    def audited(self, name: str, made: Made, read: dict[str, int], *, distil: bool = False) -> None:
         """Audit a candidate; distil it only if nothing else refuses it."""
         path = self.dir / "audits" / f"{name}.json"
         if path.is_file():
             return
-        result = self.audit(name, made, read, distil=False)
+        result = self.audit(name, made, read, distil=distil)
         thorough = self.name in self.task.thorough
-        if thorough and result.verdict.outcome != "refused":
+        if thorough and not distil and result.verdict.outcome != "refused":
             result = self.audit(name, made, read, distil=True)
         path.parent.mkdir(exist_ok=True)
-        write_json_durably(path, result.to_json())
+        write_json_durably(path, {**result.to_json(), "commit": commit()})
         write_report(path.with_suffix(".html"), result.to_json())
         failed = [f.name for f in result.findings if f.outcome == "fail"]
         self.bench.say(
@@ -268,12 +269,10 @@ class ForgetSet:
         )
 
     def left_out(self) -> None:
-        """Judge each full reference against the others: all must pass."""
+        """Judge each full reference against the others, by the figures of the last audit."""
         path = self.dir / "audits" / "left-out.json"
         if path.is_file():
             return
-        if self.name in self.task.thorough:  # references distilled too
-            self.audit("original", self.bench.original, {}, distil=True)
         data = read_json(self.dir / "measured" / "audit.json")
         figures = {k: ModelFigures.from_json(v) for k, v in data["figures"].items()}
         relearning = self.settings(distil=False).relearning
@@ -287,6 +286,7 @@ class ForgetSet:
                 {
                     "verdict": outcome.to_json(),
                     "findings": [f.to_json() for f in findings],
+                    "commit": commit(),
                     "figures": {"candidate": figures[mine].to_json()},
                     "provenance": {"cpu_seconds": self.references[i].cpu_seconds},
                 }

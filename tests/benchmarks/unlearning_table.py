@@ -24,7 +24,7 @@ SETS = {
     "1-child": "1 child", "2-children": "2 children", "hard": "hard",
 }  # fmt: skip
 COLUMNS = (
-    "S", "T", "dS", "dT", "gap_excess", "worst_person", "auc", "calibrated_auc",
+    "S", "R", "T", "S_iou", "R_iou", "T_iou", "dS", "dT", "gap_excess", "worst_person", "auc", "calibrated_auc",
     "relearned_others", "gap_after_attack", "distillation", "cpu_seconds", "times_faster",
     "times_faster_than_early_stopped",
 )  # fmt: skip
@@ -69,8 +69,12 @@ def figures(audit: dict[str, Any], costs: dict[str, float]) -> dict[str, Any]:
     return {
         "verdict": audit["verdict"]["outcome"],
         "failed": [n for n, f in findings.items() if f["outcome"] == "fail"],
-        "S": mean_dice(model["forget"]),
-        "T": mean_dice(model["test"]),
+        "commit": audit.get("commit"),
+        **{
+            letter + suffix: mean_dice(model[name], iou=suffix == "_iou")
+            for letter, name in (("S", "forget"), ("R", "retain"), ("T", "test"))
+            for suffix in ("", "_iou")
+        },
         "dS": value("forget_level"),
         "dT": value("unseen_quality"),
         "gap_excess": value("gap_excess"),
@@ -95,11 +99,12 @@ def area(words: str) -> float:
     return float(words.split("AUC ")[1].split()[0])
 
 
-def mean_dice(scores: Iterable[dict[str, Any]]) -> float:
-    """Mean over persons of the mean Dice of their studies."""
+def mean_dice(scores: Iterable[dict[str, Any]], *, iou: bool = False) -> float:
+    """Mean over persons of the mean Dice (or intersection over union) of their studies."""
     persons: dict[str, list[float]] = {}
     for s in scores:
-        persons.setdefault(s["person"], []).append(float(s["dice"]))
+        dice = float(s["dice"])
+        persons.setdefault(s["person"], []).append(dice / (2 - dice) if iou else dice)
     return float(np.mean([np.mean(v) for v in persons.values()]))
 
 
@@ -209,7 +214,8 @@ def finish(
         for shown, candidates in rows.items()
     }
     bars = [{k: v for k, v in b.items() if k != "of_the_audit"} for b in found]
-    write(name, figures, bars, seeds=list(seeds), threads=threads)
+    commits = sorted({str(e["commit"]) for c in rows.values() for es in c.values() for e in es})
+    write(name, figures, bars, seeds=list(seeds), threads=threads, audits_made_at=commits)
     plot(rows, ROOT / "results" / f"{name}.png")
 
 
