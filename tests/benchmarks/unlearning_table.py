@@ -24,8 +24,8 @@ SETS = {
     "1-child": "1 child", "2-children": "2 children", "hard": "hard",
 }  # fmt: skip
 COLUMNS = (
-    "S", "R", "T", "S_iou", "R_iou", "T_iou", "dS", "dT", "gap_excess", "worst_person", "auc", "calibrated_auc",
-    "relearned_others", "gap_after_attack", "distillation", "cpu_seconds", "times_faster",
+    "S", "R", "T", "S_iou", "R_iou", "T_iou", "dS", "dT", "gap_excess", "worst_person", "auc",
+    "calibrated_auc", "relearned_others", "gap_after_attack", "distillation", "cpu_seconds", "times_faster",
     "times_faster_than_early_stopped",
 )  # fmt: skip
 Rows = dict[str, dict[str, list[dict[str, Any]]]]
