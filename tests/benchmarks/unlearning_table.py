@@ -25,8 +25,8 @@ SETS = {
 }  # fmt: skip
 COLUMNS = (
     "S", "R", "T", "S_iou", "R_iou", "T_iou", "dS", "dT", "gap_excess", "worst_person", "auc",
-    "calibrated_auc", "relearned_others", "gap_after_attack", "distillation", "cpu_seconds", "times_faster",
-    "times_faster_than_early_stopped",
+    "calibrated_auc", "relearned_others", "gap_after_attack", "distillation", "cpu_seconds",
+    "times_faster", "times_faster_than_early_stopped",
 )  # fmt: skip
 Rows = dict[str, dict[str, list[dict[str, Any]]]]
 
