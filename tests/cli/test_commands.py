@@ -9,9 +9,11 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,10 @@ import pytest
 from segunlearn import cli
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
+from segunlearn.app.training_lock import training_lock
+from segunlearn.app.training_run import TrainingRun
 from segunlearn.dicom.segmentation import read_segmentation
+from segunlearn.errors import ConflictError, InvalidInputError
 from segunlearn.records.versions import VersionRegistry
 from segunlearn.volumes import Volume, read_volume, write_volume
 from tiny_training import arrays, write_cases
@@ -235,6 +240,62 @@ def test_training_goes_on_from_the_active_version(
     used = {c.person for c in records.ledger.cases_of(second.run_id)}
     assert len(used) == 4
     assert not {records.pseudonyms.of(person) for person in used} & set(kept_out)
+
+
+def test_only_one_training_of_a_model_at_a_time(
+    shell: Shell, home: Path, data: Path, tmp_path: Path
+) -> None:
+    words = ("train", "--data", data, "--home", tmp_path, *TRAIN)
+    before = datetime.now(UTC).replace(microsecond=0)
+    with training_lock(Home(tmp_path), "segmentation", "server", 0):
+        err = shell.refused(*words, "--json")
+    assert f"process {os.getpid()} on {socket.gethostname()}, server" in err
+    since = datetime.fromisoformat(re.findall(r"since (\S+)\)", err)[0])
+    assert before <= since <= datetime.now(UTC)
+    assert "Ctrl-C" in err
+    assert Records(Home(tmp_path)).runs.list(10) == []
+    assert VersionRegistry(tmp_path / "models" / "segmentation").versions() == []
+    with training_lock(Home(tmp_path), "other", "server", 0):
+        shell.json(*words)
+
+
+def test_a_training_holds_the_lock_of_its_model(
+    shell: Shell, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = []
+
+    def execute(_run: TrainingRun, _select: object) -> None:
+        with pytest.raises(ConflictError) as refusal:
+            training_lock(Home(tmp_path), "segmentation", "server", 0).__enter__()
+        said.append(str(refusal.value))
+        raise InvalidInputError("enough.")
+
+    monkeypatch.setattr(TrainingRun, "execute", execute)
+    assert "enough" in shell.refused("train", "--data", data, "--home", tmp_path, *TRAIN, "--json")
+    assert f"process {os.getpid()}" in said[0]
+    assert "command line" in said[0]
+    with training_lock(Home(tmp_path), "segmentation", "server", 0):
+        pass  # let go
+
+
+def test_a_version_published_meanwhile_is_not_passed_over(
+    shell: Shell, home: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "home"
+    shutil.copytree(home, copy)
+    registry = VersionRegistry(copy / "models" / "segmentation")
+
+    @contextlib.contextmanager
+    def late(*_: object) -> Iterator[None]:
+        (tmp_path / "weights.safetensors").write_bytes(b"of the other training")
+        registry.publish(tmp_path, registry.get("v0001").config, parent_sha256=None, run_id="r")
+        yield
+
+    monkeypatch.setattr("segunlearn.app.training_lock.training_lock", late)
+    words = ("train", "--data", data, "--home", copy, *PEOPLE, "--recipe", "sample")
+    err = shell.refused(*words, "--from-active", "--json")
+    assert "v0002" in err
+    assert "v0001" in err
 
 
 def test_what_is_marked_for_forgetting_is_neither_trained_on_nor_measured(

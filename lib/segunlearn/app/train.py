@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -13,16 +12,15 @@ from monailabel.interfaces.tasks.train import TrainTask
 
 from segunlearn.app import train_options
 from segunlearn.app.datastores import StudiesDatastore
-from segunlearn.app.datastores.infos import exclusive
 from segunlearn.app.models import ActiveModel
 from segunlearn.app.options import AppOptions, Home
 from segunlearn.app.records import Records
 from segunlearn.app.train_stats import stats_of
+from segunlearn.app.training_lock import training_lock
 from segunlearn.app.training_run import TrainingRun
 from segunlearn.cases import Case
 from segunlearn.errors import (
     CancelledError,
-    ConflictError,
     InvalidInputError,
     UnavailableError,
 )
@@ -111,15 +109,7 @@ class SegmentationTrainTask(TrainTask):
             An option is wrong, or there is nothing to train on.
         """
         options = self.check(request)
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(
-                    exclusive(self._home.locks, f"train-{self._model.name}", LOCK_SECONDS)
-                )
-            except UnavailableError as error:
-                raise ConflictError(
-                    f"another training of {self._model.name!r} runs. Wait for it, or stop it first."
-                ) from error
+        with training_lock(self._home, self._model.name, "server", LOCK_SECONDS):
             return self._train(options, datastore)
 
     def _train(self, options: Mapping[str, Any], datastore: StudiesDatastore) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from segunlearn.app.options import Home
 from segunlearn.cases import Case, cases_from_folder, persons_of, split_by_person
 from segunlearn.cli.common import (
     DEFAULT,
@@ -38,8 +39,11 @@ from segunlearn.cli.common import (
     without_forgotten,
 )
 from segunlearn.dicom.identifiers import Pseudonyms
-from segunlearn.errors import InvalidInputError
+from segunlearn.errors import ConflictError, InvalidInputError
 from segunlearn.records.versions import VersionInfo
+
+#: To wait for another training of the model that is about to end.
+LOCK_SECONDS = 1.0
 
 
 class RecipeName(StrEnum):
@@ -89,6 +93,7 @@ def train(
     options. Studies with a live forget request are left out.
     """
     from segunlearn.app.records import Records
+    from segunlearn.app.training_lock import training_lock
     from segunlearn.app.training_run import TrainingRun
     from segunlearn.networks import ModelConfig
     from segunlearn.records.runs import Progress
@@ -123,7 +128,12 @@ def train(
             return kept, ModelConfig.from_json(parent.config)
         return kept, planning.plan(kept, names or _names_in(data, kept), name=model, recipe=chosen)
 
-    with stop_on_interrupt() as interrupted, progress_bar(as_json) as bar:
+    with (
+        training_lock(place, model, "command line", LOCK_SECONDS),
+        stop_on_interrupt() as interrupted,
+        progress_bar(as_json) as bar,
+    ):
+        _check_still_active(place, parent, model)
 
         def show(progress: Progress) -> None:
             figures = progress.metrics
@@ -171,6 +181,16 @@ def _check_against_parent(parent: VersionInfo, names: tuple[str, ...], holdout: 
         raise InvalidInputError(
             f"--holdout: {parent.version} has perhaps seen these people. With --from-active the "
             "people that it kept out stay out; leave --holdout away."
+        )
+
+
+def _check_still_active(place: Home, parent: VersionInfo | None, model: str) -> None:
+    """Refuse to pass over a version that another training has published meanwhile."""
+    now = version_of(place, model, None) if parent is not None else None
+    if parent is not None and now is not None and now.sha256 != parent.sha256:
+        raise ConflictError(
+            f"{now.version} was published while this training of {parent.version} was about to "
+            "begin. Start it again, it goes on from the new one."
         )
 
 
