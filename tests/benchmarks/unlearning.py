@@ -313,7 +313,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only-seed", type=int, help="run one seed and stop, for a second core")
     parser.add_argument("--work", type=Path, help="kept between runs; default .bench/<task>")
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--summary", action="store_true", help="only from what is there")
+    parser.add_argument("--quick", action="store_true", help="coarse, one set, writes nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)
     task = load(options.data, quick=options.quick)
@@ -327,17 +328,21 @@ def main() -> int:
             sys.stdout.write(f"[{minutes:5.1f} min] seed {seed} of {len(seeds)} · {text}\n")
             sys.stdout.flush()
 
-        Bench(task, seed, work, say).run()
+        if not options.summary:
+            Bench(task, seed, work, say).run()
     if options.only_seed is not None:
         return 0
     rows = table.collect(work, seeds)
+    if not options.quick:
+        rows = table.with_earlier(rows, task.name, seeds)
     bars = table.bars(rows, task.thorough)
     sys.stdout.write(table.text(rows) + "\n")
     if options.quick:
         for row in bars:
             sys.stdout.write(f"{'holds' if row['holds'] else 'FAILS'} {row['name']}\n")
         return 0 if all(row["holds"] for row in bars if row["of_the_audit"]) else 1
-    table.finish(task.name, rows, bars, seeds, os.environ.get("OMP_NUM_THREADS", "1"))
+    done = sorted({e["seed"] for c in rows.values() for es in c.values() for e in es})
+    table.finish(task.name, rows, bars, done, os.environ.get("OMP_NUM_THREADS", "1"))
     return 0
 
 
