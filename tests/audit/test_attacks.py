@@ -18,7 +18,15 @@ from segunlearn.audit.artefact_attacks import (
     quantised,
     without_adapter,
 )
-from segunlearn.audit.class_mode import class_mode, confusion_row, renormalised, row_divergence
+from segunlearn.audit.class_mode import (
+    class_figures,
+    class_mode,
+    compare_classes,
+    confusion_row,
+    renormalised,
+    row_divergence,
+)
+from segunlearn.audit.class_mode import without as without_structure
 from segunlearn.audit.collateral import collateral, distances_to, features
 from segunlearn.audit.distillation import (
     DistillationSettings,
@@ -119,6 +127,27 @@ def test_one_forgotten_person_can_only_be_timed() -> None:
     excess = relearning_excess([attack], [[attack]], RELEARNING.steps)
     assert excess.best_others is None
     assert excess.fewer_steps == 0
+
+
+def test_one_person_with_several_studies_is_attacked_by_some_of_them() -> None:
+    """The honest analogue of other people: the person's other studies."""
+    person = task.FORGET[0].person
+    studies = tuple(dataclasses.replace(s, person=person) for s in task.FORGET[:3])
+    original, never = task.original(), task.retrained(1)
+    scores = score(original, studies, task.CONFIG)
+    level = {s.series: s.dice for s in scores} | person_means(scores)
+    settings = dataclasses.replace(RELEARNING, people=(1, 2, 3))
+    attacks = relearn(original, studies, task.TEST, level, task.CONFIG, settings)
+    assert [(a.people, a.unit) for a in attacks] == [(1, "studies"), (2, "studies")]
+    references = relearn(never, studies, task.TEST, level, task.CONFIG, settings)
+    excess = relearning_excess(attacks, [references], settings.steps)
+    assert excess.best_others is not None
+    assert excess.best_others > 0.1
+    assert excess.unit == "studies"
+    assert Attack.from_json(attacks[0].to_json()) == attacks[0]
+    # the person's level stands for a series whose own is not known
+    persons = relearn(original, studies, task.TEST, person_means(scores), task.CONFIG, settings)
+    assert [a.people for a in persons] == [1, 2]
 
 
 def test_relearning_refuses_what_it_cannot_compare() -> None:
@@ -274,8 +303,24 @@ def test_class_mode_compares_the_row_of_the_withdrawn_structure() -> None:
         confusion_row(without, studies, config, "organ")
     with pytest.raises(LabelError, match="has no structure"):
         confusion_row(without, studies, ModelConfig(), "liver")
+    assert (good.others, bad.others) == (0, 1)  # there is no organ, and only the blind draws none
+    mine = class_figures(without, studies, config, "lesion")
+    with pytest.raises(InvalidInputError, match="not measured for the structure"):
+        compare_classes(mine, [dataclasses.replace(mine, label="organ")])
     with pytest.raises(InvalidInputError, match="trained without"):
         class_mode(without, [], studies, config, "lesion")
+
+
+def test_a_structure_taken_out_of_labels_becomes_background() -> None:
+    config = dataclasses.replace(task.CONFIG, labels=("lesion", "organ"))
+    study = dataclasses.replace(task.TEST[0], label=task.TEST[0].label.clone())
+    study.label[0, :3] = 2
+    (out,) = without_structure([study], config, "lesion")
+    assert out.label.unique().tolist() == [0, 2]
+    assert torch.equal(out.label == 2, study.label == 2)
+    assert (study.label == 1).any()  # the study itself is as it was
+    with pytest.raises(LabelError, match="has no structure"):
+        without_structure([study], config, "liver")
 
 
 def test_a_row_without_a_class_is_a_distribution() -> None:

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from segunlearn.audit.gap import gap
-from segunlearn.audit.membership import Scores, conformal_rank, difference_calibrated, membership
+from segunlearn.audit.membership import (
+    Scores,
+    conformal_rank,
+    conformal_share,
+    difference_calibrated,
+    membership,
+    same_distribution,
+)
 from segunlearn.errors import InvalidInputError
 
 
@@ -69,6 +76,27 @@ def test_conformal_ranks_of_a_like_study_are_uniform() -> None:
     ranks = [conformal_rank(rng.normal(), list(rng.normal(size=39))) for _ in range(2000)]
     assert np.mean(np.array(ranks) <= 0.1) == pytest.approx(0.1, abs=0.02)
     assert conformal_rank(10.0, [0.0] * 39) == pytest.approx(0.05)
+
+
+def test_the_share_of_ordinary_ranks_is_nine_in_ten_for_like_studies() -> None:
+    rng = np.random.default_rng(5)
+    pairs = [(list(rng.normal(size=50)), list(rng.normal(size=99))) for _ in range(100)]
+    assert np.mean([conformal_share(s, c) for s, c in pairs]) == pytest.approx(0.91, abs=0.02)
+    known = list(np.linspace(0, 1, 39))
+    assert conformal_share([-1.0, -1.0], known) == 0  # remembered: rank 1
+    assert conformal_share([9.0, 0.5], known) == 0.5  # over-forgotten: rank 1 / 40
+    assert conformal_share([9.0], known[:10]) == 1  # too few to show it
+    with pytest.raises(InvalidInputError, match="need forgotten and calibration"):
+        conformal_share([], known)
+
+
+def test_losses_drawn_alike_are_rarely_told_apart() -> None:
+    rng = np.random.default_rng(6)
+    pairs = [(list(rng.normal(size=12)), list(rng.normal(size=70))) for _ in range(200)]
+    assert np.mean([same_distribution(*pair) <= 0.05 for pair in pairs]) <= 0.06
+    assert same_distribution(list(rng.normal(size=12) - 3), list(rng.normal(size=70))) < 1e-6
+    with pytest.raises(InvalidInputError, match="two persons"):
+        same_distribution([1.0], [1.0, 2.0])
 
 
 S, T = {"a": 0.80, "b": 0.70}, {"c": 0.85, "d": 0.83}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from typing import Literal
 
 import numpy as np
 import pytest
 
+from segunlearn.audit.class_mode import ClassFigures
 from segunlearn.audit.distillation import Distilled
 from segunlearn.audit.figures import ModelFigures, Variant
 from segunlearn.audit.judge import judge, noise_of
@@ -40,8 +43,9 @@ def figures(
 ) -> ModelFigures:
     """A model that is so much better on S and on T than a never-seen one."""
     others = None if people == 1 else 0.8 + relearned
+    unit: Literal["people", "studies"] = "people" if people > 1 else "studies"
     attack = Attack(
-        2 if people > 1 else 1, 1e-3, ((0, 0.8, others),), others, 0, others, 0.8 + test
+        2 if people > 1 else 1, 1e-3, ((0, 0.8, others),), others, 0, others, 0.8 + test, unit
     )
     return ModelFigures(
         forget=rows("s", forget, people, seed),
@@ -131,7 +135,7 @@ def test_what_was_not_measured_is_not_passed() -> None:
     model = dataclasses.replace(CLEAN, relearning=None)
     found = verdict(judged(model), Policy(), reference="full")
     assert (found.outcome, found.reached) == ("inconclusive", "hidden")
-    assert found.reasons == ("relearning was not measured.",)
+    assert found.reasons == ("Relearning attack: was not measured.",)
 
 
 def test_an_audit_that_cannot_see_the_originals_memory_concludes_nothing() -> None:
@@ -145,8 +149,9 @@ def test_one_person_is_too_few_and_the_report_says_so() -> None:
     findings = judge(figures(seed=3, people=1), original, references, "full", Policy(), RELEARNING)
     found = verdict(findings, Policy(), reference="full")
     assert (found.outcome, found.reached) == ("inconclusive", "hidden")
-    assert any("nobody can say" in reason for reason in found.reasons)
-    assert any("no others to bring back" in reason for reason in found.reasons)
+    assert any("not enough people to show" in reason for reason in found.reasons)
+    assert any("audit the request together with others, 4 people" in r for r in found.reasons)
+    assert any("no other one that an attack could bring back" in r for r in found.reasons)
 
 
 def test_three_people_have_too_little_power_for_a_pass() -> None:
@@ -195,8 +200,16 @@ def test_an_adapter_in_the_file_is_refused_even_when_its_outputs_are_clean() -> 
 
 
 def test_figures_survive_json() -> None:
-    model = dataclasses.replace(ORIGINAL, variants={"int8": Variant(0.9, 0.8)})
-    assert ModelFigures.from_json(model.to_json()) == model
+    model = dataclasses.replace(
+        ORIGINAL,
+        variants={"int8": Variant(0.9, 0.8)},
+        calibration=rows("c", 0, 20, 0),
+        withdrawn=ClassFigures("liver", 0.1, 0.8, (0.9, 0.1)),
+    )
+    assert ModelFigures.from_json(json.loads(json.dumps(model.to_json()))) == model
+    # figures of an audit made before these were measured
+    old = {k: v for k, v in model.to_json().items() if k not in ("calibration", "withdrawn")}
+    assert ModelFigures.from_json(old).calibration == ()
 
 
 def test_levels_and_findings_are_needed() -> None:
@@ -205,3 +218,119 @@ def test_levels_and_findings_are_needed() -> None:
         verdict([], Policy(), reference="full")
     with pytest.raises(InvalidInputError, match="reference"):
         judge(CLEAN, ORIGINAL, [], "full", Policy(), RELEARNING)
+
+
+def one_person(relearned: float, seed: int) -> ModelFigures:
+    """A person with two studies: one in the attacker's hands, the other looked at."""
+    other = 0.8 + relearned
+    attack = Attack(1, 1e-3, ((0, 0.8, other),), other, 3, other, 0.8, "studies")
+    return dataclasses.replace(figures(seed=seed, people=1), relearning=(attack,))
+
+
+@pytest.mark.parametrize(("relearned", "outcome"), [(0.0, "pass"), (0.1, "fail")])
+def test_one_person_with_several_studies_is_judged_by_the_others(
+    relearned: float, outcome: str
+) -> None:
+    references = [one_person(0.0, seed=s) for s in (1, 2)]
+    original = one_person(0.1, seed=0)
+    model = one_person(relearned, seed=3)
+    findings = judge(model, original, references, "full", Policy(), RELEARNING)
+    found = next(f for f in findings if f.name == "relearning")
+    assert found.outcome == outcome
+    assert "some studies of the forgotten person" in found.words
+
+
+def by_name(findings: list[Finding]) -> dict[str, Finding]:
+    return {f.name: f for f in findings}
+
+
+def test_ranks_are_shown_beside_the_references() -> None:
+    def ranked(model: ModelFigures, seed: int) -> ModelFigures:
+        return dataclasses.replace(model, calibration=rows("c", 0, 60, seed))
+
+    references = [ranked(r, i) for i, r in enumerate(REFERENCES)]
+    told = judge(ranked(ORIGINAL, 5), ORIGINAL, references, "full", Policy(), RELEARNING)
+    clean = judge(ranked(CLEAN, 5), ORIGINAL, references, "full", Policy(), RELEARNING)
+    for name in ("conformal", "kolmogorov_smirnov", "tug_of_war"):
+        worse, better = by_name(told)[name], by_name(clean)[name]
+        assert worse.outcome == better.outcome == "reported"
+        assert worse.value is not None
+        assert better.value is not None
+        assert worse.value < better.value
+        assert "reference" in worse.words
+    assert by_name(clean)["tug_of_war"].value == pytest.approx(1, abs=0.01)
+    few = [dataclasses.replace(r, calibration=r.calibration[:10]) for r in references]
+    model = dataclasses.replace(CLEAN, calibration=rows("c", 0, 10, 5))
+    found = by_name(judge(model, ORIGINAL, few, "full", Policy(), RELEARNING))
+    assert "Fewer than 19" in found["conformal"].words
+
+
+def surfaced(model: ModelFigures, surface: float, distance: float | None) -> ModelFigures:
+    def add(scores: tuple[StudyScore, ...], s: float, d: float | None) -> tuple[StudyScore, ...]:
+        return tuple(dataclasses.replace(x, surface_dice=s, hd95_mm=d) for x in scores)
+
+    forget = add(model.forget, surface, distance)
+    # a model that found nothing has no distance: that study is left out, and it is said
+    forget = (dataclasses.replace(forget[0], hd95_mm=None), *forget[1:])
+    return dataclasses.replace(model, forget=forget, test=add(model.test, 0.9, 2.0))
+
+
+def test_surfaces_are_compared_where_every_model_has_one() -> None:
+    references = [surfaced(r, 0.8, 3.0) for r in REFERENCES]
+    found = by_name(
+        judge(surfaced(CLEAN, 0.95, 1.0), ORIGINAL, references, "full", Policy(), RELEARNING)
+    )
+    assert found["surface_dice"].value == pytest.approx(0.15)
+    assert found["hd95"].value == pytest.approx(-2.0)
+    assert "1 studies" in found["hd95"].words
+    assert "surface_dice" not in by_name(judged(CLEAN))
+    nowhere = surfaced(CLEAN, 0.95, None)
+    found = by_name(judge(nowhere, ORIGINAL, references, "full", Policy(), RELEARNING))
+    assert "hd95" not in found
+
+
+def test_the_people_nearest_to_the_forgotten_are_looked_at() -> None:
+    distances = {s.person: float(i) for i, s in enumerate(CLEAN.test)}
+    harmed = tuple(
+        dataclasses.replace(s, dice=s.dice - 0.2) if distances[s.person] < 7 else s
+        for s in CLEAN.test
+    )
+    model = dataclasses.replace(CLEAN, test=harmed)
+    found = by_name(judge(model, ORIGINAL, REFERENCES, "full", Policy(), RELEARNING, distances))
+    assert found["nearest"].value == pytest.approx(-0.2, abs=0.01)
+    assert "nearest" not in by_name(judged(model))
+
+
+def without(row: tuple[float, ...], dice: float = 0.0, others: float = 0.8) -> ClassFigures:
+    return ClassFigures("liver", dice, others, row)
+
+
+@pytest.mark.parametrize(
+    ("mine", "failing"),
+    [
+        (without((0.30, 0.00, 0.70)), set()),
+        (without((0.99, 0.00, 0.01)), {"class_mode"}),  # blindly background
+        (without((0.30, 0.00, 0.70), dice=0.4), {"class_mode"}),
+        (without((0.30, 0.00, 0.70), others=0.7), {"unseen_quality"}),
+    ],
+)
+def test_a_withdrawn_structure_is_held_against_models_without_it(
+    mine: ClassFigures, failing: set[str]
+) -> None:
+    references = [
+        dataclasses.replace(r, withdrawn=without((0.29 + 0.01 * i, 0.001, 0.709 - 0.01 * i)))
+        for i, r in enumerate(REFERENCES)
+    ]
+    original = dataclasses.replace(ORIGINAL, withdrawn=without((0.02, 0.96, 0.02), dice=0.95))
+    for kind in ("full", "short"):
+        model = dataclasses.replace(CLEAN, withdrawn=mine)
+        found = judge(model, original, references, kind, Policy(), RELEARNING)  # type: ignore[arg-type]
+        assert {f.name for f in found if f.outcome == "fail"} == failing, kind
+    with pytest.raises(InvalidInputError, match="was not measured for the withdrawn"):
+        judge(model, original, REFERENCES, "full", Policy(), RELEARNING)
+
+
+def test_a_restored_model_that_is_another_does_not_make_the_forgetting_fail() -> None:
+    broken = Finding("reversibility", "none", "fail", 0.1, 1e-5, 0.0, None, None, "another")
+    found = verdict([*judged(CLEAN), broken], Policy(), reference="full")
+    assert (found.outcome, found.reached) == ("passed", "unlearned")

@@ -18,11 +18,14 @@ from segunlearn.audit import measurements
 from segunlearn.audit.attestation import attest, create_keys, read_private_key, read_public_key
 from segunlearn.audit.attestation import verify as verify_attestation
 from segunlearn.audit.distillation import DistillationSettings
+from segunlearn.audit.notes import advice
+from segunlearn.audit.policy import NAMES, Policy, Verdict
 from segunlearn.audit.relearning import RelearningSettings
 from segunlearn.audit.report import html_report, middle_slices, write_report
 from segunlearn.audit.run import AuditResult, Provenance, read_result, run_audit
 from segunlearn.audit.sets import AuditSets
 from segunlearn.audit.settings import AuditSettings
+from segunlearn.audit.sweep import Place
 from segunlearn.dicom.identifiers import Pseudonyms
 from segunlearn.errors import CancelledError, IntegrityError, InvalidInputError
 from segunlearn.networks import build_network, save_weights
@@ -81,8 +84,8 @@ def test_a_stopped_audit_goes_on_where_it_was(
     assert not (tmp_path / "audit.json").exists()
     before = len(calls)
     first = audit(tmp_path, report=seen.append)
-    assert len(calls) - before < 3 * 6
-    assert seen[-1].step == seen[-1].total == 15
+    assert len(calls) - before < 3 * 7
+    assert seen[-1].step == seen[-1].total == 19
     calls.clear()
     second = audit(tmp_path)
     assert calls == []
@@ -155,6 +158,108 @@ def test_bad_settings_and_results_are_refused(tmp_path: Path) -> None:
         read_result(tmp_path / "audit.json")
 
 
+PLACES = (
+    Place("image cache", "cache/ab12", "open", "holds the study's voxels. Remove the file."),
+    Place("export", ".", "absent", "no exported model."),
+)
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """An audit of a withdrawn structure that was told all there is to tell."""
+    result = audit(
+        tmp_path_factory.mktemp("audit"),
+        settings=dataclasses.replace(SETTINGS, surfaces=True),
+        provenance=Provenance("salun", False, {"share": 0.5}, 4.0, {"forget": 3}),
+        places=PLACES,
+        reference_cost={"full": 20.0, "early_stopped": 10.0},
+        withdrawn="lesion",
+        restored=ORIGINAL,
+    )
+    return dict(json.loads(json.dumps(result.to_json())))
+
+
+def test_what_an_audit_is_told_is_in_its_result_and_report(everything: dict[str, Any]) -> None:
+    found = {f["name"]: f for f in everything["findings"]}
+    assert everything["places"] == [p.to_json() for p in PLACES]
+    assert everything["cost"]["times"] == {"full": 5.0, "early_stopped": 2.5}
+    assert everything["peak_memory_mib"] > 50
+    assert everything["reversibility"]["same_weights"]
+    assert found["reversibility"]["outcome"] == "pass"
+    assert everything["class_mode"]["label"] == "lesion"
+    assert len(everything["class_mode"]["row"]) == 2
+    assert {"class_mode", "surface_dice", "hd95", "conformal", "nearest"} <= set(found)
+    assert any("1 place(s)" in words for words in everything["advice"])
+    text = " ".join(read(html_report(everything)).texts)
+    for words in ("cache/ab12", "The withdrawn structure", "the original is back", "5.0 times"):
+        assert words in text
+    assert text.index("cache/ab12") < text.index("no exported model".capitalize())
+
+
+def test_what_was_not_given_is_null_and_said(result: dict[str, Any]) -> None:
+    assert (result["places"], result["cost"], result["reversibility"]) == ([], None, None)
+    assert result["class_mode"] is None
+    assert "were not searched in this audit" in html_report(result)
+
+
+def test_every_finding_has_a_name_for_people(everything: dict[str, Any]) -> None:
+    names = {f["name"] for f in everything["findings"]} | set(Policy().required["unlearned"])
+    assert names <= set(NAMES)
+    assert set(NAMES) - names <= {"forget_level"}  # under a full reference only
+    text = " ".join(read(html_report(everything)).texts)
+    assert all(NAMES[n] in text for n in names)
+    assert not re.search(r"\b[a-z]+_[a-z]+\b", text)  # no name of a variable
+
+
+def test_one_person_alone_is_told_what_would_settle_it(tmp_path: Path) -> None:
+    person = task.FORGET[0].person
+    studies = tuple(dataclasses.replace(s, person=person) for s in task.FORGET[:3])
+    settings = dataclasses.replace(SETTINGS, attacks=("relearning",))
+    for count in (3, 1):
+        sets = dataclasses.replace(SETS, forget=studies[:count])
+        result = audit(tmp_path / str(count), sets=sets, settings=settings)
+        attacks = result.figures["candidate"].relearning or ()
+        assert {a.unit for a in attacks} == {"studies"}
+        assert (attacks[0].best_others is None) == (count == 1)
+        found = {f.name: f for f in result.findings}
+        assert "not enough people to show" in found["calibrated_membership"].words
+        assert (found["relearning"].outcome == "unclear") == (count == 1)
+        page = html_report(result.to_json())
+        assert ("knows the studies" in page, "knows the study" in page) == (count > 1, count == 1)
+
+
+@pytest.mark.parametrize(
+    ("people", "outcome", "needed", "words"),
+    [
+        (1, "inconclusive", "unlearned", "One person alone cannot show"),
+        (3, "inconclusive", "unlearned", "More can be shown with more people"),
+        (1, "inconclusive", "retrained", "Train the model again"),
+        (3, "refused", "unlearned", "Do not release"),
+        (3, "passed", "unlearned", ""),
+    ],
+)
+def test_the_report_says_what_to_do(people: int, outcome: Any, needed: Any, words: str) -> None:
+    sets = dataclasses.replace(SETS, forget=task.FORGET[:people])
+    said = advice(Verdict(outcome, "hidden", needed, "full", ()), sets, Policy(), ())
+    assert words in " ".join(said)
+    assert bool(said) == bool(words)
+
+
+def test_a_short_reference_in_class_mode_never_saw_the_structure(tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, attacks=(), needed="hidden")
+    result = audit(tmp_path, references=[], settings=settings, withdrawn="lesion")
+    reference = result.figures["reference-1"].withdrawn
+    assert reference is not None
+    mine = result.figures["candidate"].withdrawn
+    assert mine is not None
+    assert result.cost is not None
+    assert result.cost["references"]["short"] > 0
+    # one trained with the labels is another one
+    first = result.digests["reference-1"]
+    again = audit(tmp_path, references=[], settings=settings)
+    assert again.digests["reference-1"] != first
+
+
 class Reader(html.parser.HTMLParser):
     """Collects what a page would fetch, and whether its tags are closed."""
 
@@ -197,7 +302,11 @@ def test_the_page_fetches_nothing_and_names_nobody(result: dict[str, Any]) -> No
     reader = read(page)
     assert reader.open == []
     assert reader.fetched == []
-    assert not re.search(r"url\((?!#)", page)
+    assert not re.search(r"url\((?!#|data:)", page)
+    assert not re.search(r"@import|<base|srcset=|\bsrc=(?!.data:)", page)
+    # a name of a namespace is no address that is fetched
+    addresses = re.findall(r"https?://[^\s\"'<>]+", page)
+    assert set(addresses) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     assert "<b>consent" not in page
     assert "consent withdrawn &lt;b&gt;" in page
     assert not re.search(r"person-\d|series-\d|study-\d", page)
@@ -206,8 +315,10 @@ def test_the_page_fetches_nothing_and_names_nobody(result: dict[str, Any]) -> No
 
 def test_the_verdict_comes_first_and_what_is_not_proved_is_said(result: dict[str, Any]) -> None:
     text = " ".join(read(html_report(result)).texts)
-    order = ["Reached:", "What was asked", "What was done", "What was measured", "Plots"]
-    places = [text.index(part) for part in [*order, "What is not proved", "For the record"]]
+    order = ["Reached", "What was asked", "What was done", "Where the study may still be"]
+    order += ["What was measured", "What it cost", "Plots", "What is not proved"]
+    order += ["What the words mean"]
+    places = [text.index(part) for part in [*order, "For the record"]]
     assert places == sorted(places)
     for finding in result["findings"]:
         assert finding["words"] in text

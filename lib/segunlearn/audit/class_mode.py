@@ -6,12 +6,13 @@ background. The confusion row of the structure is compared with a model trained 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 
 from segunlearn.errors import InvalidInputError, LabelError
@@ -82,8 +83,38 @@ def row_divergence(reference: Sequence[float] | Row, row: Sequence[float] | Row)
 
 
 @dataclass(frozen=True)
+class ClassFigures:
+    """A withdrawn structure under one model.
+
+    Parameters
+    ----------
+    label
+        The structure.
+    dice, others
+        Of the structure, and the mean of the other structures (None when there is no other):
+        means over persons.
+    row
+        ``confusion_row`` of the structure, background first.
+    """
+
+    label: str
+    dice: float
+    others: float | None
+    row: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ClassFigures:
+        """Read what ``to_json`` wrote."""
+        return cls(**{**data, "row": tuple(data["row"])})
+
+
+@dataclass(frozen=True)
 class ClassMode:
-    """Figures of a withdrawn structure.
+    """A withdrawn structure under a model, held against models trained without it.
 
     Parameters
     ----------
@@ -114,6 +145,64 @@ class ClassMode:
         return asdict(self)
 
 
+def class_figures(
+    network: nn.Module, studies: Sequence[Study], config: ModelConfig, label: str
+) -> ClassFigures:
+    """Measure a withdrawn structure under one model.
+
+    Parameters
+    ----------
+    studies
+        Never-seen studies *with* the structure in their labels.
+
+    Raises
+    ------
+    LabelError
+        See ``confusion_row``.
+    """
+    value = _value(config, label)
+    rest = tuple(v for v in config.label_values.values() if v != value)
+    return ClassFigures(
+        label,
+        _mean_dice(network, studies, config, (value,)),
+        _mean_dice(network, studies, config, rest) if rest else None,
+        tuple(float(v) for v in confusion_row(network, studies, config, label)),
+    )
+
+
+def compare_classes(model: ClassFigures, references: Sequence[ClassFigures]) -> ClassMode:
+    """Hold a model against models trained without the structure.
+
+    Raises
+    ------
+    InvalidInputError
+        No reference, or figures of another structure.
+    """
+    if not references:
+        raise InvalidInputError("class mode is read against a model trained without the structure.")
+    if any(r.label != model.label for r in references):
+        raise InvalidInputError(f"a reference was not measured for the structure {model.label!r}.")
+    rows = [np.asarray(r.row) for r in references]
+    target = np.mean(rows, axis=0)
+    noise = None
+    if len(rows) > 1:
+        noise = max(
+            row_divergence(np.mean(rows[:i] + rows[i + 1 :], axis=0), one)
+            for i, one in enumerate(rows)
+        )
+    theirs = [r.others for r in references if r.others is not None]
+    others = None if model.others is None else model.others - float(np.mean(theirs))
+    return ClassMode(
+        label=model.label,
+        dice=model.dice,
+        divergence=row_divergence(target, model.row),
+        noise=noise,
+        others=others,
+        row=model.row,
+        target=tuple(float(v) for v in target),
+    )
+
+
 def class_mode(
     network: nn.Module,
     references: Sequence[nn.Module],
@@ -137,31 +226,18 @@ def class_mode(
     LabelError
         See ``confusion_row``.
     """
-    if not references:
-        raise InvalidInputError("class mode is read against a model trained without the structure.")
+    return compare_classes(
+        class_figures(network, studies, config, label),
+        [class_figures(r, studies, config, label) for r in references],
+    )
+
+
+def without(studies: Sequence[Study], config: ModelConfig, label: str) -> tuple[Study, ...]:
+    """Studies whose labels no longer hold a structure; its voxels become background."""
     value = _value(config, label)
-    row = confusion_row(network, studies, config, label)
-    rows = [confusion_row(r, studies, config, label) for r in references]
-    target = np.mean(rows, axis=0)
-    noise = None
-    if len(rows) > 1:
-        noise = max(
-            row_divergence(np.mean(rows[:i] + rows[i + 1 :], axis=0), one)
-            for i, one in enumerate(rows)
-        )
-    rest = tuple(v for v in config.label_values.values() if v != value)
-    others = None
-    if rest:
-        theirs = float(np.mean([_mean_dice(r, studies, config, rest) for r in references]))
-        others = _mean_dice(network, studies, config, rest) - theirs
-    return ClassMode(
-        label=label,
-        dice=_mean_dice(network, studies, config, (value,)),
-        divergence=row_divergence(target, row),
-        noise=noise,
-        others=others,
-        row=tuple(float(v) for v in row),
-        target=tuple(float(v) for v in target),
+    return tuple(
+        replace(s, label=torch.where(s.label == value, torch.zeros_like(s.label), s.label))
+        for s in studies
     )
 
 
@@ -176,8 +252,8 @@ def _value(config: ModelConfig, label: str) -> int:
 def _mean_dice(
     network: nn.Module, studies: Sequence[Study], config: ModelConfig, values: tuple[int, ...]
 ) -> float:
-    scores = [
-        dice_of(logs.argmax(dim=0), study.label, values)
-        for study, logs in zip(studies, log_probabilities(network, studies, config), strict=True)
-    ]
-    return float(np.mean(scores))
+    persons: dict[str, list[float]] = {}
+    for study, logs in zip(studies, log_probabilities(network, studies, config), strict=True):
+        dice = dice_of(logs.argmax(dim=0), study.label, values)
+        persons.setdefault(study.person, []).append(dice)
+    return float(np.mean([np.mean(dices) for dices in persons.values()]))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from segunlearn.audit.class_mode import ClassFigures
 from segunlearn.audit.distillation import Distilled
 from segunlearn.audit.recovery import Recovery
 from segunlearn.audit.relearning import Attack
@@ -43,6 +44,10 @@ class ModelFigures:
         ``"float16"``, ``"int8"`` and, where there is an adapter, ``"adapter dropped"``.
     adapter_keys
         Number of names in the weights that betray an adapter.
+    calibration
+        Scores of C, for the conformal ranks.
+    withdrawn
+        Class mode only: the structure that was withdrawn.
     """
 
     forget: tuple[StudyScore, ...]
@@ -53,6 +58,8 @@ class ModelFigures:
     recovery: Recovery | None = None
     variants: Mapping[str, Variant] = field(default_factory=dict)
     adapter_keys: int = 0
+    calibration: tuple[StudyScore, ...] = ()
+    withdrawn: ClassFigures | None = None
 
     @property
     def gap(self) -> float:
@@ -72,11 +79,14 @@ class ModelFigures:
             "recovery": None if self.recovery is None else self.recovery.to_json(),
             "variants": {k: vars(v) for k, v in self.variants.items()},
             "adapter_keys": self.adapter_keys,
+            "calibration": [s.to_json() for s in self.calibration],
+            "withdrawn": None if self.withdrawn is None else self.withdrawn.to_json(),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ModelFigures:
         """Read what ``to_json`` wrote."""
+        withdrawn = data.get("withdrawn")
         return cls(
             forget=scores_from_json(data["forget"]),
             test=scores_from_json(data["test"]),
@@ -88,4 +98,6 @@ class ModelFigures:
             recovery=None if data["recovery"] is None else Recovery(**data["recovery"]),
             variants={k: Variant(**v) for k, v in data["variants"].items()},
             adapter_keys=data["adapter_keys"],
+            calibration=scores_from_json(data.get("calibration", ())),
+            withdrawn=None if withdrawn is None else ClassFigures.from_json(withdrawn),
         )

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from segunlearn.audit.collateral import collateral
+from segunlearn.audit.class_mode import ClassMode, compare_classes
 from segunlearn.audit.distillation import distillation_excess
 from segunlearn.audit.figures import ModelFigures
 from segunlearn.audit.gap import Gap, gap
 from segunlearn.audit.membership import difference_calibrated, membership
 from segunlearn.audit.policy import Finding, Outcome, Policy, ReferenceKind
 from segunlearn.audit.relearning import RelearningSettings, relearning_excess
+from segunlearn.audit.reported import reported
 from segunlearn.audit.scores import attack_scores, person_means, set_mean
 from segunlearn.audit.statistics import detectable_auc
-from segunlearn.audit.versions_compared import two_versions
 from segunlearn.errors import InvalidInputError
 
 
@@ -26,6 +26,7 @@ def judge(
     kind: ReferenceKind,
     policy: Policy,
     relearning: RelearningSettings,
+    distances: Mapping[str, float] | None = None,
 ) -> list[Finding]:
     """Hold a model against its references.
 
@@ -43,6 +44,8 @@ def judge(
         The bars.
     relearning
         Settings the attacks were made with.
+    distances
+        Of each person of R and T to S (``collateral.distances_to``); None where not measured.
 
     Raises
     ------
@@ -64,7 +67,9 @@ def judge(
     if model.distilled is not None:
         findings.append(_distillation(model, references, policy))
     findings += _artefacts(model, references, policy)
-    findings += _reported(model, original, references)
+    if model.withdrawn is not None:
+        findings.append(_class_mode(model, references, policy))
+    findings += reported(model, original, references, against, distances)
     return findings
 
 
@@ -94,13 +99,11 @@ def _output_findings(
     against: Gap,
 ) -> list[Finding]:
     findings = []
+    d_t, noise, spread = _unseen_quality(model, original, references, kind, against)
     if kind == "full":
-        d_t, bar, whom = against.unseen.value, policy.unseen_quality, "a fully retrained model"
-        noise = noise_of(references, lambda r: set_mean(r.test))
-        spread = (against.unseen.low, against.unseen.high)
+        bar, whom = policy.unseen_quality, "a fully retrained model"
     else:
-        d_t, bar = set_mean(model.test) - set_mean(original.test), policy.unseen_quality_short
-        whom, noise, spread = "the original", 0.0, None
+        bar, whom = policy.unseen_quality_short, "the original"
     findings.append(
         Finding(
             "unseen_quality", "hidden", _outcome(-d_t, -bar, noise), d_t, bar, noise, spread, None,
@@ -141,6 +144,27 @@ def _output_findings(
     return findings
 
 
+def _unseen_quality(
+    model: ModelFigures,
+    original: ModelFigures,
+    references: Sequence[ModelFigures],
+    kind: ReferenceKind,
+    against: Gap,
+) -> tuple[float, float, tuple[float, float] | None]:
+    """Change on T, its noise and its interval; in class mode of the structures that stay."""
+    if model.withdrawn is not None:
+        others = _structure(model, references).others
+        if others is None:
+            return 0.0, 0.0, None  # no other structure can have suffered
+        if kind == "full":
+            return others, noise_of(references, _others), None
+        return _others(model) - _others(original), 0.0, None
+    if kind == "full":
+        spread = (against.unseen.low, against.unseen.high)
+        return against.unseen.value, noise_of(references, lambda r: set_mean(r.test)), spread
+    return set_mean(model.test) - set_mean(original.test), 0.0, None
+
+
 def _person_noise(references: Sequence[ModelFigures]) -> float:
     """As ``noise_of``, for a single forgotten person: variances pooled over the persons."""
     k = len(references)
@@ -158,8 +182,8 @@ def _membership_findings(
     unseen = len({s.person for s in model.test})
     if min(people, unseen) < 2:
         words = (
-            f"With {people} forgotten and {unseen} unseen person(s) nobody can say from scores "
-            "whether they look trained on."
+            f"With {people} forgotten and {unseen} unseen person(s) there are not enough people to "
+            f"show that they do not look trained on. {what_would_settle(people, unseen, policy)}"
         )
         return [
             Finding("membership", "none", "reported", None, None, 0.0, None, 1.0, words),
@@ -168,7 +192,10 @@ def _membership_findings(
             ),
         ]
     found = []
-    for measure, name in (("loss", "membership"), ("dice", "structure_membership")):
+    for measure, name, what in (
+        ("loss", "membership", "loss"),
+        ("dice", "structure_membership", "overlap (Dice)"),
+    ):
         raw = membership(
             attack_scores(model.forget, measure),  # type: ignore[arg-type]  # literal names
             attack_scores(model.test, measure),  # type: ignore[arg-type]
@@ -187,10 +214,11 @@ def _membership_findings(
             Finding(
                 name, "hidden", _outcome(abs(difference), policy.membership, noise), difference,
                 policy.membership, noise, (raw.area.low, raw.area.high), raw.detectable,
-                f"Told from unseen people by their {measure}: AUC {raw.area.value:.2f} "
+                f"Told from unseen people by their {what}: AUC {raw.area.value:.2f} "
                 f"[{raw.area.low:.2f}, {raw.area.high:.2f}], reference {np.mean(theirs):.2f} (may "
-                f"differ by {policy.membership:.2f}); true-positive rate "
-                f"{raw.tpr_at_1_percent:.2f} at {max(0.01, raw.smallest_fpr):.2f} false positives.",
+                f"differ by {policy.membership:.2f}). Wrong about "
+                f"{max(0.01, raw.smallest_fpr):.0%} of unseen studies, an attacker finds "
+                f"{raw.tpr_at_1_percent:.0%} of the forgotten.",
             )
         )  # fmt: skip
     calibrated = difference_calibrated(
@@ -212,7 +240,8 @@ def _membership_findings(
         outcome = "fail" if outcome == "fail" else "unclear"
         words += (
             f" {people} forgotten and {unseen} unseen people are too few: only an AUC above "
-            f"{power:.2f} would have been found four times in five."
+            f"{power:.2f} would have been found four times in five. "
+            f"{what_would_settle(people, unseen, policy)}"
         )
     found.append(
         Finding(
@@ -236,10 +265,13 @@ def _relearning(
     excess = relearning_excess(model.relearning or (), theirs, settings.steps)
     if excess.best_others is None or excess.gap_after is None:
         ratio = excess.fewer_steps
+        how = "was not reached" if ratio is None else f"took {ratio:.2f} times the steps"
         return Finding(
             "relearning", "unlearned", "unclear", ratio, None, 0.0, None, None,
-            "With one forgotten person there are no others to bring back; the person was relearned"
-            + (" never." if ratio is None else f" in {ratio:.2f} of the reference's steps."),
+            "With a single forgotten study there is no other one that an attack could bring back. "
+            f"The old quality on the study itself {how}"
+            + ("." if ratio is None else " it took on a model that never saw it (far below 1: the "
+               "memory lies near)."),
         )  # fmt: skip
     bar = policy.relearning if kind == "full" else policy.relearning_short
     # under a short reference the level of "others" is not comparable, their lead over T is
@@ -247,15 +279,27 @@ def _relearning(
     if kind == "full":
         sides.append((excess.best_others, excess.noise))
     order: tuple[Outcome, ...] = ("pass", "unclear", "fail")
+    whose = "forgotten people" if excess.unit == "people" else "studies of the forgotten person"
     outcome, value, noise = max(
         ((_outcome(v, bar, n), v, n) for v, n in sides), key=lambda s: (order.index(s[0]), s[1])
     )
     return Finding(
         "relearning", "unlearned", outcome, value, bar, noise, None, bar + noise,
-        f"After fine-tuning on some forgotten people, the others come to {excess.best_others:+.3f} "
+        f"After fine-tuning on some {whose}, the others come to {excess.best_others:+.3f} "
         "Dice above what the reference gives back, and lead unseen people by "
         f"{excess.gap_after:+.3f} more (either may be {bar:.3f}; worst of the attacks).",
     )  # fmt: skip
+
+
+def what_would_settle(people: int, unseen: int, policy: Policy) -> str:
+    """Say what to do where too few people were forgotten to judge their membership."""
+    enough = next(
+        (n for n in range(2, 200) if detectable_auc(n, unseen) <= policy.weakest_power), 0
+    )
+    together = ""
+    if enough > people:
+        together = f", or audit the request together with others, {enough} people at the least"
+    return f"Ask for the level 'retrained'{together}."
 
 
 def _distillation(
@@ -290,8 +334,8 @@ def _artefacts(
     noise = noise_of(references, lambda r: r.gap)
     outcome = _outcome(excess[worst], policy.gap_excess, noise)
     words = (
-        f"The weights changed to {worst} bring the forgotten people to a gap excess of "
-        f"{excess[worst]:+.3f} (may be {policy.gap_excess:.3f})."
+        f"With its weights changed ({worst}) the model leads on the forgotten people by "
+        f"{excess[worst]:+.3f} Dice more than the reference does (may be {policy.gap_excess:.3f})."
     )
     if model.adapter_keys:
         outcome = "fail"
@@ -307,48 +351,29 @@ def _artefacts(
     ]  # fmt: skip
 
 
-def _reported(
-    model: ModelFigures, original: ModelFigures, references: Sequence[ModelFigures]
-) -> list[Finding]:
-    """List what judges nothing by itself and belongs into the report."""
-    found = []
-
-    def add(name: str, value: float, words: str) -> None:
-        found.append(Finding(name, "none", "reported", value, None, 0.0, None, None, words))
-
-    harm = collateral(original.test, model.test)
-    add(
-        "collateral", harm.worst_decile,
-        f"Unseen people: mean change of Dice {harm.mean:+.3f} since the original, worst tenth "
-        f"{harm.worst_decile:+.3f}.",
+def _class_mode(model: ModelFigures, references: Sequence[ModelFigures], policy: Policy) -> Finding:
+    found = _structure(model, references)
+    bar, noise = policy.class_divergence, found.noise or 0.0
+    outcome = _outcome(found.divergence, bar, noise)
+    if found.dice > policy.class_dice:
+        outcome = "fail"
+    rest = "" if found.others is None else f" The other structures differ by {found.others:+.3f}."
+    return Finding(
+        "class_mode", "hidden", outcome, found.divergence, bar, noise, None, None,
+        f"The model draws {found.label} with Dice {found.dice:.3f} (may be "
+        f"{policy.class_dice:.3f}). What it says of these voxels instead differs by "
+        f"{found.divergence:.3f} nats from models trained without {found.label} (may be {bar:.3f})."
+        f"{rest}",
     )  # fmt: skip
-    if original.retain and model.retain:
-        kept = collateral(original.retain, model.retain)
-        add(
-            "retained", kept.mean,
-            f"Retained people: mean change {kept.mean:+.3f}, worst tenth {kept.worst_decile:+.3f}. "
-            "A high Dice here is memory itself, so a fall is no fault.",
-        )  # fmt: skip
-    if model.recovery is not None:
-        theirs = [r.recovery.attacked for r in references if r.recovery is not None]
-        beside = f", the reference to {np.mean(theirs):.3f}" if theirs else ""
-        add(
-            "recovery", model.recovery.attacked,
-            f"A hardly visible change of the image drives the model to Dice "
-            f"{model.recovery.attacked:.3f} with the old masks{beside}; success "
-            f"{model.recovery.success_before:.2f} before and {model.recovery.success_after:.2f} "
-            "after the attack.",
-        )  # fmt: skip
-    if min(len({s.person for s in model.forget}), len({s.person for s in model.test})) >= 2:
-        ours = two_versions(original.forget, model.forget, original.test, model.test).area
-        theirs = [
-            two_versions(original.forget, r.forget, original.test, r.test).area.value
-            for r in references
-        ]
-        add(
-            "two_versions", ours.value,
-            f"Who holds the model before and after tells the forgotten people by AUC "
-            f"{ours.value:.2f} (retrained: {np.mean(theirs):.2f}). No method can pass this; keep "
-            "old versions locked.",
-        )  # fmt: skip
-    return found
+
+
+def _structure(model: ModelFigures, references: Sequence[ModelFigures]) -> ClassMode:
+    theirs = [r.withdrawn for r in references if r.withdrawn is not None]
+    if model.withdrawn is None or len(theirs) != len(references):
+        raise InvalidInputError("a reference was not measured for the withdrawn structure.")
+    return compare_classes(model.withdrawn, theirs)
+
+
+def _others(figures: ModelFigures) -> float:
+    """Dice of the structures that stay; 0 where there is none."""
+    return (figures.withdrawn.others if figures.withdrawn is not None else None) or 0.0

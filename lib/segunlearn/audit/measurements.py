@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -20,13 +21,17 @@ from segunlearn.audit.artefact_attacks import (
     quantised,
     without_adapter,
 )
+from segunlearn.audit.class_mode import class_figures, without
+from segunlearn.audit.collateral import distances_to
 from segunlearn.audit.distillation import distil
 from segunlearn.audit.figures import ModelFigures, Variant
 from segunlearn.audit.recovery import recover
 from segunlearn.audit.relearning import relearn
+from segunlearn.audit.reversibility import reversibility
 from segunlearn.audit.scores import person_means, score, scores_from_json
 from segunlearn.audit.sets import AuditSets
 from segunlearn.audit.settings import AuditSettings
+from segunlearn.errors import UnsupportedNetworkError
 from segunlearn.networks import build_network, load_weights, save_weights
 from segunlearn.records.durable import read_json, write_json_durably
 from segunlearn.records.runs import Progress
@@ -44,33 +49,60 @@ class Measurements:
         settings: AuditSettings,
         report: Report,
         cancel: Cancel,
+        *,
+        withdrawn: str | None = None,
     ) -> None:
+        self._withdrawn = withdrawn
         self._dir, self._sets, self._settings = run_dir, sets, settings
         self._report, self._cancel = report, cancel
         self._data = sets.digest()
         self._done = self._total = 0
         self._level: dict[str, float] = {}
         self.digests: dict[str, str] = {}
+        #: CPU seconds of the short reference, where one was trained here.
+        self.reference_seconds: float | None = None
 
     def short_reference(self) -> nn.Module:
-        """Train a short never-seen reference on R, or load the one of an earlier start."""
+        """Train a short never-seen reference on R, or load the one of an earlier start.
+
+        In class mode on labels without the structure.
+        """
         sets, chosen = self._sets, self._settings.short_reference
         path, mark = self._dir / "reference.safetensors", self._dir / "reference.json"
-        wanted = {"data": self._data, "settings": asdict(chosen)}
+        wanted: dict[str, Any] = {"data": self._data, "settings": asdict(chosen)}
+        if self._withdrawn is not None:
+            wanted["withdrawn"] = self._withdrawn
         if path.exists() and mark.exists():
             kept = read_json(mark)
-            if {k: kept.get(k) for k in wanted} == wanted:
+            if {k: kept.get(k) for k in ("withdrawn", *wanted)} == {"withdrawn": None} | wanted:
+                self.reference_seconds = kept.get("cpu_seconds")
                 return load_weights(path, sets.config, kept.get("sha256"))
-        task = UnlearningSets(sets.config, retain=sets.retain)
+        started, retain = time.process_time(), sets.retain
+        if self._withdrawn is not None:
+            retain = without(retain, sets.config, self._withdrawn)
+        task = UnlearningSets(sets.config, retain=retain)
         start = build_network(sets.config, chosen.seed)
         network = unlearn("retrain", start, task, chosen, self._report, self._cancel).network
-        write_json_durably(mark, {**wanted, "sha256": save_weights(network, path)})
+        self.reference_seconds = time.process_time() - started
+        facts = {"sha256": save_weights(network, path), "cpu_seconds": self.reference_seconds}
+        write_json_durably(mark, wanted | facts)
         return network
 
-    def all(self, models: Mapping[str, nn.Module]) -> dict[str, ModelFigures]:
-        """Measure every model."""
+    def all(self, models: Mapping[str, nn.Module], then: int = 0) -> dict[str, ModelFigures]:
+        """Measure every model.
+
+        Parameters
+        ----------
+        then
+            Measures that follow, for the progress.
+        """
         attacks = self._settings.attacks
-        self._total = len(models) * (1 + len(attacks))
+        others: dict[str, Callable[[nn.Module], dict[str, Any]]] = {}
+        if self._sets.calibration:
+            others["calibration"] = self._calibration
+        if self._withdrawn is not None:
+            others["class"] = self._class
+        self._total = len(models) * (1 + len(others) + len(attacks)) + then
         for name, network in models.items():
             self.digests[name] = _digest(network)
         self._original = models["original"]
@@ -86,10 +118,16 @@ class Measurements:
             network = models[name]
             raw[name] = self._kept(name, "scores", {}, partial(self._scores, network))
             if name == "original":
-                self._level = person_means(scores_from_json(raw[name]["forget"]))
+                scores = scores_from_json(raw[name]["forget"])
+                self._level = {s.series: s.dice for s in scores} | person_means(scores)
+            for other, make in others.items():
+                parameters = {"structure": self._withdrawn} if other == "class" else {}
+                raw[name] |= self._kept(name, other, parameters, partial(make, network))
             for attack in attacks:
                 own = getattr(self._settings, attack, None)
                 parameters = {} if own is None else asdict(own)
+                if attack == "relearning" and len({s.person for s in self._sets.forget}) == 1:
+                    parameters["unit"] = "studies"
                 raw[name] |= self._kept(name, attack, parameters, partial(makers[attack], network))
         blank: dict[str, Any] = {
             "relearning": None,
@@ -99,6 +137,18 @@ class Measurements:
             "adapter_keys": 0,
         }
         return {name: ModelFigures.from_json({**blank, **raw[name]}) for name in models}
+
+    def distances(self, reference: str, network: nn.Module) -> dict[str, float] | None:
+        """Distance of each person of R and T to S in a reference's features; None without them."""
+        found: dict[str, float] | None = self._kept(
+            reference, "distances", {}, partial(self._distances, network)
+        )["to_s"]
+        return found
+
+    def restored(self, network: nn.Module) -> dict[str, Any]:
+        """Hold a restored model against the original, on S and T."""
+        self.digests["restored"] = _digest(network)
+        return self._kept("restored", "reversibility", {}, partial(self._reversibility, network))
 
     def _kept(
         self,
@@ -148,6 +198,27 @@ class Measurements:
             ]
             for name in ("forget", "retain", "test")
         }
+
+    def _calibration(self, network: nn.Module) -> dict[str, Any]:
+        scores = score(network, self._sets.calibration, self._sets.config, cancel=self._cancel)
+        return {"calibration": [s.to_json() for s in scores]}
+
+    def _class(self, network: nn.Module) -> dict[str, Any]:
+        label = self._withdrawn or ""
+        figures = class_figures(network, self._sets.test, self._sets.config, label)
+        return {"withdrawn": figures.to_json()}
+
+    def _distances(self, network: nn.Module) -> dict[str, Any]:
+        sets = self._sets
+        try:
+            others = (*sets.retain, *sets.test)
+            return {"to_s": distances_to(network, sets.forget, others, sets.config)}
+        except UnsupportedNetworkError:  # only BasicUNet has the layer; the rest is measured
+            return {"to_s": None}
+
+    def _reversibility(self, network: nn.Module) -> dict[str, Any]:
+        studies = (*self._sets.forget, *self._sets.test)
+        return reversibility(network, self._original, studies, self._sets.config).to_json()
 
     def _relearning(self, network: nn.Module) -> dict[str, Any]:
         attacks = relearn(

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from segunlearn.audit.statistics import Interval, auc, detectable_auc, tpr_at_fpr
 from segunlearn.errors import InvalidInputError
@@ -105,6 +106,41 @@ def _minus_mean(model: Scores, references: Sequence[Scores]) -> Scores:
         raise InvalidInputError("model and reference were scored on different studies.")
     mean = np.mean([r.values for r in references], axis=0)
     return Scores(tuple(float(v) for v in np.asarray(model.values) - mean), model.persons)
+
+
+def conformal_share(losses: Sequence[float], calibration: Sequence[float]) -> float:
+    """Share of forgotten studies whose rank among never-trained ones is in [0.05, 0.95].
+
+    The rank of a loss is ``(1 + #{c: l(c) >= l(s)}) / (n_C + 1)``: near 1 the study is
+    remembered, near 0 over-forgotten. With fewer than 19 studies in C nothing can fall out at
+    the lower end.
+
+    Raises
+    ------
+    InvalidInputError
+        A set is empty.
+    """
+    if not losses or not calibration:
+        raise InvalidInputError("conformal ranks need forgotten and calibration studies.")
+    known = np.asarray(calibration)
+    ranks = np.asarray([(1 + float((known >= v).sum())) / (known.size + 1) for v in losses])
+    return float(((ranks >= 0.05) & (ranks <= 0.95)).mean())
+
+
+def same_distribution(forgotten: Sequence[float], unseen: Sequence[float]) -> float:
+    """p-value of the two-sample Kolmogorov-Smirnov test; give one value a person.
+
+    The forget quality of TOFU (arXiv 2401.06121) adapted: small means that the forgotten people
+    can be told from unseen ones. A large one with few people says little.
+
+    Raises
+    ------
+    InvalidInputError
+        Fewer than two values on a side.
+    """
+    if min(len(forgotten), len(unseen)) < 2:
+        raise InvalidInputError("the Kolmogorov-Smirnov test needs two persons on each side.")
+    return float(stats.ks_2samp(forgotten, unseen).pvalue)
 
 
 def conformal_rank(score: float, calibration: Sequence[float]) -> float:

@@ -36,7 +36,7 @@ def loss_distributions(figures: Figures) -> str:
         ax.set_xlabel("loss")
         ax.legend(frameon=False)
     axes[0].set_ylabel("share of studies")
-    return _svg(figure)
+    return _svg(figure, "losses")
 
 
 def roc(figures: Figures) -> str:
@@ -53,37 +53,73 @@ def roc(figures: Figures) -> str:
     ax.set_xlabel("unseen studies taken for forgotten ones")
     ax.set_ylabel("forgotten studies found")
     ax.legend(frameon=False, loc="lower right")
-    return _svg(figure)
+    return _svg(figure, "roc")
+
+
+def relearns_itself(figures: Figures) -> bool:
+    """Whether a single study was forgotten: no others are there that an attack could bring back."""
+    attacks = figures["candidate"]["relearning"] or ()
+    return bool(attacks) and all(a["best_others"] is None for a in attacks)
 
 
 def relearning(figures: Figures) -> str:
-    """Dice of the other forgotten people while an attacker fine-tunes; one panel a number."""
+    """Dice of the other forgotten studies while an attacker fine-tunes; one panel a number.
+
+    Of the attacker's own study where there is no other one.
+    """
     names = [n for n in _models(figures) if figures[n]["relearning"]]
     if not names:
         return ""
-    numbers = sorted({a["people"] for a in figures[names[0]]["relearning"]})
+    column = 1 if relearns_itself(figures) else 2
+    first = figures[names[0]]["relearning"]
+    numbers = sorted({a["people"] for a in first})
     figure, axes = _panels(len(numbers))
     for ax, number in zip(axes, numbers, strict=True):
         for name in names:
             attacks = [a for a in figures[name]["relearning"] if a["people"] == number]
             for i, attack in enumerate(attacks):
-                points = [(s, o) for s, _, o in attack["curve"] if o is not None]
-                if points:
-                    ax.plot(
-                        *zip(*points, strict=True),
-                        color=_COLOURS[name],
-                        linewidth=1.6,
-                        alpha=0.8,
-                        marker="o" if len(points) == 1 else None,
-                        label=_TITLES[name] if i == 0 else None,
-                    )
-        ax.set_title(f"attacker has {number} " + ("person" if number == 1 else "people"))
+                points = [(p[0], p[column]) for p in attack["curve"]]
+                ax.plot(
+                    *zip(*points, strict=True),
+                    color=_COLOURS[name],
+                    linewidth=1.6,
+                    alpha=0.8,
+                    marker="o" if len(points) == 1 else None,
+                    label=_TITLES[name] if i == 0 else None,
+                )
+        one, several = ("person", "people")
+        if first[0].get("unit", "people") == "studies":
+            one, several = ("study", "studies")
+        ax.set_title(f"attacker has {number} {one if number == 1 else several}")
         ax.set_xlabel("steps of the attacker")
-    axes[0].set_ylabel("Dice of the other forgotten people")
+    whose = "the study itself" if column == 1 else "the other forgotten ones"
+    axes[0].set_ylabel(f"Dice of {whose}")
     handles, labels = axes[0].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, frameon=False, loc="outside upper center", ncol=3)
-    return _svg(figure)
+    figure.legend(handles, labels, frameon=False, loc="outside upper center", ncol=3)
+    return _svg(figure, "relearning")
+
+
+def class_row(found: Mapping[str, Any]) -> str:
+    """Show what a model says of a withdrawn structure's voxels, beside models without it.
+
+    Parameters
+    ----------
+    found
+        ``ClassMode.to_json`` and ``"labels"``, the structures in the order of their values.
+    """
+    names = ["background", *found["labels"]]
+    figure = Figure(figsize=(4.6, 0.62 * len(names) + 1.2), layout="constrained")
+    ax = figure.subplots()
+    _style(ax)
+    at = np.arange(len(names))
+    ax.barh(at - 0.19, found["row"], 0.36, color=_CANDIDATE, label="after")
+    ax.barh(at + 0.19, found["target"], 0.36, color=_REFERENCE, label="never taught (reference)")
+    ax.set_yticks(at, names)
+    ax.invert_yaxis()
+    ax.set_xlim(0, 1)
+    ax.set_xlabel("mean probability")
+    figure.legend(frameon=False, loc="outside upper center", ncol=2)
+    return _svg(figure, "class")
 
 
 def dice_before_and_after(figures: Figures) -> str:
@@ -113,7 +149,7 @@ def dice_before_and_after(figures: Figures) -> str:
     ax.set_yticks(range(len(rows)), [r["series"] for r in rows], family="monospace")
     ax.set_xlabel("Dice")
     figure.legend(frameon=False, loc="outside upper center", ncol=3)
-    return _svg(figure)
+    return _svg(figure, "each")
 
 
 def slices(pictures: Sequence[Mapping[str, Any]]) -> str:
@@ -142,7 +178,7 @@ def slices(pictures: Sequence[Mapping[str, Any]]) -> str:
             if line is grid[0]:
                 ax.set_title(_TITLES.get(column, "annotation"), fontsize=10)
         line[0].set_ylabel(picture["name"], family="monospace", fontsize=8)
-    return _svg(figure)
+    return _svg(figure, "slices")
 
 
 _COLOURS = {
@@ -181,12 +217,15 @@ def _style(ax: Axes) -> None:
     ax.tick_params(colors=_INK)
 
 
-def _svg(figure: Figure) -> str:
-    """SVG without XML head, scripts, links, random names or the time."""
+def _svg(figure: Figure, name: str) -> str:
+    """SVG without XML head, scripts, links, random names or the time.
+
+    Names inside are the plot's own: one that is folded away must not be referred to by another.
+    """
     buffer = io.StringIO()
     import matplotlib as mpl
 
-    with mpl.rc_context({"svg.hashsalt": "segunlearn", "svg.fonttype": "path"}):
+    with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
         FigureCanvasSVG(figure).print_svg(  # type: ignore[no-untyped-call]
             buffer, metadata={"Date": None, "Creator": None}
         )

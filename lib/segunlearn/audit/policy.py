@@ -50,6 +50,9 @@ class Policy:
         Largest excess of the relearning attack against a full, a short reference.
     distillation
         Largest excess of S - T of a distilled student.
+    class_dice, class_divergence
+        Class mode: largest Dice of the withdrawn structure, and largest divergence of its
+        confusion row, in nats, from models trained without it.
     weakest_power
         A membership test that could only have shown an AUC above this is unclear, not passed.
     required
@@ -66,6 +69,8 @@ class Policy:
     relearning: float = 0.02
     relearning_short: float = 0.05
     distillation: float = 0.03
+    class_dice: float = 0.02
+    class_divergence: float = 0.05
     weakest_power: float = 0.95
     required: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: dict(_REQUIRED))
 
@@ -96,7 +101,36 @@ SOURCES: Final[Mapping[str, str]] = {
     "relearning": "pilot B5; retrained models within 0.001, intact weights 0.069 to 0.100",
     "relearning_short": "pilot B5, and 0.024 by which a short reference lies below a full one",
     "distillation": "M8 of the audit's definitions; not tried in the pilot",
+    "class_dice": "convention: a model trained without the structure never draws it",
+    "class_divergence": "convention; where two references differ by more, their difference",
     "weakest_power": "convention: four forgotten and seventy unseen people just reach it",
+}
+
+
+#: What each measure is called before people.
+NAMES: Final[Mapping[str, str]] = {
+    "unseen_quality": "Quality on unseen people",
+    "forget_level": "Level on the forgotten people",
+    "gap_excess": "Lead of the forgotten over unseen people",
+    "worst_person": "Best remembered person",
+    "membership": "Membership, by loss",
+    "structure_membership": "Membership, by overlap",
+    "calibrated_membership": "Membership, difficulty taken out",
+    "relearning": "Relearning attack",
+    "distillation": "Distillation attack",
+    "artefacts": "Rounded and stripped weights",
+    "class_mode": "The withdrawn structure",
+    "reversibility": "The restored model",
+    "surface_dice": "Surfaces that agree",
+    "hd95": "Distance of surfaces",
+    "conformal": "Ranks among never-trained studies",
+    "kolmogorov_smirnov": "Losses drawn alike",
+    "tug_of_war": "Tug-of-war",
+    "collateral": "Worst-off unseen people",
+    "nearest": "People most like the forgotten",
+    "retained": "Retained people",
+    "recovery": "Adversarial recovery",
+    "two_versions": "Two versions compared",
 }
 
 
@@ -109,7 +143,7 @@ class Finding:
     name
         Its name in the policy.
     level
-        Assurance level it belongs to; ``"none"`` for what is only reported.
+        Assurance level it belongs to; ``"none"`` for what does not bear on the verdict.
     outcome
         ``"pass"``, ``"fail"``, ``"unclear"``, or ``"reported"``.
     value, bar, noise
@@ -201,11 +235,13 @@ def verdict(
     if needed not in LEVELS or not findings:
         raise InvalidInputError(f"needed level {needed!r} must be one of {', '.join(LEVELS)}.")
     by_name = {f.name: f for f in findings}
-    failed = [f for f in findings if f.outcome == "fail"]
+    failed = [f for f in findings if f.outcome == "fail" and f.level != "none"]
     open_: dict[str, list[str]] = {}
     for level in ("hidden", "unlearned"):
         open_[level] = [
-            f"{name} was not measured." if name not in by_name else by_name[name].words
+            f"{NAMES.get(name, name)}: was not measured."
+            if name not in by_name
+            else by_name[name].words
             for name in policy.required.get(level, ())
             if name not in by_name or by_name[name].outcome in ("unclear", "reported")
         ]

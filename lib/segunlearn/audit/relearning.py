@@ -9,8 +9,8 @@ same attack.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from segunlearn.unlearning.loop import (
 )
 from segunlearn.unlearning.sets import Draw, Study
 
+Unit = Literal["people", "studies"]
+
 
 @dataclass(frozen=True)
 class RelearningSettings:
@@ -38,6 +40,7 @@ class RelearningSettings:
     ----------
     people
         How many forgotten people the attacker has; numbers that leave no other one are left out.
+        With a single forgotten person, how many of the person's studies.
     rates
         Learning rates of Adam over all weights.
     steps
@@ -75,13 +78,16 @@ class Attack:
         What the attacker had.
     curve
         (step, Dice of the attacker's people, Dice of the other forgotten people), from step 0 on.
-        With a single forgotten person there are no others, and the last entry is None.
+        With a single forgotten study there are no others, and the last entry is None.
     best_others
         Largest Dice of the others on the way: the attacker's choice.
     steps_to_level
         Steps until the attacker's own people were back at the original's Dice, None if never.
     others_after, unseen_after
         Dice of the others and of unseen people when the attack ended.
+    unit
+        What ``people`` counts: with a single forgotten person, ``"studies"`` of that person, and
+        "the others" are the person's other studies.
     """
 
     people: int
@@ -91,6 +97,7 @@ class Attack:
     steps_to_level: int | None
     others_after: float | None
     unseen_after: float
+    unit: Unit = "people"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -116,6 +123,9 @@ def relearn(
 ) -> tuple[Attack, ...]:
     """Attack a copy of a network in every way of the settings.
 
+    The attacker has some of the forgotten people and the others are looked at. A single person's
+    studies are divided in the same way; a single study can only be timed.
+
     Parameters
     ----------
     network
@@ -123,7 +133,8 @@ def relearn(
     forget, unseen
         S and (some of) T.
     level
-        The original's mean Dice of each forgotten person: how far the attacker goes.
+        The original's mean Dice of each forgotten person: how far the attacker goes. Where a
+        single person has several studies, also of each series; else the person's stands for it.
     report
         Called with attacks done and in all.
 
@@ -139,17 +150,23 @@ def relearn(
         raise InvalidInputError("the relearning attack needs forgotten and unseen studies.")
     if missing := set(persons) - set(level):
         raise InvalidInputError(f"the original's level is missing for {len(missing)} person(s).")
-    order = [persons[i] for i in np.random.default_rng(settings.seed).permutation(len(persons))]
-    numbers = [k for k in sorted(set(settings.people)) if k < len(persons)] or [len(persons)]
+    unit: Unit = "people" if len(persons) > 1 else "studies"
+
+    def part(study: Study) -> str:
+        return study.person if unit == "people" else study.series
+
+    names = sorted({part(s) for s in forget})
+    order = [names[i] for i in np.random.default_rng(settings.seed).permutation(len(names))]
+    levels = {part(s): level.get(part(s), level[s.person]) for s in forget}
+    numbers = [k for k in sorted(set(settings.people)) if k < len(names)] or [len(names)]
     plans = [(k, rate) for k in numbers for rate in settings.rates]
     attacks = []
     for done, (k, rate) in enumerate(plans):
-        own = [s for s in forget if s.person in order[:k]]
-        others = [s for s in forget if s.person not in order[:k]]
-        target = float(np.mean([level[p] for p in order[:k]])) - settings.tolerance
-        attacks.append(
-            _attack(network, own, others, unseen, target, rate, config, settings, cancel)
-        )
+        own = [s for s in forget if part(s) in order[:k]]
+        others = [s for s in forget if part(s) not in order[:k]]
+        target = float(np.mean([levels[p] for p in order[:k]])) - settings.tolerance
+        attack = _attack(network, own, others, unseen, target, rate, config, settings, cancel)
+        attacks.append(replace(attack, people=k, unit=unit))
         report(done + 1, len(plans))
     return tuple(attacks)
 
@@ -216,11 +233,11 @@ class RelearningExcess:
     noise, gap_noise
         Two standard deviations of the difference of one more reference in these two figures, the
         variances pooled over the attacks; 0 with a single reference, whose spread is not known.
-    people, rate
+    people, rate, unit
         The attack in which ``best_others`` was largest.
     fewer_steps
         Smallest of steps to the original's level, divided by the references' mean; None when it
-        was not reached. The only figure for a single forgotten person.
+        was not reached. The only figure for a single forgotten study.
     """
 
     best_others: float | None
@@ -230,6 +247,7 @@ class RelearningExcess:
     people: int
     rate: float
     fewer_steps: float | None
+    unit: Unit = "people"
 
 
 def relearning_excess(
@@ -249,8 +267,8 @@ def relearning_excess(
     InvalidInputError
         No reference, or other attacks.
     """
-    plans = [(a.people, a.rate) for a in attacks]
-    if not references or any([(a.people, a.rate) for a in r] != plans for r in references):
+    plans = [(a.people, a.rate, a.unit) for a in attacks]
+    if not references or any([(a.people, a.rate, a.unit) for a in r] != plans for r in references):
         raise InvalidInputError("model and references must be attacked in the same ways.")
     best = _differences([a.best_others for a in attacks], references, "best_others")
     after = [
@@ -272,6 +290,7 @@ def relearning_excess(
         people=plans[worst][0],
         rate=plans[worst][1],
         fewer_steps=min(ratios) if ratios else None,
+        unit=plans[worst][2],
     )
 
 

@@ -6,8 +6,10 @@ a file.
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,10 +18,13 @@ from typing import Any, Final
 
 from torch import nn
 
+from segunlearn.audit.class_mode import compare_classes
 from segunlearn.audit.figures import ModelFigures
 from segunlearn.audit.judge import judge
 from segunlearn.audit.measurements import Measurements
-from segunlearn.audit.policy import Finding, ReferenceKind, Verdict, verdict
+from segunlearn.audit.notes import NOT_PROVED, advice, notes, void
+from segunlearn.audit.policy import Finding, Outcome, ReferenceKind, Verdict, verdict
+from segunlearn.audit.reversibility import LOGIT_BAR
 from segunlearn.audit.sets import AuditSets
 from segunlearn.audit.settings import AuditSettings
 from segunlearn.audit.sweep import Place
@@ -30,17 +35,6 @@ from segunlearn.unlearning.loop import Cancel, Report, never, no_report
 
 #: Of the result's JSON; a reader refuses others.
 FORMAT: Final = 1
-
-_NOT_PROVED: Final = (
-    "The figures are measurements on the models named here, not a mathematical bound: a stronger "
-    "attack than those tried may find more.",
-    "Whoever holds the model before and after can see which studies changed; no method prevents "
-    "this. Old versions must be locked away or destroyed.",
-    "Copies of the old model that left this installation are not covered.",
-    "A later training that uses the studies again, or starts from an old version, undoes it.",
-    "While the old weights or a sealed deposit exist, processing is restricted (GDPR Art. 18); "
-    "only their destruction is erasure (Art. 17).",
-)
 
 
 @dataclass(frozen=True)
@@ -96,6 +90,10 @@ class AuditResult:
         Figures of a withdrawn structure.
     reversibility
         Of the restored model.
+    advice
+        What to do next.
+    peak_memory_mib
+        Largest memory of the process until the audit ended.
     """
 
     verdict: Verdict
@@ -114,6 +112,8 @@ class AuditResult:
     cost: Mapping[str, Any] | None = None
     class_mode: Mapping[str, Any] | None = None
     reversibility: Mapping[str, Any] | None = None
+    advice: tuple[str, ...] = ()
+    peak_memory_mib: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, sorted by meaning."""
@@ -124,7 +124,7 @@ class AuditResult:
             "findings": [f.to_json() for f in self.findings],
             "void": list(self.void),
             "notes": list(self.notes),
-            "not_proved": list(_NOT_PROVED),
+            "not_proved": list(NOT_PROVED),
             "sets": {k: dict(v) for k, v in self.sets.items()},
             "digests": dict(self.digests),
             "provenance": dict(self.provenance),
@@ -136,6 +136,8 @@ class AuditResult:
             "cost": None if self.cost is None else dict(self.cost),
             "class_mode": None if self.class_mode is None else dict(self.class_mode),
             "reversibility": None if self.reversibility is None else dict(self.reversibility),
+            "advice": list(self.advice),
+            "peak_memory_mib": self.peak_memory_mib,
         }
 
 
@@ -218,35 +220,51 @@ def run_audit(
     started = time.process_time()
     hidden = sets.pseudonymised(pseudonyms)
     run_dir.mkdir(parents=True, exist_ok=True)
-    measured = Measurements(run_dir, hidden, settings, report, cancel)
+    measured = Measurements(run_dir, hidden, settings, report, cancel, withdrawn=withdrawn)
     if not references:
         kind, references = "short", [measured.short_reference()]
     models = {"candidate": candidate, "original": original}
     models |= {f"reference-{i + 1}": r for i, r in enumerate(references)}
-    figures = measured.all(models)
+    figures = measured.all(models, then=1 if restored is None else 2)
     theirs = [figures[f"reference-{i + 1}"] for i in range(len(references))]
+    distances = measured.distances("reference-1", references[0])
 
     def judged(figures_of: ModelFigures, against: Sequence[ModelFigures]) -> list[Finding]:
         return judge(
-            figures_of, figures["original"], against, kind, settings.policy, settings.relearning
+            figures_of,
+            figures["original"],
+            against,
+            kind,
+            settings.policy,
+            settings.relearning,
+            distances,
         )
 
     findings = judged(figures["candidate"], theirs)
-    void = _void(judged(figures["original"], theirs), theirs, judged)
+    back = None if restored is None else measured.restored(restored)
+    if back is not None:
+        findings.append(_restored(back))
+    reasons = void(judged(figures["original"], theirs), theirs, judged)
+    conclusion = verdict(
+        findings,
+        settings.policy,
+        needed=settings.needed,
+        reference=kind,
+        exact=provenance.exact,
+        void=reasons,
+    )
+    mine = figures["candidate"].withdrawn
+    structure = None
+    if mine is not None:
+        held = [t.withdrawn for t in theirs if t.withdrawn is not None]
+        structure = compare_classes(mine, held).to_json() | {"labels": list(sets.config.labels)}
     result = AuditResult(
-        verdict=verdict(
-            findings,
-            settings.policy,
-            needed=settings.needed,
-            reference=kind,
-            exact=provenance.exact,
-            void=void,
-        ),
+        verdict=conclusion,
         findings=tuple(findings),
         figures=figures,
         digests=measured.digests,
-        void=void,
-        notes=_notes(kind, len(references), hidden),
+        void=reasons,
+        notes=notes(kind, len(references), hidden, withdrawn),
         sets={
             name: {"studies": len(studies), "persons": len({s.person for s in studies})}
             for name, studies in hidden.by_name().items()
@@ -257,50 +275,47 @@ def run_audit(
         versions={p: version(p) for p in ("segunlearn", "torch", "monai")},
         cpu_seconds=time.process_time() - started,
         places=tuple(places),
+        cost=_cost(provenance.cpu_seconds, reference_cost, measured.reference_seconds),
+        class_mode=structure,
+        reversibility=back,
+        advice=advice(conclusion, hidden, settings.policy, places),
+        peak_memory_mib=_peak_memory_mib(),
     )
     write_json_durably(run_dir / "audit.json", result.to_json())
     return result
 
 
-def _void(
-    original: Sequence[Finding],
-    references: Sequence[ModelFigures],
-    judged: Callable[[ModelFigures, Sequence[ModelFigures]], list[Finding]],
-) -> tuple[str, ...]:
-    """Check the audit itself: the original must be refused, a left-out reference must pass."""
-    void = []
-    if not any(f.outcome == "fail" for f in original):
-        void.append(
-            "The original model passes every measure: its memory of these studies cannot be seen, "
-            "so nothing can be shown to have gone."
-        )
-    if len(references) > 2:
-        for i, left_out in enumerate(references):
-            others = [*references[:i], *references[i + 1 :]]
-            failed = [f.name for f in judged(left_out, others) if f.outcome == "fail"]
-            if failed:
-                void.append(
-                    f"A model that never saw the studies fails {', '.join(failed)}: these bars "
-                    "are below the noise of training here."
-                )
-    return tuple(void)
+def _cost(
+    candidate: float | None, given: Mapping[str, float] | None, short: float | None
+) -> dict[str, Any] | None:
+    """CPU seconds of trainings without S, and how many times the candidate's they are."""
+    known = ({} if short is None else {"short": short}) | dict(given or {})
+    if not known:
+        return None
+    times = {k: v / candidate for k, v in known.items()} if candidate else {}
+    return {"cpu_seconds": candidate, "references": known, "times": times}
 
 
-def _notes(kind: ReferenceKind, references: int, sets: AuditSets) -> tuple[str, ...]:
-    notes = []
-    if kind == "short":
-        notes.append(
-            "No retrained model was there. The reference is a model trained for a short time on "
-            "the retained studies alone. It never saw the forgotten ones, but is weaker on "
-            "everybody: levels are not compared, only the lead over unseen people."
+def _restored(found: Mapping[str, Any]) -> Finding:
+    difference, same = found["largest_difference"], found["equal_voxels"]
+    words = (
+        f"Restored, the model gives {same:.4%} of the voxels the structure that the original gave "
+        "them; "
+        + (
+            "its outputs are no numbers"
+            if difference is None
+            else f"its outputs differ by at most {difference:.1e}"
         )
-    else:
-        notes.append(f"Fully retrained models without the studies, as reference: {references}.")
-    if references == 1:
-        notes.append("With one reference the run-to-run noise of training is not known.")
-    persons = len({s.person for s in sets.forget})
-    notes.append(
-        f"Forgotten persons: {persons}; unseen persons they are compared with: "
-        f"{len({s.person for s in sets.test})}."
+        + f" (may be {LOGIT_BAR:.0e}, and 100 %). "
+        + ("Its weights are the original's to the bit." if found["same_weights"] else "")
     )
-    return tuple(notes)
+    outcome: Outcome = "pass" if found["holds"] else "fail"
+    return Finding(
+        "reversibility", "none", outcome, difference, LOGIT_BAR, 0.0, None, None, words.strip()
+    )
+
+
+def _peak_memory_mib() -> float:
+    """Largest resident memory of this process so far, MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak / (2**20 if sys.platform == "darwin" else 2**10))
