@@ -19,6 +19,7 @@ from segunlearn.errors import CancelledError, InvalidInputError
 from segunlearn.networks import ModelConfig, load_weights
 from segunlearn.records.versions import VersionInfo
 from segunlearn.transforms import (
+    Assumption,
     Preprocessed,
     preprocess,
     restore,
@@ -39,9 +40,12 @@ class Prediction(Volume):
     seconds
         Wall time of ``"pre"`` (orient, normalise, resample), ``"network"`` (sliding window) and
         ``"post"`` (back onto the input's grid).
+    assumed
+        How the modality was guessed, None where it is known or does not matter.
     """
 
     seconds: Mapping[str, float] = field(default_factory=dict)
+    assumed: Assumption | None = None
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
@@ -161,7 +165,9 @@ class Segmenter:
         label = restore(probabilities, prepared.grid)
         times.append(time.perf_counter())
         spans = dict(zip(("pre", "network", "post"), np.diff(times).tolist(), strict=True))
-        return Prediction(label, volume.affine, volume.modality, seconds=spans)
+        return Prediction(
+            label, volume.affine, volume.modality, seconds=spans, assumed=prepared.assumed
+        )
 
     def predict_probabilities(
         self,

@@ -9,7 +9,7 @@ walks the same way back, onto exactly the input's grid.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import nibabel as nib
 import numpy as np
@@ -23,6 +23,9 @@ from segunlearn.volumes import Volume
 
 #: Largest model grid, in voxels; a wrong unit in a header would ask for far more.
 MAX_VOXELS = 1_000_000_000
+
+#: An image of unknown modality is taken for CT where this share of its voxels lies below this HU.
+CT_SHARE, BELOW_HU = 0.01, -100
 
 #: Sizes within this share of the model's spacing are not resampled.
 _SAME_SPACING = 1e-3
@@ -84,6 +87,22 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Assumption:
+    """The modality that was assumed for a file that names none.
+
+    Parameters
+    ----------
+    modality
+        CT, or MR for everything that is normalised by its own intensities.
+    share
+        Of the voxels that lie below ``BELOW_HU``: CT from ``CT_SHARE`` on.
+    """
+
+    modality: Literal["CT", "MR"]
+    share: float
+
+
+@dataclass(frozen=True)
 class Preprocessed:
     """A volume as the network sees it.
 
@@ -93,10 +112,13 @@ class Preprocessed:
         ``(C, X, Y, Z)`` float32, RAS, at the model's spacing.
     grid
         The way back.
+    assumed
+        None where the modality is known or does not matter to the model.
     """
 
     tensor: torch.Tensor
     grid: Grid
+    assumed: Assumption | None = None
 
 
 def grid_of(volume: Volume, config: ModelConfig) -> Grid:
@@ -166,8 +188,11 @@ def preprocess(volume: Volume, config: ModelConfig) -> Preprocessed:
     if not np.isfinite(array).all():
         raise InvalidInputError("the image holds NaN or infinite voxels. Repair the file.")
     tensor = torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, 0)))
-    tensor = normalise(tensor, config, volume.modality)
-    return Preprocessed(tensor=_resize(tensor, grid.shape), grid=grid)
+    assumed = None
+    if config.normalisation == "auto" and volume.modality == "OT":
+        assumed = assume(tensor)
+    tensor = normalise(tensor, config, assumed.modality if assumed else volume.modality)
+    return Preprocessed(tensor=_resize(tensor, grid.shape), grid=grid, assumed=assumed)
 
 
 def preprocess_label(label: Volume, config: ModelConfig, grid: Grid) -> torch.Tensor:
@@ -257,9 +282,16 @@ def normalise(tensor: torch.Tensor, config: ModelConfig, modality: str) -> torch
 def looks_like_ct(tensor: torch.Tensor) -> bool:
     """Whether voxels can be HU: at least 1 % of them lie below -100, as air and fat do.
 
-    MR has no such values. A CT cut close around the brain has none either: name its modality.
+    MR has no such values, unless it is signed. A CT cut close around the brain has none either:
+    name the modality.
     """
-    return bool((tensor < -100).float().mean() >= 0.01)
+    return assume(tensor).modality == "CT"
+
+
+def assume(tensor: torch.Tensor) -> Assumption:
+    """Assume a modality from the voxels; see ``looks_like_ct``."""
+    share = float((tensor < BELOW_HU).float().mean())
+    return Assumption("CT" if share >= CT_SHARE else "MR", share)
 
 
 def restore(probabilities: torch.Tensor, grid: Grid) -> npt.NDArray[np.uint8 | np.int16]:

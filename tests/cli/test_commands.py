@@ -186,6 +186,52 @@ def test_infer_writes_a_mask_on_the_images_grid(
     assert set(said["seconds"]) == {"pre", "network", "post"}
 
 
+@pytest.mark.parametrize(
+    ("low", "assumed", "other"), [(0, "MR", "CT"), (1, "MR", "CT"), (3, "CT", "MR")]
+)
+def test_infer_says_which_modality_it_assumed_and_why(
+    shell: Shell, home: Path, tmp_path: Path, low: int, assumed: str, other: str
+) -> None:
+    array = np.zeros((20, 10, 1), np.float32)  # 200 voxels, of which some are signed noise
+    array.flat[:low] = -101
+    write_volume(Volume(array, np.eye(4)), tmp_path / "image.nii.gz")
+    words = ("infer", tmp_path / "image.nii.gz", "-o", tmp_path / "m.nii.gz", "--home", home)
+    said = shell.json(*words)
+    assert said["modality"] == assumed
+    (warning,) = said["warnings"]
+    assert f"assumed {assumed}" in warning
+    assert f"{low / 2:.1f} % of the voxels lie below -100" in warning
+    assert f"--modality {other}" in warning
+    code, out, err = shell(*words)
+    assert (code, out) == (0, "")
+    assert f"warning: {warning}" in err.replace("\n", " ")
+    named = shell.json(*words, "--modality", "MR")
+    assert (named["modality"], named["warnings"]) == ("MR", [])
+    ct_folder(tmp_path / "series")
+    words = ("infer", tmp_path / "series", "-o", tmp_path / "n.nii.gz", "--home", home)
+    known = shell.json(*words)
+    assert (known["modality"], known["warnings"]) == ("CT", [])
+
+
+def test_train_says_which_modality_it_assumed_and_why(
+    shell: Shell, data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    signed = tmp_path / "data" / "images" / "p001_0.nii.gz"
+    image = read_volume(signed)
+    write_volume(Volume(image.array - 150, image.affine), signed)
+    words = ("train", "--data", tmp_path / "data", *TRAIN)
+    code, _, err = shell(*words, "--home", tmp_path / "a")
+    assert code == 0
+    err = " ".join(err.split())
+    assert "warning: assumed CT for 1 of 5 images" in err
+    assert "MR for 4" in err
+    assert "--modality" in err
+    (warning,) = shell.json(*words, "--home", tmp_path / "b")["warnings"]
+    assert warning in err
+    assert shell.json(*words, "--home", tmp_path / "c", "--modality", "MR")["warnings"] == []
+
+
 def ct_folder(folder: Path, series: int = 1) -> list[pydicom.Dataset]:
     """Write a series of pydicom's own CT slice at several positions; gives its instances."""
     from pydicom.data import get_testdata_file

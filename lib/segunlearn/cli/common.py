@@ -27,8 +27,9 @@ from segunlearn.dicom.identifiers import Pseudonyms
 from segunlearn.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 
-if TYPE_CHECKING:  # it loads torch
+if TYPE_CHECKING:  # they load torch
     from segunlearn.app.records import Records
+    from segunlearn.transforms import Assumption
 
 HomeOption = Annotated[
     Path,
@@ -60,7 +61,7 @@ ModalityOption = Annotated[
     str,
     typer.Option(
         help="CT or MR, which decides the normalisation; auto: CT where 1 % of the voxels lie "
-        "below -100 HU."
+        "below -100 HU, with a warning that says what was assumed (signed MR can look like CT)."
     ),
 ]
 
@@ -102,6 +103,37 @@ def modality_of(text: str) -> str:
     if not re.fullmatch("[A-Za-z]{2,16}", text):
         raise InvalidInputError(f"--modality {text!r}: use CT, MR or auto.")
     return text.upper()
+
+
+def assumed_sentence(assumed: Assumption) -> str:
+    """Tell which modality was assumed for an image, why, and what to do when it is wrong."""
+    other = "MR" if assumed.modality == "CT" else "CT"
+    return (
+        f"assumed {assumed.modality}: {100 * assumed.share:.1f} % of the voxels lie below -100, "
+        f"and CT has 1 % or more. If it is {other}, say --modality {other}."
+    )
+
+
+def assumed_in_training(ct: int, mr: int) -> list[str]:
+    """Tell which modalities were assumed for the images of a training; nothing where none was."""
+    if ct + mr == 0:
+        return []
+    if ct == 0:
+        return [
+            f"assumed MR for all {mr} images: in none of them 1 % of the voxels lie below -100. "
+            "If they are CT, say --modality CT."
+        ]
+    others = f", and MR for {mr}" if mr else ""
+    return [
+        f"assumed CT for {ct} of {ct + mr} images, in which 1 % of the voxels or more lie below "
+        f"-100{others}. If they are MR, as signed MR can be, say --modality MR."
+    ]
+
+
+def warn(sentences: Sequence[str]) -> None:
+    """Print warnings on stderr."""
+    for sentence in sentences:
+        console.print(f"warning: {sentence}", highlight=False)
 
 
 def version_of(home: Home, model: str, version: str | None) -> VersionInfo:

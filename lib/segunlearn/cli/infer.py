@@ -16,6 +16,7 @@ from segunlearn.cli.common import (
     MirrorOption,
     ModalityOption,
     ModelOption,
+    assumed_sentence,
     axes_of,
     console,
     home_of,
@@ -24,6 +25,7 @@ from segunlearn.cli.common import (
     progress_bar,
     stop_on_interrupt,
     version_of,
+    warn,
 )
 from segunlearn.errors import InvalidInputError
 from segunlearn.volumes import SUFFIXES
@@ -87,16 +89,20 @@ def infer(
         write_durably(output, _file_of(segmentation))
     else:
         write_volume(mask, output)
+    warnings = [] if mask.assumed is None else [assumed_sentence(mask.assumed)]
     voxel = abs(image.spacing[0] * image.spacing[1] * image.spacing[2]) / 1000
     volumes = {k: float((mask.array == v).sum() * voxel) for k, v in values.items()}
     if as_json:
         print_json(
             {
                 "output": str(output), "version": info.version, "sha256": info.sha256,
-                "labels": values, "millilitres": volumes, "seconds": dict(mask.seconds),
+                "modality": mask.assumed.modality if mask.assumed else image.modality,
+                "warnings": warnings, "labels": values, "millilitres": volumes,
+                "seconds": dict(mask.seconds),
             }
         )  # fmt: skip
         return
+    warn(warnings)
     shown = ", ".join(f"{k} {v:.1f} ml" for k, v in volumes.items())
     console.print(f"{output.name}: {shown} ({info.version}, {sum(mask.seconds.values()):.1f} s)")
 

@@ -24,6 +24,7 @@ from segunlearn.cli.common import (
     PeopleOption,
     RegexOption,
     StoreOption,
+    assumed_in_training,
     axes_of,
     console,
     held_out_details,
@@ -36,6 +37,7 @@ from segunlearn.cli.common import (
     progress_bar,
     stop_on_interrupt,
     version_of,
+    warn,
     without_forgotten,
 )
 from segunlearn.dicom.identifiers import Pseudonyms
@@ -97,7 +99,7 @@ def train(
     from segunlearn.app.training_run import TrainingRun
     from segunlearn.networks import ModelConfig
     from segunlearn.records.runs import Progress
-    from segunlearn.training import planning
+    from segunlearn.training import ASSUMED, planning
 
     place, chosen = home_of(home), planning.recipe(recipe.value)
     changes: dict[str, Any] = {"seed": seed, "device": device}
@@ -134,9 +136,14 @@ def train(
         progress_bar(as_json) as bar,
     ):
         _check_still_active(place, parent, model)
+        warnings: list[str] = []
+        assumed = (ASSUMED["CT"], ASSUMED["MR"])
 
         def show(progress: Progress) -> None:
             figures = progress.metrics
+            if not warnings:  # said once, before the hours of training
+                warnings.extend(assumed_in_training(*(int(figures.get(k, 0)) for k in assumed)))
+                warn([] if as_json else warnings)
             text = progress.phase
             if "epoch" in figures:
                 text += f"  epoch {figures['epoch']:.0f}/{settings.epochs}"
@@ -155,7 +162,7 @@ def train(
         "version": version.version, "sha256": version.sha256, "run_id": run.run_id,
         "best_dice": result.best_dice, "epochs": result.epochs_done, "seconds": result.seconds,
         "train_cases": len(result.train_cases), "val_cases": len(result.val_cases),
-        "held_out_people": len(held_out),
+        "held_out_people": len(held_out), "warnings": warnings,
     }  # fmt: skip
     if as_json:
         print_json({**figures, "curve": result.curve})

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from segunlearn.training.settings import (
 )
 
 __all__ = [
+    "ASSUMED",
     "Augmentation",
     "CaseDigests",
     "TrainResult",
@@ -43,6 +45,9 @@ __all__ = [
     "make_loss",
     "train",
 ]
+
+#: Figure that counts the images for which a modality was assumed from their voxels.
+ASSUMED = {"CT": "assumed_ct", "MR": "assumed_mr"}
 
 
 def train(
@@ -78,7 +83,8 @@ def train(
     parent_sha256
         Digest that ``parent_weights`` must have.
     progress
-        Called with phases ``prepare``, ``train`` and ``validate``, at most twice a second.
+        Called with phases ``prepare``, ``train`` and ``validate``, at most twice a second. The
+        last report of ``prepare`` counts images whose modality was assumed, see ``ASSUMED``.
     cancel
         Asked at every step.
     resume
@@ -119,6 +125,9 @@ def train(
             report=prepared,
             cancel=stop,
         )
+        if assumed := Counter(r.assumed.modality for r in ready if r.assumed is not None):
+            figures = {ASSUMED[modality]: float(n) for modality, n in assumed.items()}
+            report(Progress("prepare", len(ready), len(ready), figures))
         fingerprint = _fingerprint(ready, config, settings, parent)
         checkpoint = Checkpoint(run_dir, fingerprint)
         before = time.monotonic() - started

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from segunlearn.errors import CancelledError, LabelError
 from segunlearn.networks import ModelConfig
 from segunlearn.training.augmentation import sample_patch
 from segunlearn.training.settings import CaseDigests, TrainSettings
-from segunlearn.transforms import preprocess, preprocess_label
+from segunlearn.transforms import Assumption, preprocess, preprocess_label
 from segunlearn.volumes import read_volume
 
 #: Voxels of each structure that are kept as possible patch centres.
@@ -36,6 +36,8 @@ class PreparedCase:
         For each structure that is there, up to ``_CENTRES`` of its voxels, ``(N, 3)``.
     digests
         Of the files.
+    assumed
+        How the image's modality was guessed, None where it is known or does not matter.
     """
 
     case: Case
@@ -43,6 +45,7 @@ class PreparedCase:
     label: torch.Tensor
     foreground: list[torch.Tensor]
     digests: CaseDigests
+    assumed: Assumption | None = None
 
 
 def prepare(
@@ -106,7 +109,7 @@ def _prepare_one(case: Case, config: ModelConfig) -> PreparedCase:
         if len(voxels):
             foreground.append(torch.from_numpy(voxels.astype(np.int32)))
     digests = CaseDigests(image=image.digest(), label=label.digest())
-    return PreparedCase(case, ready.tensor, mask, foreground, digests)
+    return PreparedCase(case, ready.tensor, mask, foreground, digests, ready.assumed)
 
 
 def _values(ready: PreparedCase) -> set[int]:
@@ -117,7 +120,8 @@ def _move_to_files(ready: PreparedCase, folder: Path, number: int) -> PreparedCa
     folder.mkdir(parents=True, exist_ok=True)
     for name, tensor in (("image", ready.image), ("label", ready.label)):
         np.save(_stored(folder, number, name), tensor.numpy(), allow_pickle=False)
-    return open_stored(folder, number, ready.case, ready.foreground, ready.digests)
+    stored = open_stored(folder, number, ready.case, ready.foreground, ready.digests)
+    return replace(stored, assumed=ready.assumed)
 
 
 def open_stored(
