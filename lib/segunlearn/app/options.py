@@ -138,6 +138,16 @@ class Home:
         return self.root / "runs"
 
     @property
+    def audits(self) -> Path:
+        """One folder an audit, with its report and attestation, and ``work`` for what is kept."""
+        return self.root / "audits"
+
+    @property
+    def audit_key(self) -> Path:
+        """Private key that signs audits; the public one lies beside it."""
+        return self.root / "audit.key"
+
+    @property
     def cache(self) -> Path:
         """Converted images and labels; may be deleted at any time."""
         return self.root / "cache"

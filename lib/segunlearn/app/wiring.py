@@ -36,6 +36,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from segunlearn.app import dicomweb, proxy, viewer
 from segunlearn.app.routes import (
+    audits,
     datastore,
     forget,
     infer,
@@ -111,7 +112,7 @@ def _is_replaced(route: BaseRoute) -> bool:
 
 def _further_routers() -> Iterable[Any]:
     """Routers of the records, the DICOMweb service, the proxy and the viewer."""
-    records = (forget.router, ledger.router, runs.router)
+    records = (forget.router, ledger.router, runs.router, audits.router)
     return [*records, *dicomweb.routers(), *proxy.routers(), *viewer.routers()]
 
 

@@ -10,6 +10,7 @@ import typer
 from segunlearn import __version__
 from segunlearn.app.forget_command import forget, ledger
 from segunlearn.app.serve_command import serve
+from segunlearn.cli.audit import audit
 from segunlearn.cli.evaluate import evaluate
 from segunlearn.cli.infer import infer
 from segunlearn.cli.info import info
@@ -30,6 +31,7 @@ app.command()(info)
 app.command()(serve)
 app.add_typer(forget, name="forget")
 app.add_typer(ledger, name="ledger")
+app.add_typer(audit, name="audit")
 
 
 def _show_version(wanted: bool) -> None:

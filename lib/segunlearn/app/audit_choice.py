@@ -1,0 +1,555 @@
+"""What an audit is about: the two versions, what was to be forgotten, and whom it is held against.
+
+Everything comes from the ledger, the forget set and the labelled cases; nothing is read from
+images here. Sets are divided by person, and two persons are one where their PatientIDs agree and
+an issuer is unknown (``segunlearn.records.targets``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Final, cast
+
+from segunlearn.app.records import Records
+from segunlearn.audit.policy import LEVELS, Level
+from segunlearn.audit.run import Provenance
+from segunlearn.cases import Case
+from segunlearn.dicom.identifiers import Pseudonyms
+from segunlearn.errors import (
+    IntegrityError,
+    InvalidInputError,
+    LabelError,
+    NotFoundError,
+    StudyNotInLedgerError,
+    UnsupportedNetworkError,
+)
+from segunlearn.networks import ModelConfig
+from segunlearn.records.forget_requests import ForgetRequest
+from segunlearn.records.ledger import Ledger, LedgerCase, LedgerRow
+from segunlearn.records.targets import person_name, same_issuer, split_person, unpad
+from segunlearn.records.versions import VersionInfo, VersionRegistry
+
+#: Requests that an audit without named targets is about: decided, and not taken back.
+DECIDED: Final = ("approved", "working", "refused", "fulfilled", "purged")
+#: Share of the unseen people that the distillation attack may use as images without labels.
+CALIBRATION_SHARE: Final = 0.3
+#: Fewer unseen people than this are refused: two to compare with, one for the attack.
+LEAST_UNSEEN: Final = 3
+
+#: Roles of cases that taught a version; ``forget`` and ``calibration`` did not.
+_TAUGHT: Final = ("train", "validation", "retain", "support", "query", "replay")
+#: Parts of the configuration that two versions may differ in and still be compared.
+_FREE: Final = ("modalities", "overlap", "dropout", "name")
+_ROWS: Final = 500
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What was to be forgotten, as somebody names it; empty: every decided request.
+
+    Parameters
+    ----------
+    requests
+        Ids of forget requests.
+    studies, series, patients
+        Their identifiers; a patient as ``PatientID`` or ``PatientID^^^Issuer``.
+    """
+
+    requests: tuple[str, ...] = ()
+    studies: tuple[str, ...] = ()
+    series: tuple[str, ...] = ()
+    patients: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.requests or self.studies or self.series or self.patients)
+
+
+#: Nobody named anything: every decided request counts.
+NO_TARGETS: Final = Targets()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Who is in which set, and what is known of the versions.
+
+    Parameters
+    ----------
+    candidate, original
+        The version after and before.
+    config
+        Of both.
+    forget, retain, calibration, test
+        S, R, C and T: labelled cases.
+    requests
+        Forget requests that named S; empty where it was named by identifiers.
+    needed
+        Assurance level.
+    provenance
+        Of the candidate, as the ledger says.
+    row
+        Of the ledger, of the original's own training.
+    identifiers
+        Of the forgotten series, studies and persons, for the artefact sweep.
+    saw
+        SHA-256 of all weights that S shaped.
+    changed
+        Image and label digests of S in the ledger, by series.
+    notes
+        What the reader of the report must know of the choice.
+    """
+
+    candidate: VersionInfo
+    original: VersionInfo
+    config: ModelConfig
+    forget: tuple[Case, ...]
+    retain: tuple[Case, ...]
+    calibration: tuple[Case, ...]
+    test: tuple[Case, ...]
+    requests: tuple[ForgetRequest, ...]
+    needed: Level
+    provenance: Provenance
+    row: LedgerRow
+    identifiers: frozenset[str]
+    saw: frozenset[str]
+    changed: dict[str, tuple[str, str]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class People:
+    """A set of persons in which an unknown issuer may be any."""
+
+    def __init__(self, persons: Iterable[str] = ()) -> None:
+        self._issuers: dict[str, set[str]] = {}
+        for person in persons:
+            patient, issuer = split_person(person)
+            self._issuers.setdefault(patient, set()).add(issuer)
+
+    def __contains__(self, person: str) -> bool:
+        patient, issuer = split_person(person)
+        return any(same_issuer(issuer, known) for known in self._issuers.get(patient, ()))
+
+
+def choose(
+    records: Records,
+    registry: VersionRegistry,
+    cases: Sequence[Case],
+    *,
+    candidate: str = "",
+    original: str = "",
+    targets: Targets = NO_TARGETS,
+    level: Level | None = None,
+) -> Choice:
+    """Choose versions and sets.
+
+    Parameters
+    ----------
+    records, registry
+        Of the home.
+    cases
+        Every labelled case at hand, also those marked for forgetting.
+    candidate
+        Version or SHA-256; by default the active version.
+    original
+        By default the candidate's parent, else the newest earlier version that saw S.
+    targets
+        S.
+    level
+        Assurance level that is needed; by default the highest of the requests', else
+        ``"unlearned"``.
+
+    Raises
+    ------
+    NotFoundError
+        A version is not in the registry, or not in the ledger; no such request.
+    StudyNotInLedgerError
+        The original never saw S.
+    UnsupportedNetworkError
+        The versions have different networks.
+    LabelError
+        A forgotten series has no label here.
+    InvalidInputError
+        Sets are empty, too few people are unseen, or cases and ledger disagree on persons.
+    """
+    after = _version(registry, candidate)
+    seen_by_candidate = _lineage(records.ledger, after)
+    requests = tuple(records.forget_set.get(r) for r in targets.requests)
+    before, lineage, forgotten, requests = _original(
+        records, registry, after, original, targets, requests
+    )
+    config = _same_network(before, after)
+    ready = [replace(c, person=person_name(*split_person(c.person))) for c in cases]
+    _check_persons(ready, [*lineage, *seen_by_candidate])
+    return _sets(
+        records, ready, before, after, config, lineage, seen_by_candidate, forgotten, requests,
+        level,
+    )  # fmt: skip
+
+
+def divide(persons: Iterable[str], pseudonyms: Pseudonyms) -> tuple[set[str], set[str]]:
+    """Divide unseen people into C and T by a keyed hash: nobody chooses, and it can be repeated.
+
+    Returns
+    -------
+    calibration, test
+        About ``CALIBRATION_SHARE``, and the others. Persons whose PatientIDs agree stay together.
+    """
+    groups: dict[str, set[str]] = {}
+    for person in persons:
+        groups.setdefault(split_person(person)[0], set()).add(person)
+    order = sorted(groups, key=lambda patient: pseudonyms.of(f"calibration/{patient}"))
+    count = max(1, round(CALIBRATION_SHARE * len(order)))
+    return (
+        {p for patient in order[:count] for p in groups[patient]},
+        {p for patient in order[count:] for p in groups[patient]},
+    )
+
+
+def seconds_of(row: LedgerRow) -> float:
+    """Wall time of a recorded run."""
+    begun, ended = (datetime.fromisoformat(t) for t in (row.started, row.ended))
+    return max(0.0, (ended - begun).total_seconds())
+
+
+def settings_of(ledger: Ledger, row: LedgerRow) -> dict[str, Any]:
+    """Find the settings of the longest training in the chain of parents; empty without any."""
+    best: dict[str, Any] = {}
+    known: dict[str, LedgerRow] | None = None
+    for _ in range(_ROWS):
+        settings = row.parameters.get("settings")
+        if row.kind == "train" and isinstance(settings, dict):
+            best = max(best, settings, key=lambda s: int(s.get("epochs", 0)))
+        if row.parent_sha256 is None:
+            break
+        known = _rows_by_version(ledger, row.model) if known is None else known
+        if row.parent_sha256 not in known:
+            break
+        row = known[row.parent_sha256]
+    return best
+
+
+def _rows_by_version(ledger: Ledger, model: str) -> dict[str, LedgerRow]:
+    found: dict[str, LedgerRow] = {}
+    offset = 0
+    while page := ledger.rows(model=model, limit=_ROWS, offset=offset):
+        for row in page:
+            if row.version_sha256:
+                found.setdefault(row.version_sha256, row)
+        offset += len(page)
+    return found
+
+
+def _version(registry: VersionRegistry, name: str) -> VersionInfo:
+    info = registry.get(name) if name else registry.active()
+    if info is None:
+        raise NotFoundError(
+            f"model {registry.root.name!r} has no active version to audit. Train one, or name a "
+            "version."
+        )
+    return info
+
+
+def _lineage(ledger: Ledger, info: VersionInfo) -> Sequence[LedgerCase]:
+    try:
+        return ledger.lineage_cases(info.sha256)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"{info.version} is not in the ledger: nobody can say what it was trained on, and so "
+            "not what it should have forgotten. Audit a version that was trained here."
+        ) from error
+
+
+def _original(
+    records: Records,
+    registry: VersionRegistry,
+    after: VersionInfo,
+    name: str,
+    targets: Targets,
+    requests: tuple[ForgetRequest, ...],
+) -> tuple[VersionInfo, Sequence[LedgerCase], list[LedgerCase], tuple[ForgetRequest, ...]]:
+    """Find the version before, its cases, those of S among them, and the requests that say so."""
+    if name:
+        tried = [registry.get(name)]
+    else:
+        versions = registry.versions()
+        earlier = versions[: [v.version for v in versions].index(after.version)][::-1]
+        parents = [v for v in earlier if v.sha256 == after.parent_sha256]
+        tried = parents or earlier
+    if not tried:
+        raise NotFoundError(
+            f"there is no version before {after.version} to compare with. Name the original."
+        )
+    failures = []
+    for before in tried:
+        lineage = _lineage(records.ledger, before)
+        try:
+            found, used = _forgotten(records, before, after, lineage, targets, requests)
+        except StudyNotInLedgerError as error:
+            failures.append(error)
+            continue
+        return before, lineage, found, used
+    raise failures[0]
+
+
+def _forgotten(
+    records: Records,
+    before: VersionInfo,
+    after: VersionInfo,
+    lineage: Sequence[LedgerCase],
+    targets: Targets,
+    requests: tuple[ForgetRequest, ...],
+) -> tuple[list[LedgerCase], tuple[ForgetRequest, ...]]:
+    """Cases of S that taught the original.
+
+    Raises
+    ------
+    StudyNotInLedgerError
+        It never saw one of the targets, or, without targets, nothing decided.
+    """
+    taught = [c for c in lineage if c.role in _TAUGHT]
+    if not targets:
+        return _of_decided(records, before, after, taught)
+    named = [(r.target.kind, _text_of(r)) for r in requests]
+    named += [("study", t) for t in targets.studies] + [("series", t) for t in targets.series]
+    named += [("patient", t) for t in targets.patients]
+    found: dict[str, LedgerCase] = {}
+    for kind, target in named:
+        cases = _cases_of(kind, target, taught)
+        if not cases:
+            raise StudyNotInLedgerError(
+                f"{kind} {records.pseudonyms.of(target)}: no recorded run that made "
+                f"{before.version} used it; the model never saw it, so there is nothing to audit. "
+                "Name a version that saw it as the original."
+            )
+        found |= {c.series: c for c in cases}
+    return list(found.values()), requests
+
+
+def _of_decided(
+    records: Records, before: VersionInfo, after: VersionInfo, taught: Sequence[LedgerCase]
+) -> tuple[list[LedgerCase], tuple[ForgetRequest, ...]]:
+    """Decided requests about what the original saw and the candidate's own run did not use."""
+    own: set[str] = set()
+    if after.sha256 != before.sha256:
+        own = {c.series for c in records.ledger.cases_of(after.run_id) if c.role in _TAUGHT}
+    found: dict[str, LedgerCase] = {}
+    used, used_again = [], 0
+    for request in _all_decided(records):
+        if request.target.kind == "structure":
+            continue
+        cases = _cases_of(request.target.kind, _text_of(request), taught)
+        if own & {c.series for c in cases}:
+            used_again += 1
+        elif cases:
+            found |= {c.series: c for c in cases}
+            used.append(request)
+    if not found:
+        why = f"no approved forget request is about a study that {before.version} saw"
+        if used_again:
+            why = f"{after.version} was itself trained on what the approved requests name"
+        raise StudyNotInLedgerError(
+            f"{why}: there is nothing to audit. Approve a request, unlearn or train without the "
+            "studies, or name studies, series or patients."
+        )
+    return list(found.values()), tuple(used)
+
+
+def _all_decided(records: Records) -> Iterable[ForgetRequest]:
+    offset = 0
+    while page := records.forget_set.list(states=DECIDED, limit=_ROWS, offset=offset):
+        yield from page
+        offset += len(page)
+
+
+def _text_of(request: ForgetRequest) -> str:
+    target = request.target
+    if target.kind == "structure":
+        raise InvalidInputError(
+            f"forget request {request.request_id} is about a structure; this audit is about "
+            "studies and people. Leave it out."
+        )
+    return person_name(target.id, target.issuer) if target.kind == "patient" else target.id
+
+
+def _cases_of(kind: str, target: str, cases: Sequence[LedgerCase]) -> list[LedgerCase]:
+    if kind == "patient":
+        people = People([target])
+        return [c for c in cases if c.person in people]
+    return [c for c in cases if getattr(c, kind) == unpad(target)]
+
+
+def _same_network(before: VersionInfo, after: VersionInfo) -> ModelConfig:
+    one, two = ModelConfig.from_json(before.config), ModelConfig.from_json(after.config)
+    left, right = one.to_json(), two.to_json()
+    different = [k for k in left if k not in _FREE and left[k] != right[k]]
+    if different:
+        raise UnsupportedNetworkError(
+            f"{before.version} and {after.version} have different networks "
+            f"({', '.join(different)}): their figures cannot be compared. Train the candidate with "
+            "the original's configuration."
+        )
+    return two
+
+
+def _check_persons(cases: Sequence[Case], recorded: Sequence[LedgerCase]) -> None:
+    """Refuse cases that show other people than the ledger says: sets would overlap by person."""
+    series = [c.series for c in cases]
+    if len(set(series)) != len(series):
+        raise InvalidInputError("a series is given twice among the labelled cases; give it once.")
+    known = {c.series: c.person for c in recorded}
+    wrong = [
+        c for c in cases if unpad(c.series) in known and c.person not in People([known[c.series]])
+    ]
+    if wrong:
+        raise InvalidInputError(
+            f"{len(wrong)} of the labelled images show other persons than the ledger recorded: "
+            "forgotten people could be counted as unseen. Give the same --people or "
+            "--person-regex as for the training."
+        )
+
+
+def _sets(
+    records: Records,
+    cases: Sequence[Case],
+    before: VersionInfo,
+    after: VersionInfo,
+    config: ModelConfig,
+    lineage: Sequence[LedgerCase],
+    seen_by_candidate: Sequence[LedgerCase],
+    forgotten: Sequence[LedgerCase],
+    requests: tuple[ForgetRequest, ...],
+    level: Level | None,
+) -> Choice:
+    labelled = {unpad(c.series): c for c in cases if c.label is not None}
+    lacking = [c for c in forgotten if c.series not in labelled]
+    if lacking:
+        raise LabelError(
+            f"{len(lacking)} of the {len(forgotten)} forgotten series have no labelled image here "
+            f"(first {records.pseudonyms.of(lacking[0].series)}): what a model remembers of them "
+            "cannot be measured. Give the data they were trained from."
+        )
+    gone = {c.series for c in forgotten}
+    s_people = People(c.person for c in forgotten)
+    forget = tuple(labelled[s] for s in sorted(gone))
+    others = [c for c in labelled.values() if c.series not in gone and c.person not in s_people]
+    free = records.without_forgotten(others)
+    taught = {c.series for c in lineage if c.role in _TAUGHT}
+    seen = People(c.person for c in [*lineage, *seen_by_candidate])
+    retain = tuple(c for c in free if unpad(c.series) in taught)
+    unseen = [c for c in free if c.person not in seen]
+    calibration, test = divide((c.person for c in unseen), records.pseudonyms)
+    if not retain:
+        raise InvalidInputError(
+            f"none of the other people that {before.version} was trained on is labelled here: no "
+            "never-seen reference could be trained. Give the data it was trained from."
+        )
+    if len({split_person(p)[0] for p in calibration | test}) < LEAST_UNSEEN:
+        raise InvalidInputError(
+            f"{len(calibration | test)} labelled people were never seen by {before.version} or "
+            f"{after.version}; an audit compares the forgotten with at least {LEAST_UNSEEN} such. "
+            "Annotate studies of more people, and keep some out of training (train --holdout)."
+        )
+    notes = _notes(lineage, labelled, len(others) - len(free), gone, s_people, seen_by_candidate)
+    return Choice(
+        candidate=after,
+        original=before,
+        config=config,
+        forget=forget,
+        retain=retain,
+        calibration=tuple(c for c in unseen if c.person in calibration),
+        test=tuple(c for c in unseen if c.person in test),
+        requests=requests,
+        needed=level or _needed(requests),
+        provenance=_provenance(records.ledger, after, seen_by_candidate, forgotten),
+        row=_row_of(records.ledger, before),
+        identifiers=_identifiers(forgotten),
+        saw=frozenset(
+            sighting.version_sha256
+            for s in sorted(gone)
+            for sighting in records.ledger.versions_that_saw(series=s)
+        ),
+        changed={c.series: (c.image_digest, c.label_digest) for c in forgotten},
+        notes=notes,
+    )
+
+
+def _needed(requests: Sequence[ForgetRequest]) -> Level:
+    if not requests:
+        return "unlearned"
+    return cast(Level, max((r.needed for r in requests), key=[*map(str, LEVELS)].index))
+
+
+def _row_of(ledger: Ledger, info: VersionInfo) -> LedgerRow:
+    row = ledger.row(info.run_id)
+    if row.version_sha256 != info.sha256:
+        raise IntegrityError(
+            f"{info.version}: the ledger says that run {info.run_id[:12]} made other weights. Run "
+            "'segunlearn ledger verify', and do not trust the version."
+        )
+    return row
+
+
+def _provenance(
+    ledger: Ledger,
+    info: VersionInfo,
+    lineage: Sequence[LedgerCase],
+    forgotten: Sequence[LedgerCase],
+) -> Provenance:
+    row = _row_of(ledger, info)
+    gone = {c.series for c in forgotten} | {c.study for c in forgotten}
+    taught = [c for c in lineage if c.role in _TAUGHT]
+    exact = (
+        row.kind == "train"
+        and row.outcome == "done"
+        and row.parent_sha256 is None
+        and not any(c.series in gone or c.study in gone for c in lineage)
+    )
+    read: dict[str, int] = {}
+    for case in ledger.cases_of(row.run_id):
+        read[case.role] = read.get(case.role, 0) + 1
+    method = str(row.parameters.get("method") or "")
+    cost = row.parameters.get("cpu_seconds")
+    settings = row.parameters.get("settings")
+    return Provenance(
+        method=method or ("trained again from random weights" if exact else row.kind),
+        exact=exact and bool(taught),
+        parameters=settings if isinstance(settings, dict) else {},
+        cpu_seconds=float(cost) if isinstance(cost, int | float) else None,
+        read=read,
+    )
+
+
+def _identifiers(forgotten: Sequence[LedgerCase]) -> frozenset[str]:
+    """Collect what file names may hold; a PatientID of few digits would be found in all."""
+    found = {c.series for c in forgotten} | {c.study for c in forgotten}
+    people = {split_person(c.person)[0] for c in forgotten}
+    return frozenset(found | {p for p in people if len(p) > 3})
+
+
+def _notes(
+    lineage: Sequence[LedgerCase],
+    labelled: dict[str, Case],
+    marked: int,
+    gone: set[str],
+    s_people: People,
+    seen_by_candidate: Sequence[LedgerCase],
+) -> tuple[str, ...]:
+    notes = []
+    taught = {c.series: c.person for c in lineage if c.role in _TAUGHT}
+    lacking = [s for s, p in taught.items() if p not in s_people and s not in labelled]
+    if lacking:
+        notes.append(
+            f"{len(lacking)} retained series have no labelled image here; they are not in the sets."
+        )
+    if marked:
+        notes.append(f"{marked} series of other people are marked for forgetting: left out.")
+    still = {c.series for c in seen_by_candidate if c.role in _TAUGHT} - gone
+    more = [c for c in seen_by_candidate if c.series in still and c.person in s_people]
+    if more:
+        people = len({c.person for c in more})
+        notes.append(
+            f"The model was trained on other studies of {people} of the forgotten person(s), which "
+            "were not to be forgotten. It may know these persons from there."
+        )
+    return tuple(notes)
