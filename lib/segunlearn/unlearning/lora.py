@@ -1,0 +1,261 @@
+"""Low-rank adapters (LoRA, Hu et al., arXiv 2106.09685) on the UNet, in weight space.
+
+A layer computes with W + s B A instead of W. On disk an adapter is PEFT's file pair, so that it
+can be read without this code; in training the sum is formed once a step, which is faster on small
+3D networks than PEFT's second convolution and the same function.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, cast, get_args
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+from torch.nn.utils import parametrize
+
+from segunlearn.errors import IntegrityError, InvalidInputError, UnsupportedNetworkError
+from segunlearn.records.durable import write_durably
+from segunlearn.unlearning.loop import copy_of, frozen, seeded
+
+Layers = Literal["decoder", "decoder+bottleneck", "all"]
+
+_PREFIXES: Final[dict[str, tuple[str, ...]]] = {
+    "decoder": ("upcat_",),
+    "decoder+bottleneck": ("upcat_", "down_4"),
+    "all": ("",),
+}
+#: The last 1x1 convolution: too small for a low rank, so it is trained and saved whole.
+HEAD: Final = "final_conv"
+_PEFT: Final = "base_model.model."
+_FILES: Final = ("adapter_config.json", "adapter_model.safetensors")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Which weights get a low-rank update.
+
+    Parameters
+    ----------
+    rank, alpha
+        r, and the scale s = alpha / r.
+    layers
+        Part of the UNet whose 3x3(x3) convolutions are adapted.
+    transposed
+        Also the transposed convolutions of these parts.
+    head
+        Also train the last 1x1 convolution (``modules_to_save`` of PEFT).
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    layers: Layers = "decoder"
+    transposed: bool = False
+    head: bool = True
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not 0 < self.alpha < math.inf:
+            raise InvalidInputError("LoRA needs a rank of at least 1 and an alpha above 0.")
+        if self.layers not in get_args(Layers):
+            raise InvalidInputError(f"no layers {self.layers!r}: {', '.join(get_args(Layers))}.")
+
+
+class LowRank(nn.Module):
+    """Parametrisation W -> W + s B A; B is 0 at first.
+
+    Parameters
+    ----------
+    weight
+        Of a convolution, ``(out, in, ...)``, or transposed, ``(in, out, ...)``.
+    """
+
+    def __init__(self, weight: torch.Tensor, settings: LoraSettings, *, transposed: bool) -> None:
+        super().__init__()
+        rank, ones = settings.rank, (1,) * (weight.ndim - 2)
+        self.scale, self.transposed = settings.alpha / rank, transposed
+        if transposed:  # A: in -> r by 1x1, B: r -> out by the layer's own kernel
+            self.a = nn.Parameter(weight.new_empty(rank, weight.shape[0], *ones))
+            self.b = nn.Parameter(weight.new_zeros(rank, *weight.shape[1:]))
+        else:  # A: in -> r by the layer's own kernel, B: r -> out by 1x1
+            self.a = nn.Parameter(weight.new_empty(rank, *weight.shape[1:]))
+            self.b = nn.Parameter(weight.new_zeros(weight.shape[0], rank, *ones))
+        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+
+    def delta(self) -> torch.Tensor:
+        """S B A, in the shape of the weight."""
+        if self.transposed:
+            product = torch.tensordot(self.a.flatten(1).T, self.b, dims=1)
+        else:
+            product = torch.tensordot(self.b.flatten(1), self.a, dims=1)
+        return cast(torch.Tensor, self.scale * product)
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """Sum of weight and update."""
+        return weight + self.delta()
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A network with an adapter; only the adapter (and the head) can be trained.
+
+    Parameters
+    ----------
+    network
+        With parametrised convolutions.
+    base
+        The network before; never changed.
+    settings
+        Of the adapter.
+    """
+
+    network: nn.Module
+    base: nn.Module
+    settings: LoraSettings
+
+    def merged(self) -> nn.Module:
+        """Make a self-contained network without any trace of an adapter."""
+        plain = self.disabled()
+        with torch.no_grad():
+            for name, layer in _adapted_layers(self.network):
+                weight = cast(torch.Tensor, layer.weight)
+                cast(torch.Tensor, plain.get_submodule(name).weight).copy_(weight)
+        if self.settings.head:
+            head = self.network.get_submodule(HEAD).state_dict()
+            plain.get_submodule(HEAD).load_state_dict(head)
+        return plain
+
+    def disabled(self) -> nn.Module:
+        """Give the network before, bit for bit."""
+        return copy_of(self.base).eval()
+
+
+def adapt(network: nn.Module, settings: LoraSettings, seed: int = 0) -> Adapted:
+    """Put an adapter beside a copy of a network; it computes the same as before.
+
+    Raises
+    ------
+    UnsupportedNetworkError
+        No layer of the network is meant, it has no ``final_conv``, or a layer has groups, dilation
+        or another padding than zeros, which PEFT does not carry over.
+    """
+    adapted = copy.deepcopy(network)
+    for weight in adapted.parameters():
+        weight.requires_grad_(False)
+    layers = list(_layers_of(adapted, settings))
+    if not layers:
+        raise UnsupportedNetworkError(
+            f"no convolution belongs to the part {settings.layers!r}; adapters need BasicUNet."
+        )
+    with seeded(seed):
+        for _, layer in layers:
+            transposed = isinstance(layer, nn.ConvTranspose2d | nn.ConvTranspose3d)
+            update = LowRank(cast(torch.Tensor, layer.weight), settings, transposed=transposed)
+            parametrize.register_parametrization(layer, "weight", update)
+    if settings.head:
+        if not dict(adapted.named_children()).get(HEAD):
+            raise UnsupportedNetworkError(f"the network has no layer {HEAD!r} to train whole.")
+        for weight in adapted.get_submodule(HEAD).parameters():
+            weight.requires_grad_(True)
+    return Adapted(adapted, frozen(network), settings)
+
+
+def save_adapter(adapted: Adapted, folder: Path) -> None:
+    """Write PEFT's file pair; the same adapter gives the same bytes."""
+    tensors: dict[str, torch.Tensor] = {}
+    names = []
+    for name, layer in _adapted_layers(adapted.network):
+        update = _update_of(layer)
+        tensors[f"{_PEFT}{name}.lora_A.weight"] = update.a.detach().cpu().contiguous()
+        tensors[f"{_PEFT}{name}.lora_B.weight"] = update.b.detach().cpu().contiguous()
+        names.append(name)
+    if adapted.settings.head:
+        for name, weight in adapted.network.get_submodule(HEAD).named_parameters(prefix=HEAD):
+            tensors[_PEFT + name] = weight.detach().cpu().contiguous()
+    config = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": None,
+        "r": adapted.settings.rank,
+        "lora_alpha": adapted.settings.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted(names),
+        "modules_to_save": [HEAD] if adapted.settings.head else None,
+        "inference_mode": True,
+        "segunlearn": asdict(adapted.settings),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_durably(folder / _FILES[1], save(tensors, metadata={"format": "pt"}))
+    text = json.dumps(config, indent=1, sort_keys=True) + "\n"
+    write_durably(folder / _FILES[0], text.encode("utf-8"))
+
+
+def load_adapter(network: nn.Module, folder: Path) -> Adapted:
+    """Put a saved adapter onto its base.
+
+    Raises
+    ------
+    IntegrityError
+        A file is missing, damaged, or belongs to another network.
+    """
+    try:
+        data = json.loads((folder / _FILES[0]).read_text(encoding="utf-8"))
+        settings = LoraSettings(**data["segunlearn"])
+        tensors = load_file(folder / _FILES[1])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise IntegrityError(f"{folder.name}: is no adapter of ours ({error}).") from error
+    adapted = adapt(network, settings)
+    wanted: dict[str, torch.Tensor] = {}
+    for name, layer in _adapted_layers(adapted.network):
+        update = _update_of(layer)
+        wanted[f"{_PEFT}{name}.lora_A.weight"] = update.a
+        wanted[f"{_PEFT}{name}.lora_B.weight"] = update.b
+    if adapted.settings.head:
+        for name, weight in adapted.network.get_submodule(HEAD).named_parameters(prefix=HEAD):
+            wanted[_PEFT + name] = weight
+    if {k: v.shape for k, v in wanted.items()} != {k: v.shape for k, v in tensors.items()}:
+        raise IntegrityError(f"{folder.name}: the adapter belongs to another network.")
+    with torch.no_grad():
+        for name, target in wanted.items():
+            target.copy_(tensors[name])
+    return adapted
+
+
+def _layers_of(network: nn.Module, settings: LoraSettings) -> Iterator[tuple[str, nn.Module]]:
+    prefixes = _PREFIXES[settings.layers]
+    for name, layer in network.named_modules():
+        if not name.startswith(prefixes):
+            continue
+        transposed = isinstance(layer, nn.ConvTranspose2d | nn.ConvTranspose3d)
+        if not transposed and not isinstance(layer, nn.Conv2d | nn.Conv3d):
+            continue
+        kernel = cast(tuple[int, ...], layer.kernel_size)
+        if (transposed and settings.transposed) or (not transposed and min(kernel) > 1):
+            _check(name, layer)
+            yield name, layer
+
+
+def _check(name: str, layer: Any) -> None:
+    if layer.groups != 1 or set(layer.dilation) != {1} or layer.padding_mode != "zeros":
+        raise UnsupportedNetworkError(
+            f"layer {name!r} has groups, dilation or a padding other than zeros; PEFT would "
+            "compute something else there."
+        )
+
+
+def _adapted_layers(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [
+        (name, layer)
+        for name, layer in network.named_modules()
+        if parametrize.is_parametrized(layer, "weight")
+    ]
+
+
+def _update_of(layer: nn.Module) -> LowRank:
+    return cast(LowRank, layer.parametrizations.weight[0])  # type: ignore[union-attr,index]

@@ -1,0 +1,136 @@
+"""Adapters in weight space are PEFT's adapters: same function, same files."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from memorising_task import CONFIG, RETAIN
+from segunlearn.errors import IntegrityError, InvalidInputError, UnsupportedNetworkError
+from segunlearn.networks import ModelConfig, build_network
+from segunlearn.unlearning.loop import Steps, descend, dice_ce
+from segunlearn.unlearning.lora import Adapted, LoraSettings, adapt, load_adapter, save_adapter
+from segunlearn.unlearning.sets import Draw
+
+CONFIG_3D = ModelConfig(patch_size=(16, 32, 16), features=(4, 4, 8, 8, 8, 4))
+
+
+def trained(config: ModelConfig, settings: LoraSettings) -> tuple[nn.Module, Adapted]:
+    """An adapter whose every tensor has moved."""
+    base = build_network(config, 1).eval()
+    adapted = adapt(base, settings, seed=2)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in adapted.network.parameters():
+            if weight.requires_grad:
+                weight.add_(0.05 * torch.randn_like(weight))
+    adapted.network.eval()
+    return base, adapted
+
+
+def image(config: ModelConfig) -> torch.Tensor:
+    torch.manual_seed(5)
+    return torch.randn(2, 1, *[n for n in config.patch_size if n > 1])
+
+
+@pytest.mark.parametrize("layers", ["decoder", "decoder+bottleneck", "all"])
+@pytest.mark.parametrize("config", [CONFIG, CONFIG_3D], ids=["2d", "3d"])
+def test_peft_reads_the_pair_and_computes_the_same(
+    config: ModelConfig, layers: str, tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft")
+    base, adapted = trained(config, LoraSettings(4, 8.0, layers))  # type: ignore[arg-type]
+    save_adapter(adapted, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an unknown key of the configuration
+        theirs = peft.PeftModel.from_pretrained(base, tmp_path).eval()
+    x = image(config)
+    with torch.no_grad():
+        before = build_network(config, 1).eval()(x)
+        ours, their = adapted.network(x), theirs(x)
+        merged, our_merged = theirs.merge_and_unload().eval()(x), adapted.merged()(x)
+    assert float((ours - before).abs().max()) > 0.05
+    assert float((ours - their).abs().max()) < 1e-5
+    assert float((merged - our_merged).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("config", [CONFIG, CONFIG_3D], ids=["2d", "3d"])
+def test_merging_changes_no_logit_and_disabling_no_bit(
+    config: ModelConfig, transposed: bool
+) -> None:
+    base, adapted = trained(config, LoraSettings(4, layers="all", transposed=transposed))
+    x = image(config)
+    with torch.no_grad():
+        assert float((adapted.network(x) - adapted.merged()(x)).abs().max()) <= 1e-5
+        assert torch.equal(adapted.disabled()(x), base(x))
+    assert set(adapted.merged().state_dict()) == set(base.state_dict())
+    before, after = base.state_dict(), adapted.disabled().state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_a_transposed_update_is_two_convolutions() -> None:
+    """W + s B A computes what A (1x1) followed by B (the layer's own kernel) adds."""
+    layer = nn.ConvTranspose3d(6, 5, 2, 2)
+    host = nn.ModuleDict({"upcat_1": layer, "final_conv": nn.Conv3d(1, 1, 1)})
+    adapted = adapt(host, LoraSettings(3, 6.0, transposed=True), 0)
+    update = adapted.network["upcat_1"].parametrizations.weight[0]  # type: ignore[index]
+    with torch.no_grad():
+        update.b.normal_()
+        x = torch.randn(1, 6, 4, 4, 4)
+        inner = nn.functional.conv3d(x, update.a)
+        added = nn.functional.conv_transpose3d(inner, update.b, stride=2)
+        expected = layer(x) + 2.0 * added
+        assert float((adapted.network["upcat_1"](x) - expected).abs().max()) < 1e-5  # type: ignore[index]
+
+
+def test_only_adapter_and_head_learn() -> None:
+    base = build_network(CONFIG, 1)
+    adapted = adapt(base, LoraSettings(4))
+    draw = Draw(RETAIN, CONFIG, 4, 0)
+    x = image(CONFIG)
+    with torch.no_grad():
+        assert torch.equal(adapted.network.eval()(x), base.eval()(x))
+    descend(adapted.network, lambda _: dice_ce(adapted.network, draw.next()), Steps(3, 1e-2))
+    after, merged = adapted.disabled().state_dict(), adapted.merged().state_dict()
+    for name, weight in base.state_dict().items():
+        assert torch.equal(weight, after[name])
+        moves = name.startswith("final_conv") or (
+            name.startswith("upcat_") and "convs" in name and name.endswith("conv.weight")
+        )
+        assert torch.equal(weight, merged[name]) != moves, name
+
+
+def test_the_same_adapter_gives_the_same_bytes(tmp_path: Path) -> None:
+    base, adapted = trained(CONFIG, LoraSettings(4, layers="all", transposed=True))
+    save_adapter(adapted, tmp_path / "a")
+    again = load_adapter(base, tmp_path / "a")
+    save_adapter(again, tmp_path / "b")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    with torch.no_grad():
+        x = image(CONFIG)
+        assert torch.equal(again.network.eval()(x), adapted.network(x))
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    base, adapted = trained(CONFIG, LoraSettings(4))
+    save_adapter(adapted, tmp_path)
+    with pytest.raises(IntegrityError, match="another network"):
+        load_adapter(build_network(CONFIG_3D, 0), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "segunlearn": {"r": 1}}))
+    with pytest.raises(IntegrityError, match="no adapter of ours"):
+        load_adapter(base, tmp_path)
+    with pytest.raises(InvalidInputError, match="rank"):
+        LoraSettings(0)
+    with pytest.raises(UnsupportedNetworkError, match="BasicUNet"):
+        adapt(nn.Sequential(nn.Conv2d(1, 1, 3)), LoraSettings())
+    grouped = nn.ModuleDict({"upcat_1": nn.Conv2d(4, 4, 3, groups=2)})
+    with pytest.raises(UnsupportedNetworkError, match="groups"):
+        adapt(grouped, LoraSettings(head=False))
