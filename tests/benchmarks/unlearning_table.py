@@ -54,13 +54,13 @@ def collect(work: Path, seeds: Sequence[int]) -> Rows:
 
 
 def with_earlier(rows: Rows, name: str, seeds: Sequence[int]) -> Rows:
-    """Add the entries of seeds that the committed result has and the work folder has not."""
+    """Add the entries that the committed result has and the work folder has not."""
     path = ROOT / "results" / f"{name}.json"
     if not path.is_file():
         return rows
-    here = {e["seed"] for c in rows.values() for es in c.values() for e in es}
     for shown, candidates in read_json(path)["figures"].items():
         for candidate, kept in candidates.items():
+            here = {e["seed"] for e in rows.get(shown, {}).get(candidate, [])}
             entries = [e for e in kept["per_seed"] if e["seed"] in set(seeds) - here]
             if entries:
                 rows.setdefault(shown, {}).setdefault(candidate, []).extend(entries)
