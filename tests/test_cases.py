@@ -42,6 +42,17 @@ def test_sets_share_no_person_and_lose_no_case(
     assert sets == split_by_person(cases, fractions, seed)
 
 
+def test_one_number_is_one_side_whoever_issued_it() -> None:
+    """Where an issuer is not known the person may be the same: then they are never divided."""
+    numbers = [f"{n}{issuer}" for n in range(10) for issuer in ("", "^^^A", "^^^B")]
+    cases = [Case(person, person, person, Path(person)) for person in numbers]
+    for seed in range(5):
+        one, other = split_by_person(cases, (0.5, 0.5), seed)
+        sides = [{c.person.partition("^^^")[0] for c in part} for part in (one, other)]
+        assert not sides[0] & sides[1]
+        assert [len(part) for part in (one, other)] == [15, 15]
+
+
 def test_shares_must_add_up() -> None:
     with pytest.raises(InvalidInputError, match="add up"):
         split_by_person([case("a", "a")], (0.5, 0.1), 0)

@@ -26,7 +26,8 @@ class Case:
     study
         StudyInstanceUID, or what the sidecar says, or the same as ``series``.
     person
-        PatientID, or the person that a regex or CSV gives. Sets are always split by person.
+        PatientID, with its issuer as ``PatientID^^^Issuer`` where that is known, or the person
+        that a regex or CSV gives. Sets are always split by person.
     image, label
         NIfTI or NRRD files on the same grid; ``label`` is None for unlabelled images.
     modality
@@ -167,7 +168,7 @@ def _volume_files(folder: Path) -> list[Path]:
 def split_by_person(
     cases: Sequence[Case], fractions: Sequence[float], seed: int
 ) -> list[list[Case]]:
-    """Divide cases into sets that share no person.
+    """Divide cases into sets that share no person, and no PatientID whoever issued it.
 
     Parameters
     ----------
@@ -186,7 +187,7 @@ def split_by_person(
     """
     if abs(sum(fractions) - 1.0) > 1e-6 or min(fractions, default=-1.0) < 0.0:
         raise InvalidInputError(f"shares must be >= 0 and add up to 1, got {list(fractions)}.")
-    persons = sorted({c.person for c in cases})
+    persons = sorted({number_of(c.person) for c in cases})
     wanted = [i for i, f in enumerate(fractions) if f > 0]
     if len(persons) < len(wanted):
         raise InvalidInputError(
@@ -202,7 +203,12 @@ def split_by_person(
         counts[int(np.argmax(counts))] += step
     bounds = np.cumsum([0, *counts])
     groups = [set(order[a:b]) for a, b in itertools.pairwise(bounds)]
-    return [[c for c in cases if c.person in group] for group in groups]
+    return [[c for c in cases if number_of(c.person) in group] for group in groups]
+
+
+def number_of(person: str) -> str:
+    """Person without the issuer: who shares it may be the same, where an issuer is not known."""
+    return person.partition("^^^")[0]
 
 
 def persons_of(cases: Iterable[Case]) -> list[str]:

@@ -16,6 +16,7 @@ from segunlearn.app.datastores import DicomDatastore, FolderDatastore, open_data
 from segunlearn.app.datastores.studies import StudiesDatastore
 from segunlearn.app.options import AppOptions, Home
 from segunlearn.cases import Case
+from segunlearn.dicom.search import SeriesRecord
 from segunlearn.errors import (
     ConflictError,
     ForbiddenError,
@@ -79,6 +80,66 @@ def test_images_are_listed_and_equal_what_was_made(
         assert image.same_grid(study.image)
         np.testing.assert_array_equal(image.array, study.image.array)
     assert store.status() == {"total": 3, "completed": 0, "label_tags": {}}
+
+
+@pytest.fixture
+def issued(tmp_path: Path, opener: Opener) -> tuple[DicomDatastore, list[Study]]:
+    """Three studies of the number 4711, by two issuers and by nobody; all labelled."""
+    studies = [make_study(n) for n in range(3)]
+    for study, issuer in zip(studies, ("St. Anna", " St.  Bernd ", ""), strict=True):
+        for ds in study.datasets:
+            ds.PatientID = "4711"
+            if issuer:
+                ds.IssuerOfPatientID = issuer
+    write_dicom(tmp_path / "studies", studies)
+    store = opener(tmp_path / "studies")
+    assert isinstance(store, DicomDatastore)
+    for study in studies:
+        store.save_label(study.series, saved(study, tmp_path), "final", {})
+    return store, studies
+
+
+def test_a_person_is_a_number_and_its_issuer(
+    issued: tuple[DicomDatastore, list[Study]],
+) -> None:
+    store, studies = issued
+    persons = [store.record(study.series).person for study in studies]
+    assert persons == ["4711^^^St. Anna", "4711^^^St. Bernd", "4711"]
+    assert {store.get_image_info(s.series)["PatientID"] for s in studies} == {"4711"}
+    assert {c.series: c.person for c in store.trainable().cases} == {
+        study.series: person for study, person in zip(studies, persons, strict=True)
+    }
+
+
+def test_an_issuer_that_the_search_does_not_tell_comes_from_the_header(
+    issued: tuple[DicomDatastore, list[Study]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, studies = issued
+    shutil.rmtree(store.home.cache)
+    listed = store.archive.list_series
+
+    def silent(**options: Any) -> list[SeriesRecord]:
+        return [replace(r, issuer_of_patient_id="") for r in listed(**options)]
+
+    monkeypatch.setattr(store.archive, "list_series", silent)
+    store.refresh()
+    assert {store.record(s.series).person for s in studies} == {"4711"}
+    # read for the training, and known from then on
+    expected = ["4711^^^St. Anna", "4711^^^St. Bernd", "4711"]
+    cases = {c.series: c.person for c in store.trainable().cases}
+    assert [cases[s.series] for s in studies] == expected
+    store.refresh()
+    assert [store.record(s.series).person for s in studies] == expected
+
+
+def test_a_number_that_holds_its_issuer_is_taken_as_it_is(
+    tmp_path: Path, opener: Opener, studies: list[Study]
+) -> None:
+    for ds in studies[0].datasets:
+        ds.PatientID, ds.IssuerOfPatientID = "4711^^^St. Anna", "HIS"
+    write_dicom(tmp_path / "studies", studies[:1])
+    store = opener(tmp_path / "studies")
+    assert store.record(studies[0].series).person == "4711^^^St. Anna"
 
 
 def test_a_saved_label_is_there_at_once_and_voxel_by_voxel(

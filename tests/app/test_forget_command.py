@@ -173,3 +173,24 @@ def test_a_changed_ledger_row_is_found(shell: Shell, store: Store) -> None:
     assert result.exit_code == 1
     assert result.stderr.strip()
     assert shell.run("ledger", "verify", "--json").exit_code == 1
+
+
+def test_a_number_of_several_issuers_needs_the_issuer(shell: Shell, store: Store) -> None:
+    cases = [
+        LedgerCase(f"1.7.{n}", f"1.8.{n}", f"4711^^^{issuer}", "train", "b" * 64, "c" * 64)
+        for n, issuer in enumerate(("St. Anna", "St. Bernd"))
+    ]
+    Ledger(store).append(
+        LedgerEntry(
+            run_id="e" * 32, kind="train", model="m", version_sha256="a" * 64, parent_sha256=None,
+            cases=cases, parameters={}, seed=1, versions={}, machine={},
+            started="2026-01-01T00:00:00Z", ended="2026-01-01T01:00:00Z", outcome="done",
+        )
+    )  # fmt: skip
+    words = ("forget", "mark", "--reason", "quality", "--patient")
+    refused = shell.run(*words, "4711")
+    assert refused.exit_code == 2
+    assert "St. Anna, St. Bernd" in refused.stderr
+    assert shell.json("forget", "list") == []
+    assert shell.run(*words, "4711^^^St. Anna").exit_code == 0
+    assert shell.run(*words, "4712").exit_code == 0

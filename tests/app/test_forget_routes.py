@@ -18,6 +18,7 @@ from pydicom.uid import generate_uid
 from segunlearn.app import wiring
 from segunlearn.app.forgetting import Forgetting, Marked, marking, proposing, reporting
 from segunlearn.app.routes import forget, ledger, runs
+from segunlearn.cases import Case
 from segunlearn.dicom.rejection import Proposal, deleted
 from segunlearn.errors import ForbiddenError, NotFoundError, SegUnlearnError
 from segunlearn.records.coverage import Subject
@@ -39,6 +40,10 @@ class Catalogue:
 
     down: bool = False
     asked: list[str] = field(default_factory=list)
+    issued_by: set[str] = field(default_factory=set)
+
+    def issuers(self, patient_id: str) -> set[str]:
+        return self.issued_by if patient_id == PERSON else set()
 
     def subject(self, kind: str, target_id: str) -> Subject | None:
         if kind == "study" and target_id == STUDY:
@@ -49,7 +54,9 @@ class Catalogue:
 
     def holds(self, kind: str, target_id: str) -> bool | None:
         self.asked.append(target_id)
-        return None if self.down else target_id in (STUDY, SERIES, PERSON, "liver")
+        patient, _, issuer = target_id.partition("^^^")
+        known = patient in (STUDY, SERIES, PERSON, "liver") and issuer in ("", *self.issued_by)
+        return None if self.down else known
 
 
 @pytest.fixture
@@ -114,7 +121,11 @@ def sign_in(server: FastAPI, monkeypatch: pytest.MonkeyPatch) -> SignIn:
 
 
 def trained_on(
-    records: Forgetting, study: str = TRAINED, version: str = "a" * 64, run_id: str = "r" * 32
+    records: Forgetting,
+    study: str = TRAINED,
+    version: str = "a" * 64,
+    run_id: str = "r" * 32,
+    cases: list[LedgerCase] | None = None,
 ) -> None:
     records.ledger.append(
         LedgerEntry(
@@ -123,7 +134,7 @@ def trained_on(
             model="segmentation",
             version_sha256=version,
             parent_sha256=None,
-            cases=[LedgerCase(f"{study}.1", study, "P9", "train", "b" * 64, "c" * 64)],
+            cases=cases or [LedgerCase(f"{study}.1", study, "P9", "train", "b" * 64, "c" * 64)],
             parameters={"epochs": 1},
             seed=1,
             versions={"torch": "2"},
@@ -183,6 +194,60 @@ def test_a_series_of_a_marked_study_says_so(client: TestClient) -> None:
     assert series.status_code == 201
     assert series.json()["covered_by"] == [study["request_id"]]
     assert series.json()["message"]
+
+
+def trained_on_person(records: Forgetting, person: str, version: str) -> None:
+    series = f"1.7.{len(version)}.{ord(version[0])}"
+    case = LedgerCase(series, f"{series}.1", person, "train", "b" * 64, "c" * 64)
+    trained_on(records, version=version, run_id=version[:32], cases=[case])
+
+
+def test_a_number_of_several_issuers_is_not_marked_for_all(
+    client: TestClient, catalogue: Catalogue, records: Forgetting
+) -> None:
+    path = f"/forget/patients/{PERSON}"
+    catalogue.issued_by = {"St. Anna", ""}
+    trained_on_person(records, f"{PERSON}^^^St. Bernd", "d" * 64)  # its images are gone
+    refused = client.put(path, json=MARK)
+    assert refused.status_code == 400
+    assert "St. Anna, St. Bernd" in refused.json()["detail"]
+    assert PERSON not in refused.json()["detail"]
+    assert records.forget_set.count() == 0
+    for named in (path + "^^^St. Anna", path):
+        body = MARK if named != path else {**MARK, "issuer": "St. Bernd"}
+        assert client.put(named, json=body).status_code == 201
+    anna, bernd = (f"{PERSON}^^^St. Anna", f"{PERSON}^^^St. Bernd")
+    assert {(r.target.id, r.target.issuer) for r in records.forget_set.list()} == {
+        (PERSON, "St. Anna"), (PERSON, "St. Bernd"),
+    }  # fmt: skip
+    seen = {}
+    for request in records.forget_set.list():
+        answer = client.get(f"/forget/requests/{request.request_id}").json()
+        seen[request.target.issuer] = [v["version_sha256"] for v in answer["versions"]]
+    assert seen == {"St. Anna": [], "St. Bernd": ["d" * 64]}
+    kept, _ = records.forget_set.exclude(
+        [Case(p, p, p, Path(p)) for p in (anna, bernd, f"{PERSON}^^^St. Clara")]
+    )
+    assert [c.person for c in kept] == [f"{PERSON}^^^St. Clara"]
+
+
+def test_a_number_of_one_issuer_needs_no_issuer(
+    client: TestClient, catalogue: Catalogue, records: Forgetting
+) -> None:
+    catalogue.issued_by = {"St. Anna", ""}
+    trained_on_person(records, f"{PERSON}^^^St. Anna", "d" * 64)
+    assert client.put(f"/forget/patients/{PERSON}", json=MARK).status_code == 201
+    persons = (f"{PERSON}^^^St. Anna", PERSON)
+    assert records.forget_set.exclude([Case(p, p, p, Path(p)) for p in persons])[0] == []
+
+
+def test_an_issuer_that_no_model_saw_is_not_covered_by_another(
+    client: TestClient, catalogue: Catalogue, records: Forgetting
+) -> None:
+    trained_on_person(records, "77^^^St. Anna", "d" * 64)
+    assert client.put("/forget/patients/77^^^St. Bernd", json=MARK).status_code == 404
+    assert client.put("/forget/patients/77^^^St. Anna", json=MARK).status_code == 201
+    assert catalogue.asked
 
 
 def test_status_of_a_study_list(client: TestClient, records: Forgetting) -> None:

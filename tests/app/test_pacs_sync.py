@@ -174,6 +174,23 @@ def test_a_patient_mark_gives_each_study_its_document(
     assert all(len(d.IdenticalDocumentsSequence) == 1 for d in documents)
 
 
+def test_a_patient_of_another_issuer_gets_no_document(
+    pacs: OrthancProcess, site: Site, tmp_path: Path
+) -> None:
+    studies = [ct_series(instances=1) for _ in range(3)]
+    for images, issuer in zip(studies, ("St. Anna", "St. Bernd", ""), strict=True):
+        images[0].IssuerOfPatientID = issuer
+        if not issuer:
+            del images[0].IssuerOfPatientID
+        pacs.upload(images)
+    site.mark("P1", "patient", issuer="St. Anna")
+    assert site.sync.send_due().sent == 1
+    told = {d.StudyInstanceUID: d for d in key_objects(pacs, tmp_path)}
+    assert set(told) == {studies[0][0].StudyInstanceUID, studies[2][0].StudyInstanceUID}
+    assert told[studies[0][0].StudyInstanceUID].IssuerOfPatientID == "St. Anna"
+    assert "IssuerOfPatientID" not in told[studies[2][0].StudyInstanceUID]
+
+
 def test_sending_again_after_a_crash_is_one_instance(
     pacs: OrthancProcess, site: Site, tmp_path: Path
 ) -> None:

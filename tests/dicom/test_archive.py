@@ -63,6 +63,22 @@ def test_list_filters_modalities_and_pages(archive: Archive) -> None:
     assert archive.studies_of_patient("") == []
 
 
+def test_patients_of_one_number_are_told_apart_by_their_issuers(archive: Archive) -> None:
+    studies = {}
+    for seed, issuer in enumerate(("St. Anna", "St. Bernd", "")):
+        source = make_series(shape=(4, 4, 1), seed=seed, patient_id="4711")
+        for dataset in source.datasets:
+            if issuer:
+                dataset.IssuerOfPatientID = issuer
+        archive.store(source.datasets)
+        studies[issuer] = str(source.datasets[0].StudyInstanceUID)
+    found = {r.study_instance_uid: r.issuer_of_patient_id for r in archive.list_series()}
+    assert found == {study: issuer for issuer, study in studies.items()}
+    assert set(archive.studies_of_patient("4711")) == set(studies.values())
+    # one whose issuer is not known may be any
+    assert set(archive.studies_of_patient("4711", "St. Anna")) == {studies["St. Anna"], studies[""]}
+
+
 def test_record(archive: Archive) -> None:
     source = make_series(shape=(4, 4, 3))
     archive.store(source.datasets)

@@ -21,6 +21,7 @@ from segunlearn.records.forget_states import Reason
 from segunlearn.records.ledger import Ledger
 from segunlearn.records.outbox import Outbox
 from segunlearn.records.store import Store, open_store
+from segunlearn.records.targets import check_issuer, make_target
 
 forget = typer.Typer(no_args_is_help=True, help="Mark studies for forgetting, and follow them.")
 ledger = typer.Typer(no_args_is_help=True, help="Which studies shaped which version.")
@@ -86,6 +87,8 @@ def mark(
     """Mark a study, series, patient or structure; from now on it is left out of training."""
     kind, target = _one_target(study=study, series=series, patient=patient, structure=structure)
     with records(home, url) as store:
+        if kind == "patient":
+            check_issuer(make_target(kind, target), Ledger(store).issuers_of(target))
         forget_set = _forget_set(store, home, files=files)
         request, created = forget_set.mark(
             kind,

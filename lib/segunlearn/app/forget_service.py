@@ -23,6 +23,7 @@ from segunlearn.errors import NotFoundError, SegUnlearnError
 from segunlearn.records.coverage import Subject
 from segunlearn.records.forget_states import REASONS
 from segunlearn.records.outbox import Outbox, PacsSeen
+from segunlearn.records.targets import same_issuer, split_person
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +67,18 @@ class StudiesCatalogue:
             return None
         if kind != "patient":
             return self.subject(kind, target_id) is not None
+        return self._lists(target_id)
+
+    def issuers(self, patient_id: str) -> set[str]:
+        """Issuers of a PatientID in the list of images, the empty one for studies without."""
         self._refresh()
-        return any(subject.person == target_id for subject in self._studies.values())
+        wanted, _ = split_person(patient_id)
+        persons = {split_person(subject.person) for subject in self._studies.values()}
+        return {issuer for patient, issuer in persons if patient == wanted}
+
+    def _lists(self, person: str) -> bool:
+        _, issuer = split_person(person)
+        return any(same_issuer(issuer, other) for other in self.issuers(person))
 
     def _refresh(self) -> None:
         if not self._lock.acquire(
@@ -95,7 +106,7 @@ def _archived(studies: DicomDatastore, kind: str, target_id: str) -> bool:
         return archive.has_study(target_id)
     if kind == "series":
         return bool(archive.find_series(target_id))
-    return bool(archive.studies_of_patient(target_id.partition("^^^")[0]))
+    return bool(archive.studies_of_patient(*split_person(target_id)))
 
 
 class ForgetService:

@@ -39,6 +39,9 @@ class Catalogue(Protocol):
     def holds(self, kind: str, target_id: str) -> bool | None:
         """Whether the studies hold the target; None when that cannot be said now."""
 
+    def issuers(self, patient_id: str) -> set[str]:
+        """Issuers of a PatientID in the list of images, the empty one for studies without."""
+
 
 @dataclass(frozen=True)
 class Marked:
@@ -107,6 +110,7 @@ def reporting(outbox: Outbox) -> OnChange:
         payload = {
             "target_kind": target.kind,
             "target_id": target.id,
+            "issuer": target.issuer,
             "state": request.state,
             "reason": request.reason,
             "needed": request.needed,

@@ -146,7 +146,7 @@ class PacsSync:
         kind, target = payload["target_kind"], payload["target_id"]
         series = target if kind == "series" else ""
         if kind == "patient":
-            studies = self._archive.studies_of_patient(target)
+            studies = self._archive.studies_of_patient(target, payload.get("issuer", ""))
         elif kind == "series":
             studies = [self._archive.find_series(target).study_instance_uid]
         else:

@@ -18,7 +18,7 @@ from segunlearn.app.records import Records
 from segunlearn.app.train_stats import stats_of
 from segunlearn.app.training_lock import training_lock
 from segunlearn.app.training_run import TrainingRun
-from segunlearn.cases import Case
+from segunlearn.cases import Case, number_of
 from segunlearn.errors import (
     CancelledError,
     InvalidInputError,
@@ -162,7 +162,10 @@ class SegmentationTrainTask(TrainTask):
                 f"there is nothing to train on: {len(selection.skipped)} labelled images cannot "
                 f"be read, the others are none. {next(iter(selection.skipped.values()), '')}"
             )
-        if len({c.person for c in selection.cases}) == 1 and run.settings.val_fraction > 0:
+        if (
+            len({number_of(c.person) for c in selection.cases}) == 1
+            and run.settings.val_fraction > 0
+        ):
             logger.warning("one person only: nothing is held out for validation")
             run.settings = replace(run.settings, val_fraction=0.0)
         known = run.parent or active

@@ -197,13 +197,20 @@ class Archive:
             )
         return found
 
-    def studies_of_patient(self, patient_id: str) -> list[str]:
-        """List StudyInstanceUIDs of a patient; the PatientID matches exactly, without wildcards."""
+    def studies_of_patient(self, patient_id: str, issuer: str = "") -> list[str]:
+        """List StudyInstanceUIDs of a patient; the PatientID matches exactly, without wildcards.
+
+        With an issuer, studies of other issuers are left out; those that name none are not.
+        """
         if not patient_id.strip():
             return []
         found: dict[str, None] = {}
-        for answer in search(self.client, "studies", {"PatientID": patient_id}, ("PatientID",)):
-            if text(answer, "PatientID") == patient_id.strip():
+        fields = ("PatientID", "IssuerOfPatientID")
+        issuer = " ".join(issuer.split())
+        for answer in search(self.client, "studies", {"PatientID": patient_id}, fields):
+            named = " ".join(text(answer, "IssuerOfPatientID").split())
+            same = not issuer or not named or issuer == named
+            if same and text(answer, "PatientID") == patient_id.strip():
                 found[text(answer, "StudyInstanceUID")] = None
         return list(found)
 

@@ -38,6 +38,7 @@ STUDY_KEYWORDS = (
     "ReferringPhysicianName",
     "PatientName",
     "PatientID",
+    "IssuerOfPatientID",
     "PatientBirthDate",
     "PatientSex",
 )
@@ -74,7 +75,7 @@ _LEVELS = {
     "instances": ("SOPInstanceUID", _KEYWORDS, "SeriesInstanceUID, InstanceNumber"),
 }
 _INTEGER_VRS = ("IS", "US", "UL")
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 #: File endings that are never DICOM; all others are looked into.
 _OTHER_FILES = (
     *(".nii", ".gz", ".nrrd", ".mha", ".jpg", ".jpeg", ".png", ".json", ".csv", ".txt", ".md"),

@@ -236,6 +236,8 @@ def build_retraction(
             )
         ],
     )
+    if header.get("IssuerOfPatientID"):  # highdicom leaves it out, and archives ask any instance
+        document.IssuerOfPatientID = header.IssuerOfPatientID
     if header.get("TimezoneOffsetFromUTC"):
         document.TimezoneOffsetFromUTC = header.TimezoneOffsetFromUTC
     if others:

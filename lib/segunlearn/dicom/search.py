@@ -18,6 +18,7 @@ SERIES_FIELDS = (
     "StudyInstanceUID",
     "SeriesInstanceUID",
     "PatientID",
+    "IssuerOfPatientID",
     "Modality",
     "SeriesDescription",
     "SeriesNumber",
@@ -39,6 +40,8 @@ class SeriesRecord:
         As in the header; the date is ``YYYYMMDD``.
     number_of_instances
         Instances that the archive holds, None when it does not say.
+    issuer_of_patient_id
+        Who gave the PatientID, which is unique only within its issuer; many archives do not say.
     """
 
     study_instance_uid: str
@@ -50,6 +53,7 @@ class SeriesRecord:
     study_date: str = ""
     study_description: str = ""
     number_of_instances: int | None = None
+    issuer_of_patient_id: str = ""
 
 
 def search(
@@ -100,6 +104,7 @@ def series_record(answer: Dataset, study: str = "") -> SeriesRecord:
         study_date=text(answer, "StudyDate"),
         study_description=text(answer, "StudyDescription"),
         number_of_instances=integer(answer, "NumberOfSeriesRelatedInstances"),
+        issuer_of_patient_id=text(answer, "IssuerOfPatientID"),
     )
 
 

@@ -386,6 +386,13 @@ class Ledger:
         self.row(run_id)  # raises
         return []
 
+    def issuers_of(self, patient_id: str) -> set[str]:
+        """Issuers of a PatientID among all cases, the empty one for cases without."""
+        case, (patient, _) = LEDGER_CASE.c, split_person(patient_id)
+        query = select(case.person_issuer).where(case.person_id == patient).distinct()
+        with self._store.read() as connection:
+            return set(connection.execute(query).scalars())
+
     def versions_that_saw(
         self, *, study: str | None = None, series: str | None = None, person: str | None = None
     ) -> Sequence[Sighting]:

@@ -11,6 +11,7 @@ Persons
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -151,6 +152,29 @@ def make_target(
     if kind == "structure":
         return Target(kind, _name(target_id, "a structure", 64), model=_name_or_empty(model))
     return Target(kind, instance_id(kind, target_id, opaque=opaque))
+
+
+def check_issuer(target: Target, issuers: Iterable[str]) -> None:
+    """Refuse a patient without issuer when several issuers gave this PatientID to somebody.
+
+    Parameters
+    ----------
+    target
+        What a person wants to mark.
+    issuers
+        Of this PatientID, as far as they are known; empty ones count for nothing.
+
+    Raises
+    ------
+    InvalidInputError
+        The mark would hit several persons. The message names the issuers, never the patient.
+    """
+    named = sorted({_squeeze(issuer) for issuer in issuers} - {""})
+    if target.kind == "patient" and not target.issuer and len(named) > 1:
+        raise InvalidInputError(
+            f"this PatientID was given by several issuers: {', '.join(named)}. They are different "
+            "persons, so nothing was marked. Name the one meant: PatientID^^^Issuer."
+        )
 
 
 def instance_id(kind: str, value: str, *, opaque: bool) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from segunlearn.app.options import Home
 from segunlearn.cases import Case
 from segunlearn.dicom.archive import Archive
 from segunlearn.dicom.identifiers import is_uid
-from segunlearn.dicom.search import SeriesRecord
+from segunlearn.dicom.search import SeriesRecord, text
 from segunlearn.dicom.segmentation_writing import Algorithm, write_segmentation
 from segunlearn.dicom.site import SiteKey
 from segunlearn.errors import (
@@ -33,6 +34,7 @@ from segunlearn.errors import (
     NotFoundError,
 )
 from segunlearn.records.durable import read_json, write_json_durably
+from segunlearn.records.targets import person_name, split_person
 from segunlearn.volumes import SUFFIXES, Volume, read_volume, strip_suffix, write_volume
 
 logger = logging.getLogger(__name__)
@@ -98,6 +100,7 @@ class DicomDatastore(StudiesDatastore):
 
     def _record(self, series: SeriesRecord) -> ImageRecord:
         uid = series.series_instance_uid
+        note = self._cached(uid)
         info = {
             "name": series.patient_id or uid,
             "SeriesInstanceUID": uid,
@@ -111,10 +114,9 @@ class DicomDatastore(StudiesDatastore):
         return ImageRecord(
             id=uid,
             study=series.study_instance_uid,
-            # a series without PatientID is a person of its own: nobody is mixed up
-            person=series.patient_id or f"unknown-{series.study_instance_uid}",
+            person=_person(series, str(note.get("issuer", ""))),
             modality=series.modality,
-            site=str(self._cached(uid).get("site", "")),
+            site=str(note.get("site", "")),
             info=info,
         )
 
@@ -204,9 +206,22 @@ class DicomDatastore(StudiesDatastore):
             headers = self.archive.headers(record.id)
             volume = self.archive.load_volume(record.id)
             write_volume(Volume(_compact(volume.array), volume.affine, volume.modality), path)
-            note = {"instances": count, "site": str(SiteKey.of(headers[0]) if headers else "")}
+            note = {
+                "instances": count,
+                "site": str(SiteKey.of(headers[0]) if headers else ""),
+                "issuer": text(headers[0], "IssuerOfPatientID") if headers else "",
+            }
             write_json_durably(path.with_name(f"{record.id}.json"), note)
         return path
+
+    def case_of(self, record: ImageRecord, label: Path | None = None) -> Case:
+        """Say who is shown; a header that was read since the list was knows the issuer."""
+        case = super().case_of(record, label)
+        if label is None or split_person(case.person)[1]:
+            return case
+        issuer = str(self._cached(record.id).get("issuer", ""))
+        known = bool(record.info.get("PatientID"))
+        return replace(case, person=person_name(case.person, issuer)) if known else case
 
     def _is_whole(self, uid: str, instances: int | None) -> bool:
         note = self._cached(uid)
@@ -339,6 +354,14 @@ class DicomDatastore(StudiesDatastore):
                 "here. Save a corrected label: the newest one counts; or delete it in the PACS."
             )
         Path(record.info["path"]).unlink(missing_ok=True)
+
+
+def _person(series: SeriesRecord, issuer: str) -> str:
+    """Name the patient of a series; ``issuer`` is that of its header, where it was read."""
+    patient, own_issuer = split_person(series.patient_id)
+    if not patient:  # a person of its own: nobody is mixed up
+        return f"unknown-{series.study_instance_uid}"
+    return person_name(patient, own_issuer or series.issuer_of_patient_id or issuer)
 
 
 def looks_like_dicom(folder: Path, files: int = 2000) -> bool:

@@ -16,7 +16,13 @@ from segunlearn.app.routes.common import caller, current_app
 from segunlearn.errors import InvalidInputError, NotFoundError
 from segunlearn.records.forget_set import NOTE_LENGTH, ForgetRequest
 from segunlearn.records.forget_states import LIVE, Level, Reason, State
-from segunlearn.records.targets import TargetKind, instance_id, make_target
+from segunlearn.records.targets import (
+    TargetKind,
+    check_issuer,
+    instance_id,
+    make_target,
+    person_name,
+)
 
 router = APIRouter(prefix="/forget", tags=["Forget"])
 
@@ -318,8 +324,11 @@ def _mark(
     **extra: str,
 ) -> RequestOut:
     target = make_target(kind, target_id, opaque=services.opaque, **extra)  # before any question
-    target_id = target_id if kind == "patient" else target.id
+    target_id = person_name(target.id, target.issuer) if kind == "patient" else target.id
     catalogue = services.catalogue
+    if kind == "patient" and not target.issuer:
+        issuers = services.ledger.issuers_of(target.id)
+        check_issuer(target, issuers | (catalogue.issuers(target.id) if catalogue else set()))
     known = None
     if catalogue is not None and kind in ("study", "series"):
         known = catalogue.subject(kind, target_id)
@@ -361,7 +370,10 @@ def _versions(services: Forgetting, request: ForgetRequest) -> list[dict[str, An
         return []
     from segunlearn.app.routes.ledger import versions_out
 
-    return versions_out(services.ledger, **_seen_as(request.target.kind, request.target.id))
+    target = request.target
+    person = person_name(target.id, target.issuer)
+    target_id = person if target.kind == "patient" else target.id
+    return versions_out(services.ledger, **_seen_as(target.kind, target_id))
 
 
 _SAME = frozenset(f.name for f in fields(ForgetRequest))
