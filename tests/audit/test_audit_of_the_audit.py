@@ -153,7 +153,7 @@ def test_exactness_is_taken_from_the_ledger_and_not_from_the_figures(
             provenance=Provenance("retrain", exact),
         )
         assert (result.verdict.outcome, result.verdict.reached) == expected
-    assert "relearning was not measured." in result.verdict.reasons
+    assert "Relearning attack: was not measured." in result.verdict.reasons
 
 
 def test_no_identifier_reaches_a_file(

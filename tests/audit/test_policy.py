@@ -326,6 +326,9 @@ def test_a_withdrawn_structure_is_held_against_models_without_it(
         model = dataclasses.replace(CLEAN, withdrawn=mine)
         found = judge(model, original, references, kind, Policy(), RELEARNING)  # type: ignore[arg-type]
         assert {f.name for f in found if f.outcome == "fail"} == failing, kind
+        judgement = by_name(found)["class_mode"]
+        if mine.dice > 0:  # the figure and the bar are those that it failed
+            assert (judgement.value, judgement.bar) == (0.4, Policy().class_dice)
     with pytest.raises(InvalidInputError, match="was not measured for the withdrawn"):
         judge(model, original, REFERENCES, "full", Policy(), RELEARNING)
 

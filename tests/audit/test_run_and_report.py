@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import html.parser
 import json
 import re
@@ -14,49 +15,29 @@ import pytest
 import torch
 
 import memorising_task as task
+from audit_samples import (
+    CANDIDATE,
+    ORIGINAL,
+    PLACES,
+    PSEUDONYMS,
+    REFERENCE,
+    SETS,
+    SETTINGS,
+    audit,
+    told_everything,
+)
 from segunlearn.audit import measurements
 from segunlearn.audit.attestation import attest, create_keys, read_private_key, read_public_key
 from segunlearn.audit.attestation import verify as verify_attestation
-from segunlearn.audit.distillation import DistillationSettings
 from segunlearn.audit.notes import advice
 from segunlearn.audit.policy import NAMES, Policy, Verdict
-from segunlearn.audit.relearning import RelearningSettings
 from segunlearn.audit.report import html_report, middle_slices, write_report
-from segunlearn.audit.run import AuditResult, Provenance, read_result, run_audit
-from segunlearn.audit.sets import AuditSets
+from segunlearn.audit.report_texts import FAILED
+from segunlearn.audit.run import Provenance, read_result
 from segunlearn.audit.settings import AuditSettings
-from segunlearn.audit.sweep import Place
-from segunlearn.dicom.identifiers import Pseudonyms
 from segunlearn.errors import CancelledError, IntegrityError, InvalidInputError
-from segunlearn.networks import build_network, save_weights
+from segunlearn.networks import save_weights
 from segunlearn.records.runs import Progress
-from segunlearn.unlearning.retrain import RetrainSettings
-
-PSEUDONYMS = Pseudonyms(bytes(32))
-#: Few people and steps: the machinery is tested here, the figures elsewhere.
-SETS = AuditSets(task.CONFIG, task.FORGET[:3], task.RETAIN[:6], task.CALIBRATION[:4], task.TEST[:6])
-SETTINGS = AuditSettings(
-    attacks=("relearning", "distillation", "recovery", "artefacts"),
-    relearning=RelearningSettings(people=(1, 2), rates=(1e-3,), steps=2),
-    distillation=DistillationSettings(steps=2),
-    short_reference=RetrainSettings(epochs=1),
-)
-CANDIDATE, ORIGINAL, REFERENCE = (build_network(task.CONFIG, s).eval() for s in (1, 2, 3))
-
-
-def audit(run_dir: Path, **options: Any) -> AuditResult:
-    options = {"settings": SETTINGS, "references": [REFERENCE], **options}
-    references, settings = options.pop("references"), options.pop("settings")
-    return run_audit(
-        CANDIDATE,
-        ORIGINAL,
-        references,
-        options.pop("sets", SETS),
-        settings,
-        run_dir=run_dir,
-        pseudonyms=PSEUDONYMS,
-        **options,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -158,25 +139,10 @@ def test_bad_settings_and_results_are_refused(tmp_path: Path) -> None:
         read_result(tmp_path / "audit.json")
 
 
-PLACES = (
-    Place("image cache", "cache/ab12", "open", "holds the study's voxels. Remove the file."),
-    Place("export", ".", "absent", "no exported model."),
-)
-
-
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """An audit of a withdrawn structure that was told all there is to tell."""
-    result = audit(
-        tmp_path_factory.mktemp("audit"),
-        settings=dataclasses.replace(SETTINGS, surfaces=True),
-        provenance=Provenance("salun", False, {"share": 0.5}, 4.0, {"forget": 3}),
-        places=PLACES,
-        reference_cost={"full": 20.0, "early_stopped": 10.0},
-        withdrawn="lesion",
-        restored=ORIGINAL,
-    )
-    return dict(json.loads(json.dumps(result.to_json())))
+    return told_everything(tmp_path_factory.mktemp("audit"))
 
 
 def test_what_an_audit_is_told_is_in_its_result_and_report(everything: dict[str, Any]) -> None:
@@ -189,9 +155,16 @@ def test_what_an_audit_is_told_is_in_its_result_and_report(everything: dict[str,
     assert everything["class_mode"]["label"] == "lesion"
     assert len(everything["class_mode"]["row"]) == 2
     assert {"class_mode", "surface_dice", "hd95", "conformal", "nearest"} <= set(found)
-    assert any("1 place(s)" in words for words in everything["advice"])
+    assert any("in one place outside" in words for words in everything["advice"])
     text = " ".join(read(html_report(everything)).texts)
-    for words in ("cache/ab12", "The withdrawn structure", "the original is back", "5.0 times"):
+    for words in (
+        "cache/ab12",
+        "The withdrawn structure",
+        "the original is back",
+        "5.0 times",
+        "Why",
+        "to the bit",
+    ):
         assert words in text
     assert text.index("cache/ab12") < text.index("no exported model".capitalize())
 
@@ -325,6 +298,21 @@ def test_the_verdict_comes_first_and_what_is_not_proved_is_said(result: dict[str
     assert result["digests"]["candidate"] in text
 
 
+def test_the_verdict_is_in_plain_words_and_its_figures_are_folded(
+    everything: dict[str, Any],
+) -> None:
+    page = html_report(everything)
+    box = page[page.index('<div class="verdict') : page.index("<h2>What was asked")]
+    plain, folded = box.split("<details>")
+    shown = " ".join(read(plain.replace("</div>", "") + "</div>").texts)
+    assert not re.search(r"\d\.\d|AUC|Dice", shown)
+    assert all(html.escape(r) in folded for r in everything["verdict"]["reasons"])
+    assert "It still draws the withdrawn structure" in shown
+    # every measure that can refuse has such words
+    deciding = {f["name"] for f in everything["findings"] if f["level"] != "none"}
+    assert deciding | {"forget_level"} == set(FAILED)
+
+
 def test_pictures_appear_only_when_they_are_handed_in(result: dict[str, Any]) -> None:
     hidden = SETS.pseudonymised(PSEUDONYMS)
     pictures = middle_slices(CANDIDATE, ORIGINAL, REFERENCE, hidden, count=2)
@@ -332,6 +320,8 @@ def test_pictures_appear_only_when_they_are_handed_in(result: dict[str, Any]) ->
     page = html_report(result, pictures=pictures)
     assert read(page).fetched == []
     assert "data:image" in page
+    for title in ("annotation", "before", "after"):  # texts are drawn, and noted beside
+        assert page.count(f"<!-- {title} -->") == html_report(result).count(f"<!-- {title} -->") + 1
 
 
 def test_a_broken_result_is_refused(result: dict[str, Any]) -> None:

@@ -137,8 +137,8 @@ def _output_findings(
         Finding(
             "worst_person", "hidden", _outcome(worst, policy.worst_person, noise), worst,
             policy.worst_person, noise, None, policy.worst_person + noise,
-            f"The best remembered person is {worst:+.3f} Dice above the never-seen level (may be "
-            f"{policy.worst_person:.3f}).",
+            f"The best remembered person reaches {worst:+.3f} Dice against the never-seen level "
+            f"(may be {policy.worst_person:+.3f}).",
         )
     )  # fmt: skip
     return findings
@@ -207,6 +207,12 @@ def _membership_findings(
             ).area.value
             for r in references
         ]
+        found_at = ""
+        if raw.area.value >= 0.5:  # below, the attacker looks at the other end
+            found_at = (
+                f" Wrong about {max(0.01, raw.smallest_fpr):.0%} of unseen studies, an attacker "
+                f"finds {raw.tpr_at_1_percent:.0%} of the forgotten."
+            )
         difference = raw.area.value - float(np.mean(theirs))
         k = len(theirs)
         noise = float(2 * np.std(theirs, ddof=1) * np.sqrt(1 + 1 / k)) if k > 1 else 0.0
@@ -216,9 +222,7 @@ def _membership_findings(
                 policy.membership, noise, (raw.area.low, raw.area.high), raw.detectable,
                 f"Told from unseen people by their {what}: AUC {raw.area.value:.2f} "
                 f"[{raw.area.low:.2f}, {raw.area.high:.2f}], reference {np.mean(theirs):.2f} (may "
-                f"differ by {policy.membership:.2f}). Wrong about "
-                f"{max(0.01, raw.smallest_fpr):.0%} of unseen studies, an attacker finds "
-                f"{raw.tpr_at_1_percent:.0%} of the forgotten.",
+                f"differ by {policy.membership:.2f}).{found_at}",
             )
         )  # fmt: skip
     calibrated = difference_calibrated(
@@ -239,9 +243,13 @@ def _membership_findings(
     if power > policy.weakest_power:
         outcome = "fail" if outcome == "fail" else "unclear"
         words += (
-            f" {people} forgotten and {unseen} unseen people are too few: only an AUC above "
-            f"{power:.2f} would have been found four times in five. "
-            f"{what_would_settle(people, unseen, policy)}"
+            f" {people} forgotten and {unseen} unseen people are too few: "
+            + (
+                f"only an AUC above {power:.2f} would have been found four times in five. "
+                if power < 1
+                else "no leak of this kind would have been found with confidence. "
+            )
+            + f"{what_would_settle(people, unseen, policy)}"
         )
     found.append(
         Finding(
@@ -355,14 +363,16 @@ def _class_mode(model: ModelFigures, references: Sequence[ModelFigures], policy:
     found = _structure(model, references)
     bar, noise = policy.class_divergence, found.noise or 0.0
     outcome = _outcome(found.divergence, bar, noise)
+    value = found.divergence
     if found.dice > policy.class_dice:
-        outcome = "fail"
+        outcome, value, bar, noise = "fail", found.dice, policy.class_dice, 0.0
     rest = "" if found.others is None else f" The other structures differ by {found.others:+.3f}."
     return Finding(
-        "class_mode", "hidden", outcome, found.divergence, bar, noise, None, None,
+        "class_mode", "hidden", outcome, value, bar, noise, None, None,
         f"The model draws {found.label} with Dice {found.dice:.3f} (may be "
         f"{policy.class_dice:.3f}). What it says of these voxels instead differs by "
-        f"{found.divergence:.3f} nats from models trained without {found.label} (may be {bar:.3f})."
+        f"{found.divergence:.3f} nats from models trained without {found.label} (may be "
+        f"{policy.class_divergence:.3f})."
         f"{rest}",
     )  # fmt: skip
 

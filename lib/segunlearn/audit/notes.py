@@ -102,9 +102,8 @@ def advice(
             "the model again without the studies (level 'retrained')."
         )
     if still := sum(p.state == "open" for p in places):
-        found.append(
-            f"The studies may still be in {still} place(s) outside the model; see the list below."
-        )
+        where = "one place" if still == 1 else f"{still} places"
+        found.append(f"The studies may still be in {where} outside the model; see the list.")
     return tuple(found)
 
 

@@ -19,12 +19,12 @@ Figures = Mapping[str, Mapping[str, Any]]
 
 
 def loss_distributions(figures: Figures) -> str:
-    """Loss of forgotten against unseen studies, before, after, and in a reference."""
-    names = _models(figures)
-    figure, axes = _panels(len(names))
+    """Loss of forgotten against unseen studies, before, after, and in a reference; a plot each."""
+    names, drawn = _models(figures), []
     everything = [s["loss"] for n in names for part in ("forget", "test") for s in figures[n][part]]
     bins = np.linspace(min(everything), max(everything) + 1e-9, 16)
-    for ax, name in zip(axes, names, strict=True):
+    for name in names:
+        figure, ax = _panel()
         for part, colour, label in (
             ("test", _UNSEEN, "unseen"),
             ("forget", _COLOURS[name], "forgotten"),
@@ -34,14 +34,16 @@ def loss_distributions(figures: Figures) -> str:
             ax.hist(losses, bins=list(bins), weights=weights, color=colour, alpha=0.65, label=label)
         ax.set_title(_TITLES[name])
         ax.set_xlabel("loss")
+        ax.set_ylabel("share of studies")
+        ax.set_ylim(0, 1.02)
         ax.legend(frameon=False)
-    axes[0].set_ylabel("share of studies")
-    return _svg(figure, "losses")
+        drawn.append(_svg(figure, f"losses-{name}"))
+    return "".join(drawn)
 
 
 def roc(figures: Figures) -> str:
     """Receiver operating characteristic of the loss attack."""
-    figure, (ax,) = _panels(1)
+    figure, ax = _panel(4.6, 4.2)
     for name in _models(figures):
         s = -np.asarray([x["loss"] for x in figures[name]["forget"]])
         u = -np.asarray([x["loss"] for x in figures[name]["test"]])
@@ -52,7 +54,7 @@ def roc(figures: Figures) -> str:
     ax.plot([0, 1], [0, 1], color=_UNSEEN, linestyle=":", label="guessing")
     ax.set_xlabel("unseen studies taken for forgotten ones")
     ax.set_ylabel("forgotten studies found")
-    ax.legend(frameon=False, loc="lower right")
+    figure.legend(frameon=False, loc="outside upper center", ncol=2)
     return _svg(figure, "roc")
 
 
@@ -63,7 +65,7 @@ def relearns_itself(figures: Figures) -> bool:
 
 
 def relearning(figures: Figures) -> str:
-    """Dice of the other forgotten studies while an attacker fine-tunes; one panel a number.
+    """Dice of the other forgotten studies while an attacker fine-tunes; a plot a number.
 
     Of the attacker's own study where there is no other one.
     """
@@ -73,18 +75,21 @@ def relearning(figures: Figures) -> str:
     column = 1 if relearns_itself(figures) else 2
     first = figures[names[0]]["relearning"]
     numbers = sorted({a["people"] for a in first})
-    figure, axes = _panels(len(numbers))
-    for ax, number in zip(axes, numbers, strict=True):
+    whose = "the study itself" if column == 1 else "the other forgotten ones"
+    points = [p[column] for n in names for a in figures[n]["relearning"] for p in a["curve"]]
+    low, high, drawn = min(points), max(points), []
+    for number in numbers:
+        figure, ax = _panel(4.6, 3.6)
         for name in names:
             attacks = [a for a in figures[name]["relearning"] if a["people"] == number]
             for i, attack in enumerate(attacks):
-                points = [(p[0], p[column]) for p in attack["curve"]]
+                curve = [(p[0], p[column]) for p in attack["curve"]]
                 ax.plot(
-                    *zip(*points, strict=True),
+                    *zip(*curve, strict=True),
                     color=_COLOURS[name],
                     linewidth=1.6,
                     alpha=0.8,
-                    marker="o" if len(points) == 1 else None,
+                    marker="o" if len(curve) == 1 else None,
                     label=_TITLES[name] if i == 0 else None,
                 )
         one, several = ("person", "people")
@@ -92,11 +97,11 @@ def relearning(figures: Figures) -> str:
             one, several = ("study", "studies")
         ax.set_title(f"attacker has {number} {one if number == 1 else several}")
         ax.set_xlabel("steps of the attacker")
-    whose = "the study itself" if column == 1 else "the other forgotten ones"
-    axes[0].set_ylabel(f"Dice of {whose}")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc="outside upper center", ncol=3)
-    return _svg(figure, "relearning")
+        ax.set_ylabel(f"Dice of {whose}")
+        ax.set_ylim(low - 0.05 * (high - low + 0.1), high + 0.05 * (high - low + 0.1))
+        figure.legend(frameon=False, loc="outside upper center", ncol=3, columnspacing=1.2)
+        drawn.append(_svg(figure, f"relearning-{number}"))
+    return "".join(drawn)
 
 
 def class_row(found: Mapping[str, Any]) -> str:
@@ -131,7 +136,7 @@ def dice_before_and_after(figures: Figures) -> str:
         for name, f in figures.items()
         if name.startswith("reference")
     ]
-    figure = Figure(figsize=(7.2, max(2.4, 0.28 * len(rows) + 1.1)), layout="constrained")
+    figure = Figure(figsize=(5.4, max(2.4, 0.28 * len(rows) + 1.1)), layout="constrained")
     ax = figure.subplots()
     _style(ax)
     for y, row in enumerate(rows):
@@ -165,7 +170,7 @@ def slices(pictures: Sequence[Mapping[str, Any]]) -> str:
     columns = ("label", "original", "candidate", "reference")
     figure = Figure(figsize=(2.1 * len(columns), 2.2 * len(pictures)), layout="constrained")
     grid = figure.subplots(len(pictures), len(columns), squeeze=False)
-    for line, picture in zip(grid, pictures, strict=True):
+    for row, (line, picture) in enumerate(zip(grid, pictures, strict=True)):
         for ax, column in zip(line, columns, strict=True):
             ax.imshow(np.asarray(picture["image"]).T, cmap="gray", origin="lower")
             mask = np.asarray(picture[column]).T
@@ -175,7 +180,7 @@ def slices(pictures: Sequence[Mapping[str, Any]]) -> str:
                 )
             ax.set_xticks([])
             ax.set_yticks([])
-            if line is grid[0]:
+            if row == 0:
                 ax.set_title(_TITLES.get(column, "annotation"), fontsize=10)
         line[0].set_ylabel(picture["name"], family="monospace", fontsize=8)
     return _svg(figure, "slices")
@@ -199,14 +204,11 @@ def _models(figures: Figures) -> list[str]:
     return [n for n in ("original", "candidate", "reference-1") if n in figures]
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(
-        figsize=(7.2 if count > 1 else 4.6, 2.9 if count > 1 else 3.6), layout="constrained"
-    )
-    axes = list(np.ravel(figure.subplots(1, count, sharey=True, squeeze=False)))
-    for ax in axes:
-        _style(ax)
-    return figure, axes
+def _panel(width: float = 3.1, height: float = 2.8) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    ax = figure.subplots()
+    _style(ax)
+    return figure, ax
 
 
 def _style(ax: Axes) -> None:

@@ -9,12 +9,16 @@ from typing import Any
 from segunlearn.audit import plots
 from segunlearn.audit.policy import NAMES, SOURCES
 from segunlearn.audit.report_texts import (
+    FAILED,
     GLOSSARY,
     HEADLINES,
     LEVELS,
+    MODELS,
     OUTCOMES,
+    SETS,
     STATES,
     TRAININGS,
+    UNCLEAR,
 )
 
 #: More forgotten studies than this, and their plot is folded away.
@@ -34,16 +38,39 @@ def verdict(result: Mapping[str, Any]) -> str:
     void = ""
     if result["void"]:
         void = f"<h3>The audit itself is void</h3>{_list(result['void'])}"
-    reasons = [r for r in said["reasons"] if r not in result["void"]]
+    plain = [r for r in _plain(result) if r not in result["void"]]
+    exact = [r for r in said["reasons"] if r not in result["void"] and r not in plain]
     return (
         f"<h1>Audit report · forgetting studies in a segmentation model · "
         f"{text(result['created'][:16].replace('T', ' '))} UTC</h1>"
         f'<div class="verdict {text(outcome)}">'
-        f"<strong>{text(HEADLINES[outcome][0 if one else 1])}</strong>{_pairs(rows)}{void}"
-        + (f"<h3>Why it is not more</h3>{_list(reasons)}" if reasons else "")
+        f"<strong>{text(HEADLINES[outcome][0 if one else 1])}</strong>{void}"
+        + (f"<h3>Why</h3>{_list(plain)}" if plain else "")
         + (f"<h3>What to do</h3>{_list(result['advice'])}" if result["advice"] else "")
+        + _pairs(rows)
+        + _fold(f"The figures behind it ({len(exact)})", _list(exact))
         + "</div>"
     )
+
+
+def _plain(result: Mapping[str, Any]) -> list[str]:
+    """Say the reasons of the verdict without figures, each once."""
+    by_words = {f["words"]: f for f in result["findings"]}
+    found = []
+    for reason in result["verdict"]["reasons"]:
+        finding = by_words.get(reason)
+        if finding is None:
+            found.append(reason)
+        elif finding["outcome"] == "fail":
+            below = finding["value"] is not None and finding["value"] < 0
+            above, under = FAILED.get(finding["name"], ("", ""))
+            found.append((under if below else above) or above or under or reason)
+        elif finding["bar"] is None and finding["name"] == "relearning":
+            found.append("There is no second study that an attack by relearning could bring back.")
+        else:
+            name = finding["name"]
+            found.append(UNCLEAR.get(name) or f"{NAMES[name]}: it cannot be told from chance.")
+    return list(dict.fromkeys(found))
 
 
 def asked(result: Mapping[str, Any], said: Mapping[str, str]) -> str:
@@ -63,7 +90,9 @@ def done(result: Mapping[str, Any]) -> str:
         settings = (f"{k.replace('_', ' ')} {v}" for k, v in sorted(origin["parameters"].items()))
         rows["Its settings"] = ", ".join(settings)
     if origin["read"]:
-        rows["Studies it read"] = ", ".join(f"{n} of {k}" for k, n in origin["read"].items())
+        rows["Studies it read"] = ", ".join(
+            f"{n} {SETS.get(k, k)}" for k, n in origin["read"].items()
+        )
     return f"<h2>What was done</h2>{_pairs(rows)}{_list(result['notes'])}"
 
 
@@ -95,23 +124,28 @@ def _place_table(rows: Sequence[Mapping[str, Any]]) -> str:
         + "".join(
             f"<tr><td><b>{text(p['kind'].capitalize())}</b></td>"
             f'<td><span class="tag {text(p["state"])}">{text(STATES[p["state"]])}</span></td>'
-            f'<td class="where"><code>{text(p["where"])}</code></td>'
-            f"<td>{text(p['words'][:1].upper() + p['words'][1:])}</td></tr>"
+            f'<td class="where"><code>{text(_where(p))}</code></td>'
+            f'<td class="say">{text(p["words"][:1].upper() + p["words"][1:])}</td></tr>'
             for p in rows
         )
         + "</tbody></table>"
     )
 
 
+def _where(place: Mapping[str, Any]) -> str:
+    return "the whole home folder" if place["where"] == "." else str(place["where"])
+
+
 def measures(result: Mapping[str, Any]) -> str:
     """Show each measure with its bar; what does not decide is folded away."""
-    deciding = [f for f in result["findings"] if f["outcome"] != "reported"]
+    deciding = [
+        f for f in result["findings"] if f["outcome"] != "reported" and f["level"] != "none"
+    ]
     others = [f for f in result["findings"] if f["outcome"] == "reported"]
     kind = result["verdict"]["reference"]
     more = (
         "<p>These do not decide: a model that never saw the people does not pass them either, or "
-        "no model can. Each is given beside the reference's own figure.</p>"
-        + _finding_table(others, kind)
+        "no model can. Each is given beside the reference's own figure.</p>" + _figure_table(others)
     )
     return (
         "<h2>What was measured</h2><p>Every figure is a difference to a model that never saw the "
@@ -129,20 +163,33 @@ def _finding_table(findings: Sequence[Mapping[str, Any]], kind: str) -> str:
         power = ""
         if f["detectable"] is not None:
             power = (
-                f'<div class="source">Smallest leak this could have shown: {f["detectable"]:.2f}.'
-                "</div>"
+                '<div class="source">Smallest leak this could have shown: '
+                f"{'AUC' if 'membership' in f['name'] else 'Dice'} {f['detectable']:.2f}.</div>"
             )
         rows.append(
             f"<tr><td><b>{text(NAMES[f['name']])}</b></td>"
             f'<td><span class="tag {text(f["outcome"])}">{text(OUTCOMES[f["outcome"]])}</span>'
-            f"</td>{_cell('figure', f['value'])}{_cell('bar', f['bar'])}"
+            f"</td>{_cell('figure', f['value'])}{_bar(f)}"
             f"{_cell('noise', f['noise'] or None)}"
-            f"<td>{text(f['words'])}{power}{source}</td></tr>"
+            f'<td class="say">{text(f["words"])}{power}{source}</td></tr>'
         )
     return (
         '<table class="rows"><thead><tr><th>Measure</th><th>Outcome</th><th>Figure</th>'
         "<th>Bar</th><th>Noise</th><th>In words</th></tr></thead><tbody>"
         + "".join(rows)
+        + "</tbody></table>"
+    )
+
+
+def _figure_table(findings: Sequence[Mapping[str, Any]]) -> str:
+    return (
+        '<table class="rows"><thead><tr><th>Measure</th><th>Figure</th><th>In words</th></tr>'
+        "</thead><tbody>"
+        + "".join(
+            f"<tr><td><b>{text(NAMES[f['name']])}</b></td>{_cell('figure', f['value'])}"
+            f'<td class="say">{text(f["words"])}</td></tr>'
+            for f in findings
+        )
         + "</tbody></table>"
     )
 
@@ -155,11 +202,20 @@ def _bar_of(name: str, kind: str) -> str:
     return {**own, "class_mode": "class_divergence"}.get(name, name)
 
 
-def _cell(name: str, value: float | None) -> str:
+def _cell(name: str, value: float | None, sign: str = "") -> str:
     if value is None:
         return '<td class="n none">–</td>'
-    shown = f"{value:.3f}" if value == 0 or abs(value) >= 5e-4 else f"{value:.0e}"
-    return f'<td class="n" data-name="{name}">{shown}</td>'
+    return f'<td class="n" data-name="{name}">{sign}{value:.3f}</td>'
+
+
+def _bar(finding: Mapping[str, Any]) -> str:
+    name, bar = finding["name"], finding["bar"]
+    if bar is not None and name == "calibrated_membership":
+        return f'<td class="n" data-name="bar">{1 - bar:.2f} to {bar:.2f}</td>'
+    if name == "unseen_quality":
+        return _cell("bar", bar, "≥ ")
+    both = ("forget_level", "gap_excess", "membership", "structure_membership")
+    return _cell("bar", bar, "± " if name in both else "≤ ")
 
 
 def structure(result: Mapping[str, Any]) -> str:
@@ -181,19 +237,14 @@ def restored(result: Mapping[str, Any]) -> str:
     found = result["reversibility"]
     if found is None:
         return ""
-    difference = found["largest_difference"]
-    rows = {
-        "Outcome": "the original is back" if found["holds"] else "it is not the original",
-        "Voxels given the same structure": f"{found['equal_voxels']:.4%}",
-        "Largest difference of an output": "no number"
-        if difference is None
-        else f"{difference:.1e} (may be 1e-05)",
-        "Weights equal to the bit": "yes" if found["same_weights"] else "no",
-        "Compared on": f"{found['studies']} studies",
-    }
+    words = next(f["words"] for f in result["findings"] if f["name"] == "reversibility")
+    tag = '<span class="tag pass">the original is back</span>'
+    if not found["holds"]:
+        tag = '<span class="tag fail">it is not the original</span>'
     return (
         "<h2>The restored model</h2><p>While a request can still be appealed, the old model can be "
-        f"brought back from a sealed deposit. Here it was.</p>{_pairs(rows)}"
+        "brought back from a sealed deposit. It was brought back here, and compared on "
+        f"{found['studies']} studies.</p><p>{tag} {text(words)}</p>"
     )
 
 
@@ -209,7 +260,7 @@ def cost(result: Mapping[str, Any]) -> str:
             f", {known['times'][name]:.1f} times as much" if name in known["times"] else ""
         )
     memory = result["peak_memory_mib"]
-    rows["This audit"] = f"{result['cpu_seconds']:.0f} CPU seconds" + (
+    rows["This audit (its last run)"] = f"{result['cpu_seconds']:.0f} CPU seconds" + (
         "" if memory is None else f", at most {memory:.0f} MiB of memory"
     )
     return f"<h2>What it cost</h2>{_pairs(rows)}"
@@ -226,6 +277,7 @@ def figures(result: Mapping[str, Any], pictures: Sequence[Mapping[str, Any]]) ->
             "How badly the model does on each study. Forgotten studies (colour) should lie among "
             "unseen ones (grey), neither left of them (remembered) nor right of them (recognisable "
             "by being worse).",
+            "panels",
         ),
         _plot(
             "Telling forgotten from unseen people",
@@ -242,16 +294,18 @@ def figures(result: Mapping[str, Any], pictures: Sequence[Mapping[str, Any]]) ->
             else "An attacker trains the model on with some forgotten studies. If the others rise "
             "above the never-seen reference, the memory was only covered. A dot: the attacker was "
             "there at the start.",
+            "panels",
         ),
     ]
     each = _plot(
         "Each forgotten study",
         plots.dice_before_and_after(drawn),
         "Dice before and after; the bar marks what a model reaches that never saw the study.",
+        "wide",
     )
     many = len(drawn["original"]["forget"])
     parts.append(_fold(f"Each forgotten study ({many})", each) if many > _MANY_STUDIES else each)
-    parts.append(_plot("Pictures", plots.slices(pictures), "Forgotten studies, largest slice."))
+    parts.append(_plot("Pictures", plots.slices(pictures), "Forgotten studies.", "scroll"))
     return f"<h2>Plots</h2>{''.join(parts)}"
 
 
@@ -262,7 +316,7 @@ def _plot(title: str, svg: str, caption: str, kind: str = "") -> str:
     svg = svg.replace('role="img"', f'role="img" aria-label="{label}"', 1)
     heading = f"<h3>{text(title)}</h3>" if title else ""
     return (
-        f'<div class="plot">{heading}<figure class="scroll {kind}">{svg}</figure>'
+        f'<div class="plot">{heading}<figure class="{kind}">{svg}</figure>'
         f"<figcaption>{text(caption)}</figcaption></div>"
     )
 
@@ -280,10 +334,10 @@ def glossary() -> str:
 
 def record(result: Mapping[str, Any]) -> str:
     """Name models, sets and versions exactly."""
-    digests = {k.replace("-", " "): v for k, v in result["digests"].items()}
+    digests = {MODELS.get(k, k.replace("-", " ")): v for k, v in result["digests"].items()}
     versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
     sizes = "; ".join(
-        f"{name} {v['studies']} studies of {v['persons']} persons"
+        f"{SETS[name]} {v['studies']} studies of {v['persons']} persons"
         for name, v in result["sets"].items()
     )
     rows = "".join(f"<dt>{text(k)}</dt><dd><code>{text(v)}</code></dd>" for k, v in digests.items())

@@ -34,9 +34,63 @@ HEADLINES: Final[Mapping[str, tuple[str, str]]] = {
 #: Of a finding.
 OUTCOMES: Final[Mapping[str, str]] = {
     "pass": "within its bar",
-    "fail": "over its bar",
+    "fail": "outside its bar",
     "unclear": "unclear",
     "reported": "reported only",
+}
+
+_BETTER: Final = "It still does better on the forgotten people than a model that never saw them."
+_WORSE: Final = (
+    "It does worse on the forgotten people than a model that never saw them: they can be "
+    "recognised by that."
+)
+_TOLD: Final = "From its answers one can tell who was to be forgotten."
+
+#: What a failed measure says, for a figure above and below what it should be.
+FAILED: Final[Mapping[str, tuple[str, str]]] = {
+    "unseen_quality": ("", "It became worse on people whom it was not to forget."),
+    "forget_level": (_BETTER, _WORSE),
+    "gap_excess": (_BETTER, _WORSE),
+    "worst_person": ("At least one forgotten person is still remembered.", ""),
+    "membership": (_TOLD, _TOLD),
+    "structure_membership": (_TOLD, _TOLD),
+    "calibrated_membership": (_TOLD, _TOLD),
+    "relearning": (
+        "A little more training brings the memory back: it was covered up, not removed.",
+        "",
+    ),
+    "distillation": ("A fresh model that it teaches learns of the forgotten people.", ""),
+    "artefacts": (
+        "With its weights rounded, or its adapter dropped, it knows the forgotten people again.",
+        "",
+    ),
+    "class_mode": (
+        "It still draws the withdrawn structure, or says something else in its place than a "
+        "model that was never taught it.",
+        "",
+    ),
+}
+
+#: What an unclear measure says, where it is not that chance reaches as far as the figure.
+UNCLEAR: Final[Mapping[str, str]] = {
+    "membership": "There are too few people to say whether the forgotten can be recognised.",
+    "calibrated_membership": "There are too few people to say whether the forgotten can be "
+    "recognised.",
+}
+
+#: Of the sets of studies.
+SETS: Final[Mapping[str, str]] = {
+    "forget": "forgotten",
+    "retain": "retained",
+    "calibration": "set aside",
+    "test": "unseen",
+}
+
+#: Of the models.
+MODELS: Final[Mapping[str, str]] = {
+    "candidate": "model after",
+    "original": "model before",
+    "restored": "restored model",
 }
 
 #: Of a place that may hold a study.
@@ -83,6 +137,7 @@ GLOSSARY: Final[Mapping[str, str]] = {
     "forgotten studies, and looks whether the others come back with them. They do, where they "
     "were only covered up.",
     "Retained people": "those the model was trained on and may go on knowing.",
+    "Set aside": "studies that no model was trained on and that an attacker may use.",
     "SHA-256": "a fingerprint of a file: another file has another one.",
     "Surface Dice, HD95": "how well the borders of two masks agree: the share that lies within 1 "
     "mm, and the distance in mm that 95 % of the border keeps.",
@@ -95,7 +150,7 @@ STYLE: Final = """
 :root{--ink:#22262c;--soft:#5b636e;--line:#d9dde3;--paper:#fff;--wash:#f5f6f8}
 *{box-sizing:border-box}
 body{margin:0;color:var(--ink);background:var(--wash);
- font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
+ font:1rem/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
 main{max-width:56rem;margin:0 auto;padding:1.5rem 1.25rem 4rem;background:var(--paper)}
 h1{font-size:1.05rem;margin:0;color:var(--soft);font-weight:600}
 h2{font-size:1.25rem;margin:2.4rem 0 .6rem}
@@ -109,6 +164,7 @@ p{margin:.5rem 0;max-width:46rem}
 table{border-collapse:collapse;width:100%;font-size:.93rem}
 th,td{text-align:left;vertical-align:top;padding:.5rem .6rem;border-bottom:1px solid var(--line)}
 th{color:var(--soft);font-weight:600}
+td.say{width:50%}
 td.n{font-variant-numeric:tabular-nums;white-space:nowrap}
 td.where{overflow-wrap:anywhere}
 .tag{display:inline-block;padding:.05rem .5rem;border-radius:1rem;font-size:.85rem;
@@ -119,7 +175,9 @@ td.where{overflow-wrap:anywhere}
 details{margin:.8rem 0}summary{cursor:pointer;color:var(--soft);font-weight:600;padding:.3rem 0}
 figure{margin:.8rem 0 0}
 figure svg{width:100%;height:auto;display:block}
-figure.narrow{max-width:30rem}
+figure.narrow{max-width:30rem}figure.wide{max-width:42rem}
+figure.panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(15rem,1fr));gap:.6rem}
+figure.panels svg{max-width:30rem}
 figcaption{color:var(--soft);font-size:.87rem;max-width:46rem}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.25rem 1rem;margin:.6rem 0}
 dl.words{grid-template-columns:11rem 1fr}
@@ -131,15 +189,15 @@ li{margin:.3rem 0;max-width:46rem}
  dl,dl.words{grid-template-columns:1fr;gap:0}dd{margin-bottom:.5rem}
  .rows thead{display:none}
  .rows tr{display:block;border-bottom:1px solid var(--line);padding:.7rem 0}
- .rows td{display:block;border:0;padding:.1rem 0}
+ .rows td,.rows td.say{display:block;width:auto;border:0;padding:.1rem 0}
  .rows td.n{display:inline-block;padding-right:1rem}.rows td.none{display:none}
  .rows td[data-name]::before{content:attr(data-name) ": ";color:var(--soft)}
- .scroll{overflow-x:auto}.scroll:not(.narrow) svg{min-width:34rem}
+ .scroll{overflow-x:auto}.scroll svg{min-width:34rem}
 }
 @media print{
- body{background:#fff;font-size:10.5pt}main{max-width:none;padding:0}
- tr,figure,.verdict,.plot,dl.words div{break-inside:avoid}
- h2,h3,summary{break-after:avoid}summary{list-style:none}
+ html{font-size:12.5px}body{background:#fff}main{max-width:none;padding:0}
+ tr,figure,.verdict,.plot,dl:not(.words),dd{break-inside:avoid}
+ h2,h3,h2+p,summary,dt{break-after:avoid}summary{list-style:none}
  details::details-content{content-visibility:visible;display:block;block-size:auto}
 }
 """

@@ -298,15 +298,17 @@ def _cost(
 
 def _restored(found: Mapping[str, Any]) -> Finding:
     difference, same = found["largest_difference"], found["equal_voxels"]
+    share = "100 %" if same == 1 else f"{same:.4%}"
     words = (
-        f"Restored, the model gives {same:.4%} of the voxels the structure that the original gave "
-        "them; "
+        f"Restored, the model gives {share} of the voxels the structure that the original did; "
         + (
             "its outputs are no numbers"
             if difference is None
-            else f"its outputs differ by at most {difference:.1e}"
+            else f"its outputs differ by at most {difference:.0e}"
+            if difference
+            else "its outputs do not differ"
         )
-        + f" (may be {LOGIT_BAR:.0e}, and 100 %). "
+        + f" (they may by {LOGIT_BAR:.0e}; every voxel must agree). "
         + ("Its weights are the original's to the bit." if found["same_weights"] else "")
     )
     outcome: Outcome = "pass" if found["holds"] else "fail"
