@@ -159,7 +159,8 @@ def _finding_table(findings: Sequence[Mapping[str, Any]], kind: str) -> str:
     rows = []
     for f in findings:
         source = SOURCES.get(_bar_of(f["name"], kind), "")
-        source = f'<div class="source">Bar: {text(source)}.</div>' if source else ""
+        bars = source and f["bar"] is not None
+        source = f'<div class="source">Bar: {text(source)}.</div>' if bars else ""
         power = ""
         if f["detectable"] is not None:
             power = (
@@ -337,13 +338,13 @@ def record(result: Mapping[str, Any]) -> str:
     digests = {MODELS.get(k, k.replace("-", " ")): v for k, v in result["digests"].items()}
     versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
     sizes = "; ".join(
-        f"{SETS[name]} {v['studies']} studies of {v['persons']} persons"
+        f"{SETS[name]} {v['studies']} (persons: {v['persons']})"
         for name, v in result["sets"].items()
     )
     rows = "".join(f"<dt>{text(k)}</dt><dd><code>{text(v)}</code></dd>" for k, v in digests.items())
     return (
         f'<h2>For the record</h2><p class="small">SHA-256 of the weights:</p><dl>{rows}</dl>'
-        f'<p class="small">Sets: {text(sizes)}.<br>Versions: {text(versions)}.<br>'
+        f'<p class="small">Studies: {text(sizes)}.<br>Versions: {text(versions)}.<br>'
         "Studies are named by keyed pseudonyms; only this site's key links them to patients.</p>"
     )
 
