@@ -16,10 +16,12 @@ import memorising_task as task
 from audit_home import MODEL, Site, site_in
 from segunlearn import cli
 from segunlearn.app import audit_run
-from segunlearn.app.audit_choice import Choice, Targets, choose, divide
+from segunlearn.app.audit_choice import Choice, choose, divide
 from segunlearn.app.audit_files import Audits
-from segunlearn.app.audit_run import AuditRun, Order, key_of
+from segunlearn.app.audit_order import Order
+from segunlearn.app.audit_run import AuditRun, key_of
 from segunlearn.app.audit_studies import sets_of, window
+from segunlearn.app.audit_targets import Targets
 from segunlearn.cases import Case
 from segunlearn.dicom.identifiers import Pseudonyms
 from segunlearn.errors import (

@@ -22,9 +22,10 @@ from monailabel.endpoints.user.auth import User, get_current_user
 from audit_home import MODEL, Site, site_in
 from segunlearn import cli
 from segunlearn.app import wiring
-from segunlearn.app.audit_choice import Targets
 from segunlearn.app.audit_files import ATTESTATION, PUBLIC_KEY, REPORT, RESULT, Audits
-from segunlearn.app.audit_run import AuditRun, Order
+from segunlearn.app.audit_order import Order
+from segunlearn.app.audit_run import AuditRun
+from segunlearn.app.audit_targets import Targets
 from segunlearn.app.routes import audits as routes
 from segunlearn.audit.policy import Policy
 from segunlearn.errors import IntegrityError, SegUnlearnError

@@ -288,6 +288,29 @@ def test_training_goes_on_from_the_active_version(
     assert not {records.pseudonyms.of(person) for person in used} & set(kept_out)
 
 
+def test_training_again_keeps_all_but_the_weights(
+    shell: Shell, home: Path, data: Path, tmp_path: Path
+) -> None:
+    """Without the marked person another network would be planned, and no audit could compare."""
+    copy = tmp_path / "home"
+    shutil.copytree(home, copy)
+    registry, records = VersionRegistry(copy / "models" / "segmentation"), Records(Home(copy))
+    first = registry.get("v0001")
+    gone = records.ledger.cases_of(first.run_id)[0].person
+    records.forget_set.mark("patient", gone, "quality", actor="test")
+    words = ("train", "--data", data, "--home", copy, *PEOPLE, "--recipe", "sample")
+    assert "--again" in shell.refused(*words, "--again", "--holdout", "0.2")
+    assert "--again" in shell.refused(*words, "--again", "--labels", "one,two")
+    assert "differ in the weights" in shell.refused(*words, "--again", "--from-active")
+    shell.json(*words, "--epochs", "1", "--again", "--seed", "7")
+    second = registry.get("v0002")
+    assert second.config == first.config
+    assert second.parent_sha256 is None
+    assert second.details["held_out_pseudonyms"] == first.details["held_out_pseudonyms"]
+    used = {c.person for c in records.ledger.cases_of(second.run_id)}
+    assert used == {c.person for c in records.ledger.cases_of(first.run_id)} - {gone}
+
+
 def test_only_one_training_of_a_model_at_a_time(
     shell: Shell, home: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -12,6 +12,15 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, cast
 
+from segunlearn.app.audit_targets import (
+    NO_TARGETS,
+    TAUGHT,
+    People,
+    Targets,
+    find_original,
+    lineage_of,
+    version_of,
+)
 from segunlearn.app.records import Records
 from segunlearn.audit.policy import LEVELS, Level
 from segunlearn.audit.run import Provenance
@@ -21,53 +30,22 @@ from segunlearn.errors import (
     IntegrityError,
     InvalidInputError,
     LabelError,
-    NotFoundError,
-    StudyNotInLedgerError,
     UnsupportedNetworkError,
 )
 from segunlearn.networks import ModelConfig
 from segunlearn.records.forget_requests import ForgetRequest
 from segunlearn.records.ledger import Ledger, LedgerCase, LedgerRow
-from segunlearn.records.targets import person_name, same_issuer, split_person, unpad
+from segunlearn.records.targets import person_name, split_person, unpad
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 
-#: Requests that an audit without named targets is about: decided, and not taken back.
-DECIDED: Final = ("approved", "working", "refused", "fulfilled", "purged")
 #: Share of the unseen people that the distillation attack may use as images without labels.
 CALIBRATION_SHARE: Final = 0.3
 #: Fewer unseen people than this are refused: two to compare with, one for the attack.
 LEAST_UNSEEN: Final = 3
 
-#: Roles of cases that taught a version; ``forget`` and ``calibration`` did not.
-_TAUGHT: Final = ("train", "validation", "retain", "support", "query", "replay")
 #: Parts of the configuration that two versions may differ in and still be compared.
 _FREE: Final = ("modalities", "overlap", "dropout", "name")
 _ROWS: Final = 500
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What was to be forgotten, as somebody names it; empty: every decided request.
-
-    Parameters
-    ----------
-    requests
-        Ids of forget requests.
-    studies, series, patients
-        Their identifiers; a patient as ``PatientID`` or ``PatientID^^^Issuer``.
-    """
-
-    requests: tuple[str, ...] = ()
-    studies: tuple[str, ...] = ()
-    series: tuple[str, ...] = ()
-    patients: tuple[str, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.requests or self.studies or self.series or self.patients)
-
-
-#: Nobody named anything: every decided request counts.
-NO_TARGETS: Final = Targets()
 
 
 @dataclass(frozen=True)
@@ -117,20 +95,6 @@ class Choice:
     notes: tuple[str, ...] = ()
 
 
-class People:
-    """A set of persons in which an unknown issuer may be any."""
-
-    def __init__(self, persons: Iterable[str] = ()) -> None:
-        self._issuers: dict[str, set[str]] = {}
-        for person in persons:
-            patient, issuer = split_person(person)
-            self._issuers.setdefault(patient, set()).add(issuer)
-
-    def __contains__(self, person: str) -> bool:
-        patient, issuer = split_person(person)
-        return any(same_issuer(issuer, known) for known in self._issuers.get(patient, ()))
-
-
 def choose(
     records: Records,
     registry: VersionRegistry,
@@ -172,10 +136,10 @@ def choose(
     InvalidInputError
         Sets are empty, too few people are unseen, or cases and ledger disagree on persons.
     """
-    after = _version(registry, candidate)
-    seen_by_candidate = _lineage(records.ledger, after)
+    after = version_of(registry, candidate)
+    seen_by_candidate = lineage_of(records.ledger, after)
     requests = tuple(records.forget_set.get(r) for r in targets.requests)
-    before, lineage, forgotten, requests = _original(
+    before, lineage, forgotten, requests = find_original(
         records, registry, after, original, targets, requests
     )
     config = _same_network(before, after)
@@ -240,145 +204,6 @@ def _rows_by_version(ledger: Ledger, model: str) -> dict[str, LedgerRow]:
     return found
 
 
-def _version(registry: VersionRegistry, name: str) -> VersionInfo:
-    info = registry.get(name) if name else registry.active()
-    if info is None:
-        raise NotFoundError(
-            f"model {registry.root.name!r} has no active version to audit. Train one, or name a "
-            "version."
-        )
-    return info
-
-
-def _lineage(ledger: Ledger, info: VersionInfo) -> Sequence[LedgerCase]:
-    try:
-        return ledger.lineage_cases(info.sha256)
-    except NotFoundError as error:
-        raise NotFoundError(
-            f"{info.version} is not in the ledger: nobody can say what it was trained on, and so "
-            "not what it should have forgotten. Audit a version that was trained here."
-        ) from error
-
-
-def _original(
-    records: Records,
-    registry: VersionRegistry,
-    after: VersionInfo,
-    name: str,
-    targets: Targets,
-    requests: tuple[ForgetRequest, ...],
-) -> tuple[VersionInfo, Sequence[LedgerCase], list[LedgerCase], tuple[ForgetRequest, ...]]:
-    """Find the version before, its cases, those of S among them, and the requests that say so."""
-    if name:
-        tried = [registry.get(name)]
-    else:
-        versions = registry.versions()
-        earlier = versions[: [v.version for v in versions].index(after.version)][::-1]
-        parents = [v for v in earlier if v.sha256 == after.parent_sha256]
-        tried = parents or earlier
-    if not tried:
-        raise NotFoundError(
-            f"there is no version before {after.version} to compare with. Name the original."
-        )
-    failures = []
-    for before in tried:
-        lineage = _lineage(records.ledger, before)
-        try:
-            found, used = _forgotten(records, before, after, lineage, targets, requests)
-        except StudyNotInLedgerError as error:
-            failures.append(error)
-            continue
-        return before, lineage, found, used
-    raise failures[0]
-
-
-def _forgotten(
-    records: Records,
-    before: VersionInfo,
-    after: VersionInfo,
-    lineage: Sequence[LedgerCase],
-    targets: Targets,
-    requests: tuple[ForgetRequest, ...],
-) -> tuple[list[LedgerCase], tuple[ForgetRequest, ...]]:
-    """Cases of S that taught the original.
-
-    Raises
-    ------
-    StudyNotInLedgerError
-        It never saw one of the targets, or, without targets, nothing decided.
-    """
-    taught = [c for c in lineage if c.role in _TAUGHT]
-    if not targets:
-        return _of_decided(records, before, after, taught)
-    named = [(r.target.kind, _text_of(r)) for r in requests]
-    named += [("study", t) for t in targets.studies] + [("series", t) for t in targets.series]
-    named += [("patient", t) for t in targets.patients]
-    found: dict[str, LedgerCase] = {}
-    for kind, target in named:
-        cases = _cases_of(kind, target, taught)
-        if not cases:
-            raise StudyNotInLedgerError(
-                f"{kind} {records.pseudonyms.of(target)}: no recorded run that made "
-                f"{before.version} used it; the model never saw it, so there is nothing to audit. "
-                "Name a version that saw it as the original."
-            )
-        found |= {c.series: c for c in cases}
-    return list(found.values()), requests
-
-
-def _of_decided(
-    records: Records, before: VersionInfo, after: VersionInfo, taught: Sequence[LedgerCase]
-) -> tuple[list[LedgerCase], tuple[ForgetRequest, ...]]:
-    """Decided requests about what the original saw and the candidate's own run did not use."""
-    own: set[str] = set()
-    if after.sha256 != before.sha256:
-        own = {c.series for c in records.ledger.cases_of(after.run_id) if c.role in _TAUGHT}
-    found: dict[str, LedgerCase] = {}
-    used, used_again = [], 0
-    for request in _all_decided(records):
-        if request.target.kind == "structure":
-            continue
-        cases = _cases_of(request.target.kind, _text_of(request), taught)
-        if own & {c.series for c in cases}:
-            used_again += 1
-        elif cases:
-            found |= {c.series: c for c in cases}
-            used.append(request)
-    if not found:
-        why = f"no approved forget request is about a study that {before.version} saw"
-        if used_again:
-            why = f"{after.version} was itself trained on what the approved requests name"
-        raise StudyNotInLedgerError(
-            f"{why}: there is nothing to audit. Approve a request, unlearn or train without the "
-            "studies, or name studies, series or patients."
-        )
-    return list(found.values()), tuple(used)
-
-
-def _all_decided(records: Records) -> Iterable[ForgetRequest]:
-    offset = 0
-    while page := records.forget_set.list(states=DECIDED, limit=_ROWS, offset=offset):
-        yield from page
-        offset += len(page)
-
-
-def _text_of(request: ForgetRequest) -> str:
-    target = request.target
-    if target.kind == "structure":
-        raise InvalidInputError(
-            f"forget request {request.request_id} is about a structure; this audit is about "
-            "studies and people. Leave it out."
-        )
-    return person_name(target.id, target.issuer) if target.kind == "patient" else target.id
-
-
-def _cases_of(kind: str, target: str, cases: Sequence[LedgerCase]) -> list[LedgerCase]:
-    if kind == "patient":
-        people = People([target])
-        return [c for c in cases if c.person in people]
-    return [c for c in cases if getattr(c, kind) == unpad(target)]
-
-
 def _same_network(before: VersionInfo, after: VersionInfo) -> ModelConfig:
     one, two = ModelConfig.from_json(before.config), ModelConfig.from_json(after.config)
     left, right = one.to_json(), two.to_json()
@@ -387,7 +212,7 @@ def _same_network(before: VersionInfo, after: VersionInfo) -> ModelConfig:
         raise UnsupportedNetworkError(
             f"{before.version} and {after.version} have different networks "
             f"({', '.join(different)}): their figures cannot be compared. Train the candidate with "
-            "the original's configuration."
+            "the original's network (segunlearn train --again)."
         )
     return two
 
@@ -434,7 +259,7 @@ def _sets(
     forget = tuple(labelled[s] for s in sorted(gone))
     others = [c for c in labelled.values() if c.series not in gone and c.person not in s_people]
     free = records.without_forgotten(others)
-    taught = {c.series for c in lineage if c.role in _TAUGHT}
+    taught = {c.series for c in lineage if c.role in TAUGHT}
     seen = People(c.person for c in [*lineage, *seen_by_candidate])
     retain = tuple(c for c in free if unpad(c.series) in taught)
     unseen = [c for c in free if c.person not in seen]
@@ -498,7 +323,7 @@ def _provenance(
 ) -> Provenance:
     row = _row_of(ledger, info)
     gone = {c.series for c in forgotten} | {c.study for c in forgotten}
-    taught = [c for c in lineage if c.role in _TAUGHT]
+    taught = [c for c in lineage if c.role in TAUGHT]
     exact = (
         row.kind == "train"
         and row.outcome == "done"
@@ -536,7 +361,7 @@ def _notes(
     seen_by_candidate: Sequence[LedgerCase],
 ) -> tuple[str, ...]:
     notes = []
-    taught = {c.series: c.person for c in lineage if c.role in _TAUGHT}
+    taught = {c.series: c.person for c in lineage if c.role in TAUGHT}
     lacking = [s for s, p in taught.items() if p not in s_people and s not in labelled]
     if lacking:
         notes.append(
@@ -544,7 +369,7 @@ def _notes(
         )
     if marked:
         notes.append(f"{marked} series of other people are marked for forgetting: left out.")
-    still = {c.series for c in seen_by_candidate if c.role in _TAUGHT} - gone
+    still = {c.series for c in seen_by_candidate if c.role in TAUGHT} - gone
     more = [c for c in seen_by_candidate if c.series in still and c.person in s_people]
     if more:
         people = len({c.person for c in more})

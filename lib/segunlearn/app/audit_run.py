@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, cast, get_args
+from typing import Any, Final
 
 from torch import nn
 
-from segunlearn.app.audit_choice import NO_TARGETS, Choice, Targets, choose
+from segunlearn.app.audit_choice import Choice, choose
 from segunlearn.app.audit_files import Audits, passed_without
+from segunlearn.app.audit_order import QUICK_NOTE, QUICK_PEOPLE, Order
 from segunlearn.app.audit_references import (
     References,
     reference_settings,
@@ -23,21 +24,16 @@ from segunlearn.app.audit_references import (
 from segunlearn.app.audit_studies import MOST_PEOPLE, sets_of
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
-from segunlearn.audit.distillation import DistillationSettings
 from segunlearn.audit.notes import advice
-from segunlearn.audit.policy import Level, Policy
-from segunlearn.audit.relearning import RelearningSettings
 from segunlearn.audit.report import html_report, middle_slices
 from segunlearn.audit.run import AuditResult, run_audit
 from segunlearn.audit.sets import AuditSets
-from segunlearn.audit.settings import AttackName, AuditSettings
 from segunlearn.audit.sweep import sweep
 from segunlearn.cases import Case
 from segunlearn.dicom.identifiers import Pseudonyms
 from segunlearn.errors import (
     CancelledError,
     ConflictError,
-    InvalidInputError,
     NotFoundError,
     SegUnlearnError,
     UnavailableError,
@@ -47,78 +43,12 @@ from segunlearn.networks import load_weights
 from segunlearn.records.runs import Progress
 from segunlearn.records.store import canonical_json
 from segunlearn.records.versions import VersionInfo, VersionRegistry
-from segunlearn.unlearning.retrain import RetrainSettings
 
 logger = logging.getLogger(__name__)
 
 #: How often a running audit looks whether it should stop, and tells how far it is.
 WATCH_SECONDS: Final = 2.0
 REPORT_SECONDS: Final = 0.5
-
-_QUICK_PEOPLE: Final = 40
-_QUICK_NOTE: Final = (
-    "A quick audit: one relearning attack a number of people, with few steps, a short distillation,"
-    " and a shorter reference. What it finds is found; what it does not find a full audit may."
-)
-
-
-@dataclass(frozen=True)
-class Order:
-    """What is to be audited, and how.
-
-    Parameters
-    ----------
-    model
-        Name in the registry.
-    candidate, original, targets, level
-        See ``audit_choice.choose``.
-    attacks
-        None takes those of the policy.
-    quick
-        Fewer and shorter attacks.
-    references
-        Number of fully retrained references; 0 trains a short one.
-    whole
-        Score whole volumes instead of one window a study.
-    pictures
-        Pixels of patients in the report; the caller checks that an administrator asked.
-    device
-        See ``choose_device``.
-    policy
-        The bars.
-    """
-
-    model: str
-    candidate: str = ""
-    original: str = ""
-    targets: Targets = NO_TARGETS
-    level: Level | None = None
-    attacks: tuple[AttackName, ...] | None = None
-    quick: bool = False
-    references: int = 0
-    whole: bool = False
-    pictures: bool = False
-    device: str = "auto"
-    policy: Policy = field(default_factory=Policy)
-
-    def settings(self, needed: Level) -> AuditSettings:
-        """Choose the settings of the audit.
-
-        Raises
-        ------
-        InvalidInputError
-            An attack is none.
-        """
-        chosen = AuditSettings(policy=self.policy, needed=needed)
-        if self.quick:
-            chosen = replace(
-                chosen,
-                relearning=RelearningSettings(people=(1, 3), rates=(1e-3,), steps=20, every=5),
-                distillation=DistillationSettings(steps=60),
-                attacked_unseen=12,
-                short_reference=RetrainSettings(epochs=12),
-            )
-        return chosen if self.attacks is None else replace(chosen, attacks=self.attacks)
 
 
 @dataclass
@@ -183,7 +113,6 @@ class AuditRun:
             self.records, self.registry, cases, candidate=order.candidate,
             original=order.original, targets=order.targets, level=order.level,
         )  # fmt: skip
-        order.settings(self._choice.needed)
         choose_device(order.device)
         return self._choice
 
@@ -236,7 +165,7 @@ class AuditRun:
             choice,
             pseudonyms,
             whole=order.whole,
-            most_people=_QUICK_PEOPLE if order.quick else MOST_PEOPLE,
+            most_people=QUICK_PEOPLE if order.quick else MOST_PEOPLE,
             report=lambda done, total: self.report(Progress("read studies", done, total)),
             cancel=self.should_stop,
         )
@@ -261,7 +190,7 @@ class AuditRun:
             original,
             [n.to(device) for n in references.networks],
             sets,
-            order.settings(choice.needed),
+            order.settings(choice.needed, len(sets.retain)),
             run_dir=work,
             pseudonyms=pseudonyms,
             provenance=choice.provenance,
@@ -270,7 +199,7 @@ class AuditRun:
             cancel=self.should_stop,
         )
         self.report(Progress("write the report", 0, 1))
-        own = (*choice.notes, *notes, *((_QUICK_NOTE,) if order.quick else ()))
+        own = (*choice.notes, *notes, *((QUICK_NOTE,) if order.quick else ()))
         # swept afterwards: whether the candidate itself is an open place is what was measured
         places = self._places(choice, result, pseudonyms)
         result = replace(
@@ -383,25 +312,6 @@ class AuditRun:
             self.records.runs.finish(self.run_id, outcome, message)
         except SegUnlearnError as error:
             logger.error("the end of audit %s could not be recorded: %s", self.run_id, error)
-
-
-def attacks_of(text: str) -> tuple[AttackName, ...] | None:
-    """Read names of attacks separated by commas; None of an empty text.
-
-    Raises
-    ------
-    InvalidInputError
-        There is no such attack.
-    """
-    if not text.strip():
-        return None
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-    if unknown := set(names) - set(get_args(AttackName)):
-        raise InvalidInputError(
-            f"there is no attack {', '.join(sorted(unknown))}; use "
-            f"{', '.join(get_args(AttackName))}."
-        )
-    return cast(tuple[AttackName, ...], names)
 
 
 def key_of(choice: Choice, pseudonyms: Pseudonyms) -> str:

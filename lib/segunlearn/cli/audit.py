@@ -129,8 +129,9 @@ def run(
     Writes audit.json, report.html and a signed attestation into HOME/audits. Exit code 3: the
     verdict is not 'passed'.
     """
-    from segunlearn.app.audit_choice import Targets
-    from segunlearn.app.audit_run import AuditRun, Order, attacks_of
+    from segunlearn.app.audit_order import Order, attacks_of
+    from segunlearn.app.audit_run import AuditRun
+    from segunlearn.app.audit_targets import Targets
     from segunlearn.app.records import Records
 
     place = home_of(home)

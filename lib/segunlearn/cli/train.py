@@ -85,6 +85,14 @@ def train(
             help="Start from the active version: its weights, labels, network and people kept out.",
         ),
     ] = False,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again",
+            help="As the active version, but from random weights: after a study was marked, the "
+            "version without it, which 'audit run' can hold against the one with it.",
+        ),
+    ] = False,
     store: StoreOption = "",
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -117,17 +125,20 @@ def train(
         )
     cases = cases_from_folder(data, people_of(people, person_regex), modality=modality_of(modality))
     names = names_of(labels) if labels else ()
-    parent = version_of(place, model, None) if from_active else None
-    if parent is not None:
-        _check_against_parent(parent, names, holdout)
+    if from_active and again:
+        raise InvalidInputError("--from-active and --again: give one, they differ in the weights.")
+    like = version_of(place, model, None) if from_active or again else None
+    parent = like if from_active else None
+    if like is not None:
+        _check_against_parent(like, names, holdout, "--again" if again else "--from-active")
     records = Records(place, store)
     pseudonyms = records.pseudonyms
-    cases, held_out = _keep_out(cases, holdout, seed, parent, pseudonyms)
+    cases, held_out = _keep_out(cases, holdout, seed, like, pseudonyms)
 
     def select(_run: TrainingRun) -> tuple[Sequence[Case], ModelConfig]:
         kept = without_forgotten(records, cases)
-        if parent is not None:
-            return kept, ModelConfig.from_json(parent.config)
+        if like is not None:
+            return kept, ModelConfig.from_json(like.config)
         return kept, planning.plan(kept, names or _names_in(data, kept), name=model, recipe=chosen)
 
     with (
@@ -135,7 +146,7 @@ def train(
         stop_on_interrupt() as interrupted,
         progress_bar(as_json) as bar,
     ):
-        _check_still_active(place, parent, model)
+        _check_still_active(place, like, model)
         warnings: list[str] = []
         assumed = (ASSUMED["CT"], ASSUMED["MR"])
 
@@ -176,18 +187,20 @@ def train(
     )
 
 
-def _check_against_parent(parent: VersionInfo, names: tuple[str, ...], holdout: float) -> None:
+def _check_against_parent(
+    parent: VersionInfo, names: tuple[str, ...], holdout: float, option: str
+) -> None:
     """Refuse options that the parent has settled."""
     known = tuple(parent.config.get("labels", ()))
     if names and names != known:
         raise InvalidInputError(
             f"--labels {','.join(names)}: {parent.version} knows {','.join(known)}, and "
-            "--from-active keeps them. Leave out one of both options."
+            f"{option} keeps them. Leave out one of both options."
         )
     if holdout > 0:
         raise InvalidInputError(
-            f"--holdout: {parent.version} has perhaps seen these people. With --from-active the "
-            "people that it kept out stay out; leave --holdout away."
+            f"--holdout: {parent.version} has perhaps seen these people. With {option} the people "
+            "that it kept out stay out; leave --holdout away."
         )
 
 
