@@ -1,8 +1,9 @@
 """Write the measured figures of ``results/*.json`` into the marked places of the documentation.
 
 A place is ``<!-- results:NAME -->`` … ``<!-- end -->`` in README.md or docs/*.md; what stands
-between is replaced by the table of the bars in ``results/NAME.json``. ``--check`` changes nothing
-and fails when a document and its figures differ.
+between is replaced by the table of the bars in ``results/NAME.json``. ``<!-- methods:NAME:SET -->``
+becomes the table of the unlearning methods on one forget set. ``--check`` changes nothing and fails
+when a document and its figures differ.
 """
 
 from __future__ import annotations
@@ -14,7 +15,18 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PLACE = re.compile(r"(<!-- results:([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACE = re.compile(
+    r"(<!-- (results|methods):([\w-]+)(?::([^>]+?))? -->\n).*?(<!-- end -->)", re.DOTALL
+)
+#: Columns of the table of methods: heading, name of the figure, format.
+METHOD_COLUMNS = (
+    ("forgotten, Dice", "S", ".3f"),
+    ("unseen, Dice", "T", ".3f"),
+    ("gap excess", "gap_excess", "+.3f"),
+    ("relearned", "relearned_others", "+.3f"),
+    ("calibrated AUC", "calibrated_auc", ".2f"),
+    ("CPU s", "cpu_seconds", ".0f"),
+)
 
 
 def table(name: str) -> str:
@@ -35,9 +47,47 @@ def table(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def methods(name: str, shown: str) -> str:
+    """Markdown table of every candidate of the unlearning benchmark on one forget set."""
+    path = ROOT / "results" / f"{name}.json"
+    if not path.is_file():
+        return "Not measured yet.\n"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    candidates = result["figures"].get(shown)
+    if candidates is None:
+        return "Not measured yet.\n"
+    heads = ["model", *(head for head, _, _ in METHOD_COLUMNS), "verdicts of the audit"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for candidate, figures in candidates.items():
+        cells = [candidate.replace("_", " ")]
+        for _, column, form in METHOD_COLUMNS:
+            value = figures.get(column)
+            if value is None:
+                cells.append("–")
+            elif value["sd"] is None or column == "cpu_seconds":
+                cells.append(f"{value['mean']:{form}}")
+            else:
+                cells.append(f"{value['mean']:{form}} ± {value['sd']:{form.lstrip('+')}}")
+        said = figures["verdicts"]
+        cells.append(", ".join(f"{said.count(v)} {v}" for v in sorted(set(said))))
+        lines.append("| " + " | ".join(cells) + " |")
+    seeds = sorted({e["seed"] for c in candidates.values() for e in c["per_seed"]})
+    lines.append("")
+    lines.append(
+        f"Mean ± standard deviation over {len(seeds)} seed{'s' * (len(seeds) != 1)}, each with its "
+        f"own split and original; `results/{name}.json`."
+    )
+    return "\n".join(lines) + "\n"
+
+
 def render(text: str) -> str:
     """Return the document with every marked place filled."""
-    return PLACE.sub(lambda m: m.group(1) + table(m.group(2)) + m.group(3), text)
+
+    def fill(found: re.Match[str]) -> str:
+        start, kind, name, shown, end = found.groups()
+        return start + (table(name) if kind == "results" else methods(name, shown)) + end
+
+    return PLACE.sub(fill, text)
 
 
 def main() -> int:

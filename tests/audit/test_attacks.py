@@ -111,6 +111,31 @@ def test_relearning_of_the_retrained_model_equals_itself() -> None:
     assert Attack.from_json(first[0].to_json()) == first[0]
 
 
+def test_the_end_of_one_attack_is_not_taken_for_a_leak_and_a_leak_at_every_rate_is() -> None:
+    """Leads over unseen people at the end, by rate, of two retrained models as they were measured.
+
+    One moment at the highest rate differs by 0.035 with nothing to be brought back.
+    """
+
+    def attacks(leads: tuple[float, ...], people: int = 2) -> list[Attack]:
+        return [
+            Attack(people, rate, ((0, 0.8, 0.8),), 0.8, None, 0.8 + lead, 0.8)
+            for rate, lead in zip((3e-4, 1e-3, 3e-3), leads, strict=True)
+        ]
+
+    one, two = attacks((-0.059, -0.062, -0.071)), attacks((-0.057, -0.068, -0.035))
+    for mine, other in ((one, two), (two, one)):
+        excess = relearning_excess(mine, [other], 30).gap_after
+        assert excess is not None
+        assert abs(excess) < 0.015
+    leak = attacks((0.0, -0.01, 0.0))
+    assert (relearning_excess(leak, [one], 30).gap_after or 0) > 0.05
+    # a leak that only five people bring back is not thinned by attacks with fewer
+    both = attacks((-0.06,) * 3, 1) + attacks((0.0,) * 3, 5)
+    clean = attacks((-0.06,) * 3, 1) + attacks((-0.06,) * 3, 5)
+    assert relearning_excess(both, [clean], 30).gap_after == pytest.approx(0.06)
+
+
 def test_relearning_finds_the_original_at_once() -> None:
     original = task.original()
     level = person_means(score(original, task.FORGET, task.CONFIG))

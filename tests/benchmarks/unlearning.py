@@ -32,8 +32,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import unlearning_culprits as culprits
 from segunlearn.audit.distillation import DistillationSettings
 from segunlearn.audit.figures import ModelFigures
-from segunlearn.audit.judge import judge
-from segunlearn.audit.policy import Policy, verdict
+from segunlearn.audit.policy import Policy
 from segunlearn.audit.report import write_report
 from segunlearn.audit.run import AuditResult, Provenance, run_audit
 from segunlearn.audit.scores import person_means, score
@@ -275,24 +274,24 @@ class ForgetSet:
             return
         data = read_json(self.dir / "measured" / "audit.json")
         figures = {k: ModelFigures.from_json(v) for k, v in data["figures"].items()}
-        relearning = self.settings(distil=False).relearning
-        judged = []
         names = [n for n in figures if n.startswith("reference-")]
+        left_out = []
         for i, mine in enumerate(names):
-            others = [figures[n] for n in names if n != mine]
-            findings = judge(figures[mine], figures["original"], others, "full", POLICY, relearning)
-            outcome = verdict(findings, POLICY, reference="full")
-            judged.append(
-                {
-                    "verdict": outcome.to_json(),
-                    "findings": [f.to_json() for f in findings],
-                    "commit": commit(),
-                    "figures": {"candidate": figures[mine].to_json()},
-                    "provenance": {"cpu_seconds": self.references[i].cpu_seconds},
-                }
-            )
-            self.bench.say(f"{self.dir.name}: left-out retrained {outcome.outcome}")
-        write_json_durably(path, judged)
+            others = {n: figures[n].to_json() for n in names if n != mine}
+            audit = {
+                "figures": {
+                    "candidate": figures[mine].to_json(),
+                    "original": figures["original"].to_json(),
+                    **others,
+                },
+                "settings": data["settings"],
+                "provenance": {"cpu_seconds": self.references[i].cpu_seconds},
+                "commit": commit(),
+            }
+            left_out.append(audit)
+            outcome = table.judged(audit)["verdict"]["outcome"]
+            self.bench.say(f"{self.dir.name}: left-out retrained {outcome}")
+        write_json_durably(path, left_out)
 
     def faulty(self) -> None:
         """Models with a known fault, at size: each must be refused."""

@@ -10,6 +10,14 @@ import matplotlib as mpl
 import numpy as np
 from report import ROOT, bar, write
 
+from segunlearn.audit.figures import ModelFigures
+from segunlearn.audit.judge import judge
+from segunlearn.audit.policy import Policy, verdict
+from segunlearn.audit.relearning import (
+    RelearningExcess,
+    RelearningSettings,
+    relearning_excess,
+)
 from segunlearn.records.durable import read_json
 from segunlearn.unlearning import METHODS
 
@@ -44,13 +52,37 @@ def collect(work: Path, seeds: Sequence[int]) -> Rows:
                 for name in ("full-1", "full-2", "early-stopped")
             }
             for path in sorted(audits.glob("*.json")):
-                data = read_json(path)
-                for one in data if isinstance(data, list) else [data]:
-                    name = "retrained (left out)" if path.stem == "left-out" else path.stem
-                    rows.setdefault(shown, {}).setdefault(name, []).append(
-                        {"seed": seed, **figures(one, costs)}
-                    )
+                if path.stem == "left-out":
+                    continue
+                audit = read_json(path)
+                rows.setdefault(shown, {}).setdefault(path.stem, []).append(
+                    {"seed": seed, **figures(judged(audit), costs)}
+                )
+            left_out = read_json(audits / "left-out.json")
+            rows[shown]["retrained (left out)"] = [
+                *rows[shown].get("retrained (left out)", []),
+                *({"seed": seed, **figures(judged(one), costs)} for one in left_out),
+            ]
     return rows
+
+
+def judged(audit: dict[str, Any]) -> dict[str, Any]:
+    """Judge the figures of an audit as the code does now, whatever it said when it was made."""
+    models = {k: ModelFigures.from_json(v) for k, v in audit["figures"].items()}
+    references = [m for name, m in models.items() if name.startswith("reference-")]
+    settings = audit["settings"]
+    attacks: dict[str, Any] = dict(settings["relearning"])
+    attacks |= {k: tuple(attacks[k]) for k in ("people", "rates")}
+    relearning = RelearningSettings(**attacks)
+    findings = judge(
+        models["candidate"], models["original"], references, "full", Policy(), relearning
+    )
+    outcome = verdict(findings, Policy(), reference="full")
+    return {
+        **audit,
+        "findings": [f.to_json() for f in findings],
+        "verdict": outcome.to_json(),
+    }
 
 
 def with_earlier(rows: Rows, name: str, seeds: Sequence[int]) -> Rows:
@@ -77,9 +109,8 @@ def figures(audit: dict[str, Any], costs: dict[str, float]) -> dict[str, Any]:
     def value(name: str) -> float | None:
         return findings[name]["value"] if name in findings else None
 
-    raw, relearned = findings.get("membership", {}), findings.get("relearning", {})
-    words = relearned.get("words", "")
-    others = words.split("others come to ")
+    raw = findings.get("membership", {})
+    relearned = excess(audit)
     return {
         "verdict": audit["verdict"]["outcome"],
         "failed": [n for n, f in findings.items() if f["outcome"] == "fail"],
@@ -97,15 +128,24 @@ def figures(audit: dict[str, Any], costs: dict[str, float]) -> dict[str, Any]:
         "auc_interval": raw.get("interval"),
         "calibrated_auc": value("calibrated_membership"),
         "calibrated_auc_interval": findings.get("calibrated_membership", {}).get("interval"),
-        "relearned_others": float(others[1].split()[0]) if len(others) > 1 else None,
-        "gap_after_attack": (
-            float(words.split("unseen people by ")[1].split()[0]) if len(others) > 1 else None
-        ),
+        "relearned_others": relearned and relearned.best_others,
+        "gap_after_attack": relearned and relearned.gap_after,
         "distillation": value("distillation"),
         "cpu_seconds": cost,
         "times_faster": full / cost if cost else None,
         "times_faster_than_early_stopped": costs["early-stopped"] / cost if cost else None,
     }
+
+
+def excess(audit: dict[str, Any]) -> RelearningExcess | None:
+    """Figures of the relearning attack above the references'."""
+    models = {k: ModelFigures.from_json(v) for k, v in audit["figures"].items()}
+    theirs = [m.relearning for n, m in models.items() if n.startswith("reference-")]
+    mine = models["candidate"].relearning
+    if not mine:
+        return None
+    steps = audit["settings"]["relearning"]["steps"]
+    return relearning_excess(mine, [r for r in theirs if r], steps)
 
 
 def area(words: str) -> float:

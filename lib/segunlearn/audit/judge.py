@@ -295,7 +295,8 @@ def _relearning(
         "relearning", "unlearned", outcome, value, bar, noise, None, bar + noise,
         f"After fine-tuning on some {whose}, the others come to {excess.best_others:+.3f} "
         "Dice above what the reference gives back, and lead unseen people by "
-        f"{excess.gap_after:+.3f} more (either may be {bar:.3f}; worst of the attacks).",
+        f"{excess.gap_after:+.3f} more at the end (either may be {bar:.3f}; worst of the attacks, "
+        "the end averaged over the rates).",
     )  # fmt: skip
 
 

@@ -229,7 +229,9 @@ class RelearningExcess:
     best_others
         Largest, over the attacks, of the best Dice of the others minus the references' mean.
     gap_after
-        Largest of (others - unseen at the end) minus the references' mean.
+        (Others - unseen at the end) minus the references' mean, mean over the rates; largest over
+        the numbers of people. The end of one attack is a single moment: at the highest rate it
+        moved by 0.035 between two retrained models, where nothing was to be brought back.
     noise, gap_noise
         Two standard deviations of the difference of one more reference in these two figures, the
         variances pooled over the attacks; 0 with a single reference, whose spread is not known.
@@ -271,11 +273,9 @@ def relearning_excess(
     if not references or any([(a.people, a.rate, a.unit) for a in r] != plans for r in references):
         raise InvalidInputError("model and references must be attacked in the same ways.")
     best = _differences([a.best_others for a in attacks], references, "best_others")
-    after = [
-        _gap(a) - float(np.mean([_gap(r[i]) for r in references]))
-        for i, a in enumerate(attacks)
-        if a.others_after is not None
-    ]
+    after = _after(attacks)
+    theirs = [_after(r) for r in references]
+    leads = [after[k] - float(np.mean([t[k] for t in theirs])) for k in after]
     worst = int(np.argmax(best)) if best else 0
     ratios = []
     for i, attack in enumerate(attacks):
@@ -284,9 +284,9 @@ def relearning_excess(
             ratios.append(attack.steps_to_level / max(1.0, float(np.mean(steps))))
     return RelearningExcess(
         best_others=max(best) if best else None,
-        gap_after=max(after) if after else None,
+        gap_after=max(leads) if leads else None,
         noise=_noise([[a.best_others or 0.0 for a in r] for r in references]),
-        gap_noise=_noise([[_gap(a) for a in r] for r in references]),
+        gap_noise=_noise([list(t.values()) for t in theirs]) if leads else 0.0,
         people=plans[worst][0],
         rate=plans[worst][1],
         fewer_steps=min(ratios) if ratios else None,
@@ -312,8 +312,13 @@ def _noise(figures: Sequence[Sequence[float]]) -> float:
     return float(2 * np.sqrt(np.var(figures, axis=0, ddof=1).mean() * (1 + 1 / k)))
 
 
-def _gap(attack: Attack) -> float:
-    return (attack.others_after or 0.0) - attack.unseen_after
+def _after(attacks: Sequence[Attack]) -> dict[int, float]:
+    """Lead of the others over unseen people at the end: number of people to mean over rates."""
+    leads: dict[int, list[float]] = {}
+    for attack in attacks:
+        if attack.others_after is not None:
+            leads.setdefault(attack.people, []).append(attack.others_after - attack.unseen_after)
+    return {people: float(np.mean(values)) for people, values in leads.items()}
 
 
 def _steps(attack: Attack, most: int) -> int:
