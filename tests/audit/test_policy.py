@@ -9,10 +9,11 @@ from typing import Literal
 import numpy as np
 import pytest
 
+from segunlearn.audit.chance import noise_of
 from segunlearn.audit.class_mode import ClassFigures
 from segunlearn.audit.distillation import Distilled
 from segunlearn.audit.figures import ModelFigures, Variant
-from segunlearn.audit.judge import judge, noise_of
+from segunlearn.audit.judge import judge
 from segunlearn.audit.policy import LEVELS, SOURCES, Finding, Policy, verdict
 from segunlearn.audit.relearning import Attack, RelearningSettings
 from segunlearn.audit.scores import StudyScore

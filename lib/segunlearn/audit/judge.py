@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from segunlearn.audit.chance import Chance, noise_of, person_noise
 from segunlearn.audit.class_mode import ClassMode, compare_classes
 from segunlearn.audit.distillation import distillation_excess
 from segunlearn.audit.figures import ModelFigures
@@ -60,28 +61,22 @@ def judge(
         [person_means(r.forget) for r in references],
         [person_means(r.test) for r in references],
     )
-    findings = _output_findings(model, original, references, kind, policy, against)
+    chance = Chance(original, references)
+    findings = _output_findings(model, original, references, kind, policy, against, chance)
     findings += _membership_findings(model, references, policy)
     if model.relearning is not None:
-        findings.append(_relearning(model, references, kind, policy, relearning))
+        findings.append(_relearning(model, references, kind, policy, relearning, chance))
     if model.distilled is not None:
-        findings.append(_distillation(model, references, policy))
-    findings += _artefacts(model, references, policy)
+        findings.append(_distillation(model, references, policy, chance))
+    findings += _artefacts(model, references, policy, chance)
     if model.withdrawn is not None:
         findings.append(_class_mode(model, references, policy))
     findings += reported(model, original, references, against, distances)
     return findings
 
 
-def noise_of(references: Sequence[ModelFigures], figure: Callable[[ModelFigures], float]) -> float:
-    """Two standard deviations of the difference of one more model to the references' mean.
-
-    0 with a single reference, whose spread is not known.
-    """
-    k = len(references)
-    if k < 2:
-        return 0.0
-    return float(2 * np.std([figure(r) for r in references], ddof=1) * np.sqrt(1 + 1 / k))
+def _people(model: ModelFigures) -> int:
+    return len({s.person for s in model.forget})
 
 
 def _outcome(excess: float, bar: float, noise: float) -> Outcome:
@@ -97,9 +92,11 @@ def _output_findings(
     kind: ReferenceKind,
     policy: Policy,
     against: Gap,
+    chance: Chance,
 ) -> list[Finding]:
-    findings = []
+    findings, people = [], _people(model)
     d_t, noise, spread = _unseen_quality(model, original, references, kind, against)
+    noise = max(noise, chance.level(chance.unseen))
     if kind == "full":
         bar, whom = policy.unseen_quality, "a fully retrained model"
     else:
@@ -112,7 +109,8 @@ def _output_findings(
         )
     )  # fmt: skip
     if kind == "full":
-        d_s, noise = against.forgotten.value, noise_of(references, lambda r: set_mean(r.forget))
+        d_s = against.forgotten.value
+        noise = max(noise_of(references, lambda r: set_mean(r.forget)), chance.level(people))
         findings.append(
             Finding(
                 "forget_level", "hidden", _outcome(abs(d_s), policy.forget_level, noise), d_s,
@@ -121,7 +119,8 @@ def _output_findings(
                 f"them (may be {policy.forget_level:.3f} either way).",
             )
         )  # fmt: skip
-    excess, noise = against.excess, noise_of(references, lambda r: r.gap)
+    excess = against.excess
+    noise = max(noise_of(references, lambda r: r.gap), chance.gap(people))
     side = "are still treated better" if excess > 0 else "are treated worse"
     findings.append(
         Finding(
@@ -132,7 +131,7 @@ def _output_findings(
         )
     )  # fmt: skip
     worst = against.worst - (against.unseen.value if kind == "short" else 0.0)
-    noise = _person_noise(references)
+    noise = max(person_noise(references), chance.worst(people))
     findings.append(
         Finding(
             "worst_person", "hidden", _outcome(worst, policy.worst_person, noise), worst,
@@ -163,16 +162,6 @@ def _unseen_quality(
         spread = (against.unseen.low, against.unseen.high)
         return against.unseen.value, noise_of(references, lambda r: set_mean(r.test)), spread
     return set_mean(model.test) - set_mean(original.test), 0.0, None
-
-
-def _person_noise(references: Sequence[ModelFigures]) -> float:
-    """As ``noise_of``, for a single forgotten person: variances pooled over the persons."""
-    k = len(references)
-    if k < 2:
-        return 0.0
-    tables = [person_means(r.forget) for r in references]
-    variances = [np.var([t[p] for t in tables], ddof=1) for p in tables[0]]
-    return float(2 * np.sqrt(np.mean(variances) * (1 + 1 / k)))
 
 
 def _membership_findings(
@@ -266,6 +255,7 @@ def _relearning(
     kind: ReferenceKind,
     policy: Policy,
     settings: RelearningSettings,
+    chance: Chance,
 ) -> Finding:
     theirs = [r.relearning for r in references if r.relearning is not None]
     if len(theirs) != len(references):
@@ -283,9 +273,10 @@ def _relearning(
         )  # fmt: skip
     bar = policy.relearning if kind == "full" else policy.relearning_short
     # under a short reference the level of "others" is not comparable, their lead over T is
-    sides = [(excess.gap_after, excess.gap_noise)]
+    others = _people(model) - excess.people if excess.unit == "people" else 1
+    sides = [(excess.gap_after, max(excess.gap_noise, chance.gap(others)))]
     if kind == "full":
-        sides.append((excess.best_others, excess.noise))
+        sides.append((excess.best_others, max(excess.noise, chance.level(others))))
     order: tuple[Outcome, ...] = ("pass", "unclear", "fail")
     whose = "forgotten people" if excess.unit == "people" else "studies of the forgotten person"
     outcome, value, noise = max(
@@ -312,7 +303,7 @@ def what_would_settle(people: int, unseen: int, policy: Policy) -> str:
 
 
 def _distillation(
-    model: ModelFigures, references: Sequence[ModelFigures], policy: Policy
+    model: ModelFigures, references: Sequence[ModelFigures], policy: Policy, chance: Chance
 ) -> Finding:
     theirs = [r.distilled for r in references if r.distilled is not None]
     if model.distilled is None or len(theirs) != len(references):
@@ -320,7 +311,7 @@ def _distillation(
     excess = distillation_excess(model.distilled, theirs)
     k = len(theirs)
     spread = float(np.std([t.gap for t in theirs], ddof=1)) if k > 1 else 0.0
-    noise = 2 * spread * float(np.sqrt(1 + 1 / k))
+    noise = max(2 * spread * float(np.sqrt(1 + 1 / k)), chance.gap(_people(model)))
     return Finding(
         "distillation", "unlearned", _outcome(excess, policy.distillation, noise), excess,
         policy.distillation, noise, None, policy.distillation + noise,
@@ -330,7 +321,7 @@ def _distillation(
 
 
 def _artefacts(
-    model: ModelFigures, references: Sequence[ModelFigures], policy: Policy
+    model: ModelFigures, references: Sequence[ModelFigures], policy: Policy, chance: Chance
 ) -> list[Finding]:
     if not model.variants:
         return []
@@ -340,7 +331,7 @@ def _artefacts(
         theirs = [r.variants[name].gap if name in r.variants else r.gap for r in references]
         excess[name] = variant.gap - float(np.mean(theirs))
     worst = max(excess, key=lambda n: excess[n])
-    noise = noise_of(references, lambda r: r.gap)
+    noise = max(noise_of(references, lambda r: r.gap), chance.gap(_people(model)))
     outcome = _outcome(excess[worst], policy.gap_excess, noise)
     words = (
         f"With its weights changed ({worst}) the model leads on the forgotten people by "

@@ -1,0 +1,71 @@
+"""How far models differ on people none of them saw: what a figure may be without any memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import NormalDist
+
+import numpy as np
+
+from segunlearn.audit.figures import ModelFigures
+from segunlearn.audit.scores import person_means
+
+
+def noise_of(references: Sequence[ModelFigures], figure: Callable[[ModelFigures], float]) -> float:
+    """Two standard deviations of the difference of one more model to the references' mean.
+
+    0 with a single reference, whose spread is not known.
+    """
+    k = len(references)
+    if k < 2:
+        return 0.0
+    return float(2 * np.std([figure(r) for r in references], ddof=1) * np.sqrt(1 + 1 / k))
+
+
+def person_noise(references: Sequence[ModelFigures]) -> float:
+    """As ``noise_of``, for a single forgotten person: variances pooled over the persons."""
+    k = len(references)
+    if k < 2:
+        return 0.0
+    tables = [person_means(r.forget) for r in references]
+    variances = [np.var([t[p] for t in tables], ddof=1) for p in tables[0]]
+    return float(2 * np.sqrt(np.mean(variances) * (1 + 1 / k)))
+
+
+class Chance:
+    """Chance between trainings, from the unseen people: neither original nor reference saw them.
+
+    The original's Dice minus the references' varies from person to person; the mean over few
+    people varies accordingly. The candidate has no part in it, and so cannot widen it.
+
+    Parameters
+    ----------
+    original
+        Of the audit.
+    references
+        At least one.
+
+    Notes
+    -----
+    0 with fewer than two unseen people: then nothing is known of it.
+    """
+
+    def __init__(self, original: ModelFigures, references: Sequence[ModelFigures]) -> None:
+        mine = person_means(original.test)
+        tables = [person_means(r.test) for r in references]
+        differences = [mine[p] - float(np.mean([t[p] for t in tables])) for p in mine]
+        self.unseen = len(differences)
+        self.spread = float(np.std(differences, ddof=1)) if self.unseen > 1 else 0.0
+
+    def level(self, people: int) -> float:
+        """Two standard deviations of the mean difference on so many people."""
+        return 2 * self.spread / float(np.sqrt(max(1, people)))
+
+    def gap(self, people: int) -> float:
+        """As ``level``, of the lead of so many people over all unseen ones."""
+        return 2 * self.spread * float(np.sqrt(1 / max(1, people) + 1 / max(1, self.unseen)))
+
+    def worst(self, people: int) -> float:
+        """Bound under which the largest of so many people's differences lies by 97.5 %."""
+        quantile = NormalDist().inv_cdf(0.975 ** (1 / max(1, people)))
+        return quantile * self.spread * float(np.sqrt(1 + 1 / max(1, self.unseen)))

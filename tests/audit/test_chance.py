@@ -1,0 +1,79 @@
+"""Models that never saw anybody must not be refused by chance, whatever the number of people."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from segunlearn.audit.chance import Chance
+from segunlearn.audit.figures import ModelFigures
+from segunlearn.audit.judge import judge
+from segunlearn.audit.policy import Policy
+from segunlearn.audit.relearning import RelearningSettings
+from segunlearn.audit.scores import StudyScore
+
+#: Spread from person to person of the difference of two trainings; tiny networks reach it.
+SPREAD = 0.06
+OUTPUTS = ("unseen_quality", "forget_level", "gap_excess", "worst_person")
+
+
+def model(rng: np.random.Generator, people: int, unseen: int, memory: float = 0.0) -> ModelFigures:
+    """Dice 0.8, and for each person a chance of this training."""
+
+    def rows(prefix: str, count: int, lead: float) -> tuple[StudyScore, ...]:
+        dice = 0.8 + lead + rng.normal(0, SPREAD / np.sqrt(2), count)
+        return tuple(
+            StudyScore(f"{prefix}{i}", f"{prefix}{i}", float(d), float(1 - d))
+            for i, d in enumerate(dice)
+        )
+
+    return ModelFigures(forget=rows("s", people, memory), test=rows("t", unseen, 0.0))
+
+
+def failures(people: int, unseen: int, memory: float, draws: int = 200) -> dict[str, float]:
+    """Share of audits with one reference in which each measure fails."""
+    rng = np.random.default_rng((people, unseen))
+    count = dict.fromkeys(OUTPUTS, 0)
+    for _ in range(draws):
+        findings = judge(
+            model(rng, people, unseen, memory),
+            model(rng, people, unseen, 0.15),
+            [model(rng, people, unseen)],
+            "full",
+            Policy(),
+            RelearningSettings(),
+        )
+        for finding in findings:
+            if finding.name in count and finding.outcome == "fail":
+                count[finding.name] += 1
+    return {name: n / draws for name, n in count.items()}
+
+
+@pytest.mark.parametrize("people", [1, 3, 6, 20])
+@pytest.mark.parametrize("unseen", [10, 70])
+def test_a_model_that_never_saw_anybody_is_seldom_refused(people: int, unseen: int) -> None:
+    """The nominal rate is 2.5 to 5 % a measure; with ten unseen people the spread is guessed."""
+    for name, share in failures(people, unseen, 0.0).items():
+        assert share <= (0.12 if unseen == 10 else 0.09), name
+
+
+@pytest.mark.parametrize("people", [3, 6])
+def test_memory_well_above_chance_is_still_refused(people: int) -> None:
+    found = failures(people, 70, 0.25)
+    assert found["gap_excess"] > 0.95
+    assert found["forget_level"] > 0.95
+
+
+def test_the_spread_is_that_of_the_trainings() -> None:
+    rng = np.random.default_rng(0)
+    chance = Chance(model(rng, 5, 2000, 0.15), [model(rng, 5, 2000)])
+    assert chance.spread == pytest.approx(SPREAD, rel=0.05)
+    assert chance.gap(4) == pytest.approx(2 * SPREAD * np.sqrt(1 / 4 + 1 / 2000), rel=0.05)
+    assert chance.worst(1) == pytest.approx(1.96 * SPREAD, rel=0.05)
+    assert chance.worst(6) > chance.worst(1)
+
+
+def test_with_one_unseen_person_nothing_is_known() -> None:
+    rng = np.random.default_rng(0)
+    chance = Chance(model(rng, 2, 1), [model(rng, 2, 1)])
+    assert (chance.level(1), chance.gap(1), chance.worst(1)) == (0, 0, 0)
