@@ -3,7 +3,8 @@
 ``python tests/benchmarks/segmentation_hippocampus.py --data DIR`` trains on 80 % of the people
 and evaluates on the others; ``DIR`` holds ``hippocampus/images`` and ``hippocampus/labels``
 (Medical Segmentation Decathlon task 4, CC BY-SA 4.0; Simpson 2019, arXiv 1902.09063). ``--quick``
-trains for a minute and writes nothing. ``--recipe long`` is for a GPU or a night.
+trains for a minute and writes nothing. ``--recipe long`` takes two hours of one core, and writes
+``results/segmentation_hippocampus_long.json``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from report import ROOT, bar, write
+from report import ROOT, bar, commit, write
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -54,13 +55,14 @@ def plot(trained: dict[str, Any], people: dict[str, dict[str, float]], path: Pat
     left.plot([r["epoch"] for r in curve], [r["loss"] for r in curve], color="0.6", label="loss")
     left.set(xlabel="epoch", ylabel="training loss (Dice + cross-entropy)")
     seen = [r for r in curve if r.get("val_dice") is not None]
-    twin = left.twinx()
+    twin = left.twinx() if seen else left  # the long recipe keeps nobody for validation
     for i, name in enumerate(LABELS.split(",")):
         twin.plot(
             [r["epoch"] for r in seen], [r["val_dice_per_label"][i] for r in seen], "o-", label=name
         )
-    twin.set(ylabel="validation Dice")
-    twin.legend(loc="center right")
+    if seen:
+        twin.set(ylabel="validation Dice")
+        twin.legend(loc="center right")
     left.set_title("training")
     values = sorted(p["dice"] for p in people.values())
     right.bar(range(len(values)), values, color="tab:blue")
@@ -95,16 +97,23 @@ def main() -> None:
         done = Path(home) / "trained.json"
         if not done.is_file():
             outcome = run("train", *place, "--labels", LABELS, "--holdout", "0.2", *recipe)
-            done.write_text(json.dumps(outcome), encoding="utf-8")
-        trained, wall, cpu = json.loads(done.read_text(encoding="utf-8"))
+            done.write_text(json.dumps([*outcome, commit()]), encoding="utf-8")
+        trained, wall, cpu, trained_at = json.loads(done.read_text(encoding="utf-8"))
         measured, eval_wall, _ = run("evaluate", *place, "--held-out")
+        mirrored, _, _ = run("evaluate", *place, "--held-out", "--mirror", "R")
     dice = np.array([p["dice"] for p in measured["per_person"].values()])
     low, high = bootstrap(dice)
-    bars = [
-        bar("mean Dice of both labels, held-out people", float(dice.mean()), ">= 0.86",
-            dice.mean() >= 0.86),
-        bar("training, minutes of wall time", wall / 60, "<= 40", wall <= 2400),
-    ]  # fmt: skip
+    if options.recipe == "long":
+        bars = [
+            bar("mean Dice of both labels, held-out people, long recipe", float(dice.mean()),
+                ">= 0.89", dice.mean() >= 0.89),
+        ]  # fmt: skip
+    else:
+        bars = [
+            bar("mean Dice of both labels, held-out people", float(dice.mean()), ">= 0.86",
+                dice.mean() >= 0.86),
+            bar("training, minutes of wall time", wall / 60, "<= 40", wall <= 2400),
+        ]  # fmt: skip
     for name, figures in measured["per_label"].items():
         sys.stdout.write(
             f"{name:10} Dice {figures['dice']:.3f}  HD95 {figures['hd95_mm']:.2f} mm  "
@@ -119,6 +128,9 @@ def main() -> None:
         "standard_deviation_over_people": float(dice.std(ddof=1)),
         "people": len(dice),
         "images": len({c["series"] for c in measured["cases"]}),
+        "mean_dice_over_mirror_images": float(
+            np.mean([p["dice"] for p in mirrored["per_person"].values()])
+        ),
         "per_label": measured["per_label"],
         "per_person": measured["per_person"],
         "train_images": trained["train_cases"],
@@ -129,10 +141,12 @@ def main() -> None:
         "curve": trained["curve"],
     }
     threads = os.environ.get("OMP_NUM_THREADS", "all")
+    name = "segmentation_hippocampus" + ("_long" if options.recipe == "long" else "")
     write(
-        "segmentation_hippocampus", figures, bars, seed=options.seed, recipe=recipe, threads=threads
-    )
-    plot(trained, measured["per_person"], ROOT / "results" / "segmentation_hippocampus.png")
+        name, figures, bars,
+        seed=options.seed, recipe=recipe, threads=threads, trained_at=trained_at,
+    )  # fmt: skip
+    plot(trained, measured["per_person"], ROOT / "results" / f"{name}.png")
 
 
 if __name__ == "__main__":

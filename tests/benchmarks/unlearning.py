@@ -17,7 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ import unlearning_table as table
 from report import ROOT, commit
 from torch import nn
 from unlearning_task import Task, load, of
+from unlearning_tuning import settings_of
 
 sys.path.insert(0, str(ROOT / "tests"))
 import unlearning_culprits as culprits
@@ -68,11 +69,20 @@ class Bench:
         self.dir = work / f"seed-{seed}"
         self.split = task.split(seed)
 
-    def kept(self, folder: Path, name: str, make: Callable[[], nn.Module]) -> Made:
-        """Make a network, or load it if an earlier run did."""
+    def kept(
+        self,
+        folder: Path,
+        name: str,
+        make: Callable[[], nn.Module],
+        settings: dict[str, Any] | None = None,
+    ) -> Made:
+        """Make a network, or load it if an earlier run did with the same settings."""
         weights, facts = folder / f"{name}.safetensors", folder / f"{name}.json"
-        if facts.is_file():
-            known = read_json(facts)
+        known = read_json(facts) if facts.is_file() else None
+        if known is not None and known.get("settings") != settings:
+            (folder / "audits" / f"{name}.json").unlink(missing_ok=True)
+            known = None
+        if known is not None:
             network = load_weights(weights, self.task.config, known["sha256"])
             return Made(network.eval(), known["cpu_seconds"])
         started = time.process_time()
@@ -80,7 +90,7 @@ class Bench:
         cost = time.process_time() - started
         folder.mkdir(parents=True, exist_ok=True)
         digest = save_weights(network, weights)
-        write_json_durably(facts, {"sha256": digest, "cpu_seconds": cost})
+        write_json_durably(facts, {"sha256": digest, "cpu_seconds": cost, "settings": settings})
         self.say(f"{folder.name}: {name}, {cost:.0f} CPU s")
         return Made(network, cost)
 
@@ -166,13 +176,12 @@ class ForgetSet:
         for name, method in METHODS.items():
             if method.exact:
                 continue
-            settings = method.settings()
-            if hasattr(settings, "steps"):
-                settings = replace(settings, steps=min(settings.steps, self.task.steps))
+            settings = settings_of(name, self.task.steps)
             made = self.bench.kept(
                 self.dir,
                 name,
                 partial(self.unlearned, name, settings),
+                asdict(settings),
             )
             self.audited(name, made, {r: len(getattr(self.sets, r)) for r in method.reads})
         if thorough and self.name != "hard":
