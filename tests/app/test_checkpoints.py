@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -73,6 +74,23 @@ def test_a_mark_deletes_the_checkpoints_that_saw_its_target(
     records.forget_set.mark(kind, target, "consent_withdrawn", actor="dpo")
     assert folder.exists() is not seen
     assert other.exists()
+
+
+def test_a_mark_deletes_the_references_of_audits_that_saw_its_target(
+    records: Records, tmp_path: Path
+) -> None:
+    (tmp_path / "locks").mkdir(exist_ok=True)
+    saw = with_checkpoint(tmp_path / "audits" / "work" / "a", records, CASES)
+    other = with_checkpoint(tmp_path / "audits" / "work" / "b", records, CASES[2:])
+    busy = with_checkpoint(tmp_path / "audits" / "work" / "c", records, CASES)
+    with (tmp_path / "locks" / "audit-c").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        records.forget_set.mark("study", "1.1", "consent_withdrawn", actor="dpo")
+        assert (saw.exists(), other.exists(), busy.exists()) == (False, True, True)
+    with records.store.read() as connection:
+        live = [r.target for r in records.forget_set.list()]
+        checkpoints.drop(Home(tmp_path), connection, live)
+    assert not busy.exists()
 
 
 def test_what_the_mark_did_not_meet_goes_at_the_next_start(

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from torch import nn
 
+from segunlearn.app import checkpoints
 from segunlearn.app.audit_choice import Choice, choose
 from segunlearn.app.audit_files import Audits, passed_without
 from segunlearn.app.audit_order import QUICK_NOTE, QUICK_PEOPLE, Order
@@ -171,6 +172,7 @@ class AuditRun:
         )
         work = Audits(self.home).work(key_of(choice, pseudonyms))
         work.mkdir(parents=True, exist_ok=True)
+        checkpoints.note(work, choice.retain, pseudonyms)  # a later mark deletes the references
         device = choose_device(order.device)
         candidate = _load(choice.candidate, choice).to(device)
         original = _load(choice.original, choice).to(device)

@@ -1,14 +1,15 @@
-"""Checkpoints of trainings that did not finish: whose images shaped them, and when they go.
+"""Weights beside the versions: whose images shaped them, and when they go.
 
 A training that was killed or stopped leaves its checkpoint, so that the next one goes on from it.
 It holds weights that saw studies. Beside it lies ``cases.json`` with the pseudonyms of what was
 trained on; a mark deletes every checkpoint that saw its target. What a mark cannot meet (a training
 under way, a mark made on another machine) goes when that training ends, when the next one starts,
-or when the server starts.
+or when the server starts. The references that audits train and keep go in the same way.
 """
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import shutil
 from collections.abc import Collection, Iterable, Sequence
@@ -82,7 +83,8 @@ def drop(home: Home, connection: Connection, targets: Iterable[Target]) -> list[
         A folder cannot be deleted.
     """
     wanted = [t for t in targets if t.kind != "structure"]
-    if not wanted or not left_behind(home):
+    references = _audits_at_work(home)
+    if not wanted or not (left_behind(home) or references):
         return []
     pseudonyms = Pseudonyms(load_or_create_key(home.site_key))
     named = {(t.kind, pseudonyms.of(t.id), _issuer(t.issuer, pseudonyms)) for t in wanted}
@@ -92,7 +94,29 @@ def drop(home: Home, connection: Connection, targets: Iterable[Target]) -> list[
             shutil.rmtree(home.runs / run_id)
             logger.info("the checkpoint of run %s saw what was marked: deleted", run_id)
             dropped.append(run_id)
+    for folder in references:
+        if _saw(folder, named, pseudonyms):
+            _drop_references(home, folder)
     return dropped
+
+
+def _audits_at_work(home: Home) -> list[Path]:
+    """Folders in which audits keep the references they trained, and what they measured."""
+    work = home.audits / "work"
+    return sorted(p for p in work.iterdir() if p.is_dir()) if work.is_dir() else []
+
+
+def _drop_references(home: Home, folder: Path) -> None:
+    """Delete what an audit keeps, unless it is under way: its lock is held then."""
+    home.locks.mkdir(parents=True, exist_ok=True)
+    with (home.locks / f"audit-{folder.name}").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            logger.warning("an audit under way uses what was marked; its references go later")
+            return
+        shutil.rmtree(folder)
+        logger.info("the references of an audit saw what was marked: deleted")
 
 
 def left_behind(home: Home) -> list[str]:
