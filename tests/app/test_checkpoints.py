@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typer.testing import CliRunner
 from segunlearn.app import checkpoints, forget_command
 from segunlearn.app.datastores import FolderDatastore
 from segunlearn.app.forget_service import ForgetService
+from segunlearn.app.locks import audit_lock
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.cases import Case
@@ -79,17 +79,13 @@ def test_a_mark_deletes_the_checkpoints_that_saw_its_target(
 def test_a_mark_deletes_the_references_of_audits_that_saw_its_target(
     records: Records, tmp_path: Path
 ) -> None:
-    (tmp_path / "locks").mkdir(exist_ok=True)
     saw = with_checkpoint(tmp_path / "audits" / "work" / "a", records, CASES)
     other = with_checkpoint(tmp_path / "audits" / "work" / "b", records, CASES[2:])
     busy = with_checkpoint(tmp_path / "audits" / "work" / "c", records, CASES)
-    with (tmp_path / "locks" / "audit-c").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with audit_lock(Home(tmp_path), "c"):
         records.forget_set.mark("study", "1.1", "consent_withdrawn", actor="dpo")
         assert (saw.exists(), other.exists(), busy.exists()) == (False, True, True)
-    with records.store.read() as connection:
-        live = [r.target for r in records.forget_set.list()]
-        checkpoints.drop(Home(tmp_path), connection, live)
+    records.drop_marked_checkpoints()  # with no folder of a run there
     assert not busy.exists()
 
 

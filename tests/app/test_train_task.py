@@ -179,7 +179,7 @@ def test_the_first_training_plans_its_network(tmp_path: Path, studies: list[Stud
 
 def test_only_one_training_at_a_time(app: SegUnlearnApp, monkeypatch: pytest.MonkeyPatch) -> None:
     from segunlearn.app import train
-    from segunlearn.app.datastores.infos import exclusive
+    from segunlearn.app.locks import exclusive
 
     monkeypatch.setattr(train, "LOCK_SECONDS", 0.1)
     with (

@@ -22,9 +22,9 @@ import pydicom
 import pytest
 
 from segunlearn import cli
+from segunlearn.app.locks import training_lock
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
-from segunlearn.app.training_lock import training_lock
 from segunlearn.app.training_run import TrainingRun
 from segunlearn.dicom.segmentation import read_segmentation
 from segunlearn.errors import ConflictError, InvalidInputError
@@ -360,7 +360,7 @@ def test_a_version_published_meanwhile_is_not_passed_over(
         registry.publish(tmp_path, registry.get("v0001").config, parent_sha256=None, run_id="r")
         yield
 
-    monkeypatch.setattr("segunlearn.app.training_lock.training_lock", late)
+    monkeypatch.setattr("segunlearn.app.locks.training_lock", late)
     words = ("train", "--data", data, "--home", copy, *PEOPLE, "--recipe", "sample")
     err = shell.refused(*words, "--from-active", "--json")
     assert "v0002" in err

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from torch import nn
@@ -23,6 +21,7 @@ from segunlearn.app.audit_references import (
     train_references,
 )
 from segunlearn.app.audit_studies import MOST_PEOPLE, sets_of
+from segunlearn.app.locks import audit_lock
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.audit.notes import advice
@@ -78,7 +77,6 @@ class AuditRun:
     stopped: Callable[[], bool] | None = None
     run_id: str = ""
     _choice: Choice | None = None
-    _metrics: dict[str, float] = field(default_factory=dict)
     _looked: float = 0.0
     _told: float = 0.0
     _phase: str = ""
@@ -144,7 +142,7 @@ class AuditRun:
             "audit", self.order.model, self._parameters(pseudonyms), requested_by=self.requested_by
         )
         try:
-            with _alone(self.home, key_of(choice, pseudonyms)):
+            with audit_lock(self.home, key_of(choice, pseudonyms)):
                 result = self._audit(choice, pseudonyms)
         except CancelledError:
             self._finish("cancelled", "stopped by a person")
@@ -329,17 +327,3 @@ def _load(info: VersionInfo, choice: Choice) -> nn.Module:
             "them. An audit that was made before they were destroyed still stands."
         )
     return load_weights(info.weights, choice.config, info.sha256)
-
-
-@contextmanager
-def _alone(home: Home, key: str) -> Iterator[None]:
-    """Hold the lock of an audit, so that two do not write one set of measures."""
-    home.locks.mkdir(parents=True, exist_ok=True)
-    with (home.locks / f"audit-{key}").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConflictError(
-                "the same audit runs already. Wait for it, or stop it: its measures are used again."
-            ) from error
-        yield

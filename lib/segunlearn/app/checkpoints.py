@@ -9,7 +9,6 @@ or when the server starts. The references that audits train and keep go in the s
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import shutil
 from collections.abc import Collection, Iterable, Sequence
@@ -18,10 +17,11 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from segunlearn.app.locks import audit_lock
 from segunlearn.app.options import Home
 from segunlearn.cases import Case
 from segunlearn.dicom.identifiers import Pseudonyms, load_or_create_key
-from segunlearn.errors import SegUnlearnError
+from segunlearn.errors import ConflictError, SegUnlearnError
 from segunlearn.records.durable import read_json, write_json_durably
 from segunlearn.records.forget_set import ForgetRequest, HistoryEntry, OnChange
 from segunlearn.records.forget_states import LIVE
@@ -83,45 +83,40 @@ def drop(home: Home, connection: Connection, targets: Iterable[Target]) -> list[
         A folder cannot be deleted.
     """
     wanted = [t for t in targets if t.kind != "structure"]
-    references = _audits_at_work(home)
-    if not wanted or not (left_behind(home) or references):
+    if not wanted or not left_behind(home):
         return []
     pseudonyms = Pseudonyms(load_or_create_key(home.site_key))
     named = {(t.kind, pseudonyms.of(t.id), _issuer(t.issuer, pseudonyms)) for t in wanted}
     dropped = []
-    for run_id in Runs.ended(connection, "train", left_behind(home)):
+    for run_id in Runs.ended(connection, "train", [p.name for p in _folders(home.runs)]):
         if _saw(home.runs / run_id, named, pseudonyms):
             shutil.rmtree(home.runs / run_id)
             logger.info("the checkpoint of run %s saw what was marked: deleted", run_id)
             dropped.append(run_id)
-    for folder in references:
+    for folder in _folders(home.audits / "work"):
         if _saw(folder, named, pseudonyms):
             _drop_references(home, folder)
     return dropped
 
 
-def _audits_at_work(home: Home) -> list[Path]:
-    """Folders in which audits keep the references they trained, and what they measured."""
-    work = home.audits / "work"
-    return sorted(p for p in work.iterdir() if p.is_dir()) if work.is_dir() else []
-
-
 def _drop_references(home: Home, folder: Path) -> None:
-    """Delete what an audit keeps, unless it is under way: its lock is held then."""
-    home.locks.mkdir(parents=True, exist_ok=True)
-    with (home.locks / f"audit-{folder.name}").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            logger.warning("an audit under way uses what was marked; its references go later")
-            return
-        shutil.rmtree(folder)
+    """Delete what an audit keeps, unless it is under way."""
+    try:
+        with audit_lock(home, folder.name):
+            shutil.rmtree(folder)
+    except ConflictError:
+        logger.warning("an audit under way uses what was marked; its references go later")
+    else:
         logger.info("the references of an audit saw what was marked: deleted")
 
 
-def left_behind(home: Home) -> list[str]:
-    """Names of the folders of runs."""
-    return sorted(p.name for p in home.runs.iterdir() if p.is_dir()) if home.runs.is_dir() else []
+def left_behind(home: Home) -> bool:
+    """Whether there is anything that a mark may have to delete."""
+    return bool(_folders(home.runs) or _folders(home.audits / "work"))
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(p for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
 
 
 def dropping(home: Home) -> OnChange:

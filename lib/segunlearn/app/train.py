@@ -12,11 +12,11 @@ from monailabel.interfaces.tasks.train import TrainTask
 
 from segunlearn.app import train_options
 from segunlearn.app.datastores import StudiesDatastore
+from segunlearn.app.locks import training_lock
 from segunlearn.app.models import ActiveModel
 from segunlearn.app.options import AppOptions, Home
 from segunlearn.app.records import Records
 from segunlearn.app.train_stats import stats_of
-from segunlearn.app.training_lock import training_lock
 from segunlearn.app.training_run import TrainingRun
 from segunlearn.cases import Case, number_of
 from segunlearn.errors import (

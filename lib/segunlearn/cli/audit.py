@@ -265,13 +265,11 @@ def _cases_of_studies(
     studies: str, work: AuditRun, people: Path | None, regex: str | None
 ) -> Sequence[Case]:
     """Finished labels of a server's studies, those marked for forgetting too."""
+    from segunlearn.app.audit_targets import version_of
     from segunlearn.app.datastores import open_datastore
     from segunlearn.app.options import AppOptions
 
-    registry = work.registry
-    version = registry.get(work.order.candidate) if work.order.candidate else registry.active()
-    if version is None:
-        raise NotFoundError(f"no version of the model {work.order.model!r} is active.")
+    version = version_of(work.registry, work.order.candidate)
     values = {name: i + 1 for i, name in enumerate(version.config["labels"])}
     options = AppOptions(
         home=work.home.root, model=work.order.model,

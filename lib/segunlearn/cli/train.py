@@ -102,8 +102,8 @@ def train(
     A stopped training goes on from its last epoch when it is started again with the same data and
     options. Studies with a live forget request are left out.
     """
+    from segunlearn.app.locks import training_lock
     from segunlearn.app.records import Records
-    from segunlearn.app.training_lock import training_lock
     from segunlearn.app.training_run import TrainingRun
     from segunlearn.networks import ModelConfig
     from segunlearn.records.runs import Progress

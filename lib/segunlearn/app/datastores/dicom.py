@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from pydicom.dataset import Dataset
 
-from segunlearn.app.datastores.infos import exclusive
 from segunlearn.app.datastores.studies import (
     FINAL,
     ImageRecord,
@@ -19,6 +18,7 @@ from segunlearn.app.datastores.studies import (
     Labels,
     StudiesDatastore,
 )
+from segunlearn.app.locks import exclusive
 from segunlearn.app.options import Home
 from segunlearn.cases import Case
 from segunlearn.dicom.archive import Archive

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segunlearn.app.datastores.infos import check_name, check_tag, exclusive
+from segunlearn.app.datastores.infos import check_name, check_tag
 from segunlearn.app.datastores.studies import (
     FINAL,
     ImageRecord,
@@ -17,6 +17,7 @@ from segunlearn.app.datastores.studies import (
     Labels,
     StudiesDatastore,
 )
+from segunlearn.app.locks import exclusive
 from segunlearn.app.options import Home
 from segunlearn.cases import Case, People
 from segunlearn.errors import ConflictError, ForbiddenError, InvalidInputError

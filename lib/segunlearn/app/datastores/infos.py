@@ -10,14 +10,12 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from segunlearn.errors import IntegrityError, InvalidInputError, UnavailableError
+from segunlearn.app.locks import exclusive
+from segunlearn.errors import IntegrityError, InvalidInputError
 from segunlearn.records.durable import read_json, write_json_durably
 
 logger = logging.getLogger(__name__)
@@ -60,30 +58,6 @@ def check_tag(tag: str) -> str:
             "as in 'final' or 'original'."
         )
     return tag
-
-
-@contextmanager
-def exclusive(locks: Path, name: str, seconds: float = 600.0) -> Iterator[None]:
-    """Hold a lock that threads and processes respect; a killed holder releases it.
-
-    Raises
-    ------
-    UnavailableError
-        Another process did not let go in time.
-    """
-    locks.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(locks / f"{name}.lock", timeout=seconds)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise UnavailableError(
-            f"{name}: another process of SegUnlearn has worked on it for {seconds:.0f} s. Try "
-            "again, or look which process hangs."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _file_name(image_id: str) -> str:

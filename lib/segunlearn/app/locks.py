@@ -1,0 +1,104 @@
+"""Locks between threads and processes; the end of the process releases them, whatever ends it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from segunlearn.app.options import Home
+from segunlearn.errors import ConflictError, IntegrityError, UnavailableError
+from segunlearn.records.durable import read_json, write_json_durably
+
+
+@contextmanager
+def exclusive(locks: Path, name: str, seconds: float = 600.0) -> Iterator[None]:
+    """Hold a lock that threads and processes respect; a killed holder releases it.
+
+    Raises
+    ------
+    UnavailableError
+        Another process did not let go in time.
+    """
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(locks / f"{name}.lock", timeout=seconds)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UnavailableError(
+            f"{name}: another process of SegUnlearn has worked on it for {seconds:.0f} s. Try "
+            "again, or look which process hangs."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def training_lock(home: Home, model: str, by: str, seconds: float) -> Iterator[None]:
+    """Hold the lock of a model's trainings, whoever starts them: the server or the command line.
+
+    Parameters
+    ----------
+    home
+        Where the models lie.
+    model
+        Its name.
+    by
+        What trains, for the message of the one that comes second.
+    seconds
+        To wait for another training.
+
+    Raises
+    ------
+    ConflictError
+        Another training holds it; the message says which one, and what to do.
+    """
+    holder = home.locks / f"train-{model}.json"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(home.locks, f"train-{model}", seconds))
+        except UnavailableError as error:
+            raise ConflictError(
+                f"another training of {model!r} runs ({_told_by(holder)}). Wait until it has "
+                "ended, or stop it: in the viewer or by DELETE /train/ where the server runs it, "
+                "else with Ctrl-C where it was started; the next one goes on from its last epoch."
+            ) from error
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        note = {"pid": os.getpid(), "host": socket.gethostname(), "since": now, "by": by}
+        write_json_durably(holder, note)
+        stack.callback(holder.unlink, missing_ok=True)
+        yield
+
+
+@contextmanager
+def audit_lock(home: Home, key: str) -> Iterator[None]:
+    """Hold the lock of an audit, so that two do not write one set of measures.
+
+    Raises
+    ------
+    ConflictError
+        The same audit runs already.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(home.locks, f"audit-{key}", 0.0))
+        except UnavailableError as error:
+            raise ConflictError(
+                "the same audit runs already. Wait for it, or stop it: its measures are used again."
+            ) from error
+        yield
+
+
+def _told_by(holder: Path) -> str:
+    try:
+        note = read_json(holder)
+        return f"process {note['pid']} on {note['host']}, {note['by']}, since {note['since']}"
+    except (IntegrityError, KeyError, TypeError):
+        return "it has just begun"
