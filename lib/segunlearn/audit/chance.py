@@ -9,6 +9,7 @@ import numpy as np
 
 from segunlearn.audit.figures import ModelFigures
 from segunlearn.audit.scores import person_means
+from segunlearn.audit.statistics import noise_among
 
 
 def noise_of(references: Sequence[ModelFigures], figure: Callable[[ModelFigures], float]) -> float:
@@ -16,20 +17,13 @@ def noise_of(references: Sequence[ModelFigures], figure: Callable[[ModelFigures]
 
     0 with a single reference, whose spread is not known.
     """
-    k = len(references)
-    if k < 2:
-        return 0.0
-    return float(2 * np.std([figure(r) for r in references], ddof=1) * np.sqrt(1 + 1 / k))
+    return noise_among([[figure(r)] for r in references])
 
 
 def person_noise(references: Sequence[ModelFigures]) -> float:
     """As ``noise_of``, for a single forgotten person: variances pooled over the persons."""
-    k = len(references)
-    if k < 2:
-        return 0.0
     tables = [person_means(r.forget) for r in references]
-    variances = [np.var([t[p] for t in tables], ddof=1) for p in tables[0]]
-    return float(2 * np.sqrt(np.mean(variances) * (1 + 1 / k)))
+    return noise_among([[table[p] for p in tables[0]] for table in tables])
 
 
 class Chance:

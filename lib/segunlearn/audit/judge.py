@@ -15,8 +15,8 @@ from segunlearn.audit.membership import difference_calibrated, membership
 from segunlearn.audit.policy import Finding, Outcome, Policy, ReferenceKind
 from segunlearn.audit.relearning import RelearningSettings, relearning_excess
 from segunlearn.audit.reported import reported
-from segunlearn.audit.scores import attack_scores, person_means, set_mean
-from segunlearn.audit.statistics import detectable_auc
+from segunlearn.audit.scores import attack_scores, people_in, person_means, set_mean
+from segunlearn.audit.statistics import detectable_auc, noise_among
 from segunlearn.errors import InvalidInputError
 
 
@@ -75,10 +75,6 @@ def judge(
     return findings
 
 
-def _people(model: ModelFigures) -> int:
-    return len({s.person for s in model.forget})
-
-
 def _outcome(excess: float, bar: float, noise: float) -> Outcome:
     if excess <= bar:
         return "pass"
@@ -94,7 +90,7 @@ def _output_findings(
     against: Gap,
     chance: Chance,
 ) -> list[Finding]:
-    findings, people = [], _people(model)
+    findings, people = [], people_in(model.forget)
     d_t, noise, spread = _unseen_quality(model, original, references, kind, against)
     noise = max(noise, chance.level(chance.unseen))
     if kind == "full":
@@ -167,8 +163,7 @@ def _unseen_quality(
 def _membership_findings(
     model: ModelFigures, references: Sequence[ModelFigures], policy: Policy
 ) -> list[Finding]:
-    people = len({s.person for s in model.forget})
-    unseen = len({s.person for s in model.test})
+    people, unseen = people_in(model.forget), people_in(model.test)
     if min(people, unseen) < 2:
         words = (
             f"With {people} forgotten and {unseen} unseen person(s) there are not enough people to "
@@ -203,8 +198,7 @@ def _membership_findings(
                 f"finds {raw.tpr_at_1_percent:.0%} of the forgotten."
             )
         difference = raw.area.value - float(np.mean(theirs))
-        k = len(theirs)
-        noise = float(2 * np.std(theirs, ddof=1) * np.sqrt(1 + 1 / k)) if k > 1 else 0.0
+        noise = noise_among([[area] for area in theirs])
         found.append(
             Finding(
                 name, "hidden", _outcome(abs(difference), policy.membership, noise), difference,
@@ -273,7 +267,7 @@ def _relearning(
         )  # fmt: skip
     bar = policy.relearning if kind == "full" else policy.relearning_short
     # under a short reference the level of "others" is not comparable, their lead over T is
-    others = _people(model) - excess.people if excess.unit == "people" else 1
+    others = people_in(model.forget) - excess.people if excess.unit == "people" else 1
     sides = [(excess.gap_after, max(excess.gap_noise, chance.gap(others)))]
     if kind == "full":
         sides.append((excess.best_others, max(excess.noise, chance.level(others))))
@@ -309,9 +303,7 @@ def _distillation(
     if model.distilled is None or len(theirs) != len(references):
         raise InvalidInputError("a reference was not distilled; attack all models.")
     excess = distillation_excess(model.distilled, theirs)
-    k = len(theirs)
-    spread = float(np.std([t.gap for t in theirs], ddof=1)) if k > 1 else 0.0
-    noise = max(2 * spread * float(np.sqrt(1 + 1 / k)), chance.gap(_people(model)))
+    noise = max(noise_among([[t.gap] for t in theirs]), chance.gap(people_in(model.forget)))
     return Finding(
         "distillation", "unlearned", _outcome(excess, policy.distillation, noise), excess,
         policy.distillation, noise, None, policy.distillation + noise,
@@ -331,7 +323,7 @@ def _artefacts(
         theirs = [r.variants[name].gap if name in r.variants else r.gap for r in references]
         excess[name] = variant.gap - float(np.mean(theirs))
     worst = max(excess, key=lambda n: excess[n])
-    noise = max(noise_of(references, lambda r: r.gap), chance.gap(_people(model)))
+    noise = max(noise_of(references, lambda r: r.gap), chance.gap(people_in(model.forget)))
     outcome = _outcome(excess[worst], policy.gap_excess, noise)
     words = (
         f"With its weights changed ({worst}) the model leads on the forgotten people by "

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from segunlearn.audit.statistics import noise_among
 from segunlearn.errors import InvalidInputError
 from segunlearn.networks import ModelConfig
 from segunlearn.unlearning.loop import (
@@ -285,8 +286,8 @@ def relearning_excess(
     return RelearningExcess(
         best_others=max(best) if best else None,
         gap_after=max(leads) if leads else None,
-        noise=_noise([[a.best_others or 0.0 for a in r] for r in references]),
-        gap_noise=_noise([list(t.values()) for t in theirs]) if leads else 0.0,
+        noise=noise_among([[a.best_others or 0.0 for a in r] for r in references]),
+        gap_noise=noise_among([list(t.values()) for t in theirs]) if leads else 0.0,
         people=plans[worst][0],
         rate=plans[worst][1],
         fewer_steps=min(ratios) if ratios else None,
@@ -302,14 +303,6 @@ def _differences(
         for i, value in enumerate(values)
         if value is not None
     ]
-
-
-def _noise(figures: Sequence[Sequence[float]]) -> float:
-    """Noise of one figure per attack, ``figures[reference][attack]``."""
-    k = len(figures)
-    if k < 2:
-        return 0.0
-    return float(2 * np.sqrt(np.var(figures, axis=0, ddof=1).mean() * (1 + 1 / k)))
 
 
 def _after(attacks: Sequence[Attack]) -> dict[int, float]:

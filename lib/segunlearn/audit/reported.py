@@ -16,7 +16,7 @@ from segunlearn.audit.figures import ModelFigures
 from segunlearn.audit.gap import Gap
 from segunlearn.audit.membership import conformal_share, same_distribution
 from segunlearn.audit.policy import Finding
-from segunlearn.audit.scores import Measure, StudyScore, person_means, set_mean
+from segunlearn.audit.scores import Measure, StudyScore, people_in, person_means, set_mean
 from segunlearn.audit.versions_compared import two_versions
 
 
@@ -109,7 +109,7 @@ def _ranks(model: ModelFigures, references: Sequence[ModelFigures]) -> list[Find
         if few < 19:
             words += " Fewer than 19 such studies cannot show one that is remembered less."
         found.append(_finding("conformal", ours, words))
-    if min(_people(model.forget), _people(model.test)) >= 2:
+    if min(people_in(model.forget), people_in(model.test)) >= 2:
         ours, *others = (
             same_distribution(
                 list(person_means(f.forget, "loss").values()),
@@ -207,7 +207,7 @@ def _recovery(model: ModelFigures, references: Sequence[ModelFigures]) -> list[F
 def _two_versions(
     model: ModelFigures, original: ModelFigures, references: Sequence[ModelFigures]
 ) -> list[Finding]:
-    if min(_people(model.forget), _people(model.test)) < 2:
+    if min(people_in(model.forget), people_in(model.test)) < 2:
         return []
     ours, *theirs = (
         two_versions(original.forget, f.forget, original.test, f.test).area.value
@@ -221,7 +221,3 @@ def _two_versions(
             "old versions locked.",
         )
     ]  # fmt: skip
-
-
-def _people(scores: Sequence[StudyScore]) -> int:
-    return len({s.person for s in scores})

@@ -130,6 +130,11 @@ def person_means(scores: Sequence[StudyScore], measure: Measure = "dice") -> dic
     return by_person(values, [s.person for s in scores])
 
 
+def people_in(scores: Sequence[StudyScore]) -> int:
+    """Count the persons."""
+    return len({s.person for s in scores})
+
+
 def set_mean(scores: Sequence[StudyScore], measure: Measure = "dice") -> float:
     """Mean over persons."""
     return float(np.mean(list(person_means(scores, measure).values())))

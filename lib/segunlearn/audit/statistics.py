@@ -50,6 +50,25 @@ def by_person(scores: Sequence[float], persons: Sequence[str]) -> dict[str, floa
     return {name: float(values[names == name].mean()) for name in sorted(set(persons))}
 
 
+def noise_among(figures: Sequence[Sequence[float]]) -> float:
+    """Two standard deviations of the difference of one more model to the mean of these.
+
+    Parameters
+    ----------
+    figures
+        For each model, the same figures; their variances are pooled.
+
+    Returns
+    -------
+    float
+        0 with a single model, whose spread is not known.
+    """
+    k = len(figures)
+    if k < 2:
+        return 0.0
+    return float(2 * np.sqrt(np.var(figures, axis=0, ddof=1).mean() * (1 + 1 / k)))
+
+
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """Mean over persons with Student's t interval.
 
