@@ -15,7 +15,7 @@ import torch
 import memorising_task as task
 from audit_home import MODEL, Site, site_in
 from segunlearn import cli
-from segunlearn.app import audit_run
+from segunlearn.app import watched_run
 from segunlearn.app.audit_choice import Choice, choose, divide
 from segunlearn.app.audit_files import Audits
 from segunlearn.app.audit_order import Order
@@ -296,7 +296,7 @@ def test_a_stopped_audit_with_references_goes_on(
         return train(*a, **k)
 
     monkeypatch.setattr("segunlearn.app.audit_references.train", counted)
-    monkeypatch.setattr(audit_run, "WATCH_SECONDS", 0.0)
+    monkeypatch.setattr(watched_run, "WATCH_SECONDS", 0.0)
     order = replace(QUICK, references=2)
     run = AuditRun(order, site.home, site.records)
     run.prepare(site.cases)

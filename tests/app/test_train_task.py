@@ -97,9 +97,9 @@ def test_everything_forgotten_is_nothing_to_train_on(app: SegUnlearnApp) -> None
 def test_a_stopped_training_leaves_the_old_version_and_can_go_on(
     app: SegUnlearnApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from segunlearn.app import training_run
+    from segunlearn.app import training_run, watched_run
 
-    monkeypatch.setattr(training_run, "WATCH_SECONDS", 0.0)
+    monkeypatch.setattr(watched_run, "WATCH_SECONDS", 0.0)
     real = training_run.TrainingRun.report
 
     def report_and_stop(run: training_run.TrainingRun, progress: Progress) -> None:
@@ -132,9 +132,9 @@ def test_a_stopped_training_leaves_the_old_version_and_can_go_on(
 
 def test_other_cases_start_afresh(app: SegUnlearnApp, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint that has seen a study never goes on without it."""
-    from segunlearn.app import training_run
+    from segunlearn.app import training_run, watched_run
 
-    monkeypatch.setattr(training_run, "WATCH_SECONDS", 0.0)
+    monkeypatch.setattr(watched_run, "WATCH_SECONDS", 0.0)
     real = training_run.TrainingRun.report
 
     def report_and_stop(run: training_run.TrainingRun, progress: Progress) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segunlearn.app import training_run
+from segunlearn.app import watched_run
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.app.training_run import TrainingRun
@@ -44,7 +44,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
 
 @pytest.fixture(autouse=True)
 def _look_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_run, "WATCH_SECONDS", 0.0)
+    monkeypatch.setattr(watched_run, "WATCH_SECONDS", 0.0)
 
 
 class Site:

@@ -24,6 +24,7 @@ from segunlearn.app.audit_studies import MOST_PEOPLE, sets_of
 from segunlearn.app.locks import audit_lock
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
+from segunlearn.app.watched_run import WatchedRun
 from segunlearn.audit.notes import advice
 from segunlearn.audit.report import html_report, middle_slices
 from segunlearn.audit.run import AuditResult, run_audit
@@ -36,7 +37,6 @@ from segunlearn.errors import (
     ConflictError,
     NotFoundError,
     SegUnlearnError,
-    UnavailableError,
 )
 from segunlearn.inference import choose_device
 from segunlearn.networks import load_weights
@@ -46,13 +46,12 @@ from segunlearn.records.versions import VersionInfo, VersionRegistry
 
 logger = logging.getLogger(__name__)
 
-#: How often a running audit looks whether it should stop, and tells how far it is.
-WATCH_SECONDS: Final = 2.0
+#: How often a running audit tells how far it is.
 REPORT_SECONDS: Final = 0.5
 
 
 @dataclass
-class AuditRun:
+class AuditRun(WatchedRun):
     """An audit under way: its record, and when to stop.
 
     Parameters
@@ -286,25 +285,7 @@ class AuditRun:
         if progress.phase == self._phase and not last and now - self._told < REPORT_SECONDS:
             return
         self._phase, self._told = progress.phase, now
-        try:
-            self.records.runs_unchecked.update(self.run_id, progress)
-        except UnavailableError as error:
-            logger.warning("progress of audit %s could not be stored: %s", self.run_id, error)
-        if self.on_progress is not None:
-            self.on_progress(progress)
-
-    def should_stop(self) -> bool:
-        """Whether a person stopped the audit."""
-        if self.stopped is not None and self.stopped():
-            self._stop = True
-        now = time.monotonic()
-        if not self._stop and now - self._looked > WATCH_SECONDS:
-            self._looked = now
-            try:
-                self._stop = self.records.runs_unchecked.cancelled(self.run_id)
-            except UnavailableError as error:
-                logger.warning("audit %s cannot ask whether to stop: %s", self.run_id, error)
-        return self._stop
+        self.tell(progress)
 
     def _finish(self, outcome: Any, message: str) -> None:
         """Record the end; what fails here must not hide how it ended."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -16,8 +15,9 @@ from segunlearn.app import checkpoints
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.app.train_ledger import entry_of
+from segunlearn.app.watched_run import WatchedRun
 from segunlearn.cases import Case
-from segunlearn.errors import CancelledError, ConflictError, SegUnlearnError, UnavailableError
+from segunlearn.errors import CancelledError, ConflictError, SegUnlearnError
 from segunlearn.networks import ModelConfig
 from segunlearn.records.runs import Progress
 from segunlearn.records.versions import VersionInfo, VersionRegistry
@@ -25,12 +25,9 @@ from segunlearn.training import TrainResult, TrainSettings, train
 
 logger = logging.getLogger(__name__)
 
-#: How often a running training looks whether it should stop.
-WATCH_SECONDS = 2.0
-
 
 @dataclass
-class TrainingRun:
+class TrainingRun(WatchedRun):
     """A training under way: its record, and when to stop.
 
     Parameters
@@ -148,31 +145,12 @@ class TrainingRun:
     def report(self, progress: Progress) -> None:
         """Write progress to the store; figures of earlier phases stay visible."""
         self._metrics.update(progress.metrics)
-        shown = replace(progress, metrics=dict(self._metrics))
-        try:
-            self.records.runs_unchecked.update(self.run_id, shown)
-        except UnavailableError as error:  # hours of training are worth more than a report
-            logger.warning("progress of run %s could not be stored: %s", self.run_id, error)
-        if self.on_progress is not None:
-            self.on_progress(shown)
+        self.tell(replace(progress, metrics=dict(self._metrics)))
 
-    def should_stop(self) -> bool:
-        """Whether a person stopped the run, or whoever started it is gone."""
-        if self.stopped is not None and self.stopped():
-            self._stop = True
-        now = time.monotonic()
-        if not self._stop and now - self._looked > WATCH_SECONDS:
-            self._looked = now
-            self.orphaned = self.orphan is not None and self.orphan()
-            self._stop = self.orphaned or self._cancelled()
-        return self._stop
-
-    def _cancelled(self) -> bool:
-        try:
-            return self.records.runs_unchecked.cancelled(self.run_id)
-        except UnavailableError as error:
-            logger.warning("run %s cannot ask whether to stop: %s", self.run_id, error)
-            return False
+    def forsaken(self) -> bool:
+        """Whether whoever started the run is gone."""
+        self.orphaned = self.orphan is not None and self.orphan()
+        return self.orphaned
 
     def _adopt(self) -> Path:
         """Folder of the run; takes over the checkpoint of the last one that did not finish.
