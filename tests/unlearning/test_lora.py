@@ -14,7 +14,14 @@ from memorising_task import CONFIG, RETAIN
 from segunlearn.errors import IntegrityError, InvalidInputError, UnsupportedNetworkError
 from segunlearn.networks import ModelConfig, build_network
 from segunlearn.unlearning.loop import Steps, descend, dice_ce
-from segunlearn.unlearning.lora import Adapted, LoraSettings, adapt, load_adapter, save_adapter
+from segunlearn.unlearning.lora import (
+    Adapted,
+    Layers,
+    LoraSettings,
+    adapt,
+    load_adapter,
+    save_adapter,
+)
 from segunlearn.unlearning.sets import Draw
 
 CONFIG_3D = ModelConfig(patch_size=(16, 32, 16), features=(4, 4, 8, 8, 8, 4))
@@ -38,13 +45,14 @@ def image(config: ModelConfig) -> torch.Tensor:
     return torch.randn(2, 1, *[n for n in config.patch_size if n > 1])
 
 
-@pytest.mark.parametrize("layers", ["decoder", "decoder+bottleneck", "all"])
+@pytest.mark.parametrize("whole", [False, True], ids=["low rank", "with norms and biases"])
+@pytest.mark.parametrize("layers", ["encoder", "decoder", "decoder+bottleneck", "all"])
 @pytest.mark.parametrize("config", [CONFIG, CONFIG_3D], ids=["2d", "3d"])
 def test_peft_reads_the_pair_and_computes_the_same(
-    config: ModelConfig, layers: str, tmp_path: Path
+    config: ModelConfig, layers: Layers, whole: bool, tmp_path: Path
 ) -> None:
     peft = pytest.importorskip("peft")
-    base, adapted = trained(config, LoraSettings(4, 8.0, layers))  # type: ignore[arg-type]
+    base, adapted = trained(config, LoraSettings(4, 8.0, layers, norms=whole, biases=whole))
     save_adapter(adapted, tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an unknown key of the configuration
@@ -59,12 +67,12 @@ def test_peft_reads_the_pair_and_computes_the_same(
     assert float((merged - our_merged).abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("more", [{}, {"transposed": True}, {"norms": True, "biases": True}])
 @pytest.mark.parametrize("config", [CONFIG, CONFIG_3D], ids=["2d", "3d"])
 def test_merging_changes_no_logit_and_disabling_no_bit(
-    config: ModelConfig, transposed: bool
+    config: ModelConfig, more: dict[str, bool]
 ) -> None:
-    base, adapted = trained(config, LoraSettings(4, layers="all", transposed=transposed))
+    base, adapted = trained(config, LoraSettings(4, layers="all", **more))
     x = image(config)
     with torch.no_grad():
         assert float((adapted.network(x) - adapted.merged()(x)).abs().max()) <= 1e-5
@@ -106,8 +114,20 @@ def test_only_adapter_and_head_learn() -> None:
         assert torch.equal(weight, merged[name]) != moves, name
 
 
+def test_norms_and_biases_are_those_of_the_part_and_no_others() -> None:
+    """Only named tensors move, and all of them; the head's bias is the head's."""
+    settings = LoraSettings(4, layers="decoder", head=False, norms=True, biases=True)
+    base, adapted = trained(CONFIG, settings)
+    before, merged = base.state_dict(), adapted.merged().state_dict()
+    moved = {name for name in before if not torch.equal(before[name], merged[name])}
+    assert moved == {
+        name for name in before if name.startswith("upcat_") and not name.endswith("deconv.weight")
+    }
+
+
 def test_the_same_adapter_gives_the_same_bytes(tmp_path: Path) -> None:
-    base, adapted = trained(CONFIG, LoraSettings(4, layers="all", transposed=True))
+    everything = LoraSettings(4, layers="all", transposed=True, norms=True, biases=True)
+    base, adapted = trained(CONFIG, everything)
     save_adapter(adapted, tmp_path / "a")
     again = load_adapter(base, tmp_path / "a")
     save_adapter(again, tmp_path / "b")
@@ -131,6 +151,10 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         LoraSettings(0)
     with pytest.raises(UnsupportedNetworkError, match="BasicUNet"):
         adapt(nn.Sequential(nn.Conv2d(1, 1, 3)), LoraSettings())
+    for norm in (nn.BatchNorm2d(4), nn.BatchNorm3d(4)):
+        drifting = nn.ModuleDict({"upcat_1": nn.Conv2d(4, 4, 3), "upcat_2": norm})
+        with pytest.raises(UnsupportedNetworkError, match="'upcat_2' is batch normalisation"):
+            adapt(drifting, LoraSettings(head=False))
     grouped = nn.ModuleDict({"upcat_1": nn.Conv2d(4, 4, 3, groups=2)})
     with pytest.raises(UnsupportedNetworkError, match="groups"):
         adapt(grouped, LoraSettings(head=False))

@@ -25,9 +25,10 @@ from segunlearn.errors import IntegrityError, InvalidInputError, UnsupportedNetw
 from segunlearn.records.durable import write_durably
 from segunlearn.unlearning.loop import copy_of, frozen, seeded
 
-Layers = Literal["decoder", "decoder+bottleneck", "all"]
+Layers = Literal["encoder", "decoder", "decoder+bottleneck", "all"]
 
 _PREFIXES: Final[dict[str, tuple[str, ...]]] = {
+    "encoder": ("conv_0.", "down_1.", "down_2.", "down_3."),
     "decoder": ("upcat_",),
     "decoder+bottleneck": ("upcat_", "down_4"),
     "all": ("",),
@@ -35,6 +36,8 @@ _PREFIXES: Final[dict[str, tuple[str, ...]]] = {
 #: The last 1x1 convolution: too small for a low rank, so it is trained and saved whole.
 HEAD: Final = "final_conv"
 _PEFT: Final = "base_model.model."
+_CONVOLUTIONS: Final = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NORMALISATIONS: Final = (nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm)
 _FILES: Final = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -52,6 +55,11 @@ class LoraSettings:
         Also the transposed convolutions of these parts.
     head
         Also train the last 1x1 convolution (``modules_to_save`` of PEFT).
+    norms
+        Also train the scale and shift of these parts' normalisation layers, whole
+        (``modules_to_save``).
+    biases
+        Also train the biases of these parts' convolutions (``bias`` of PEFT).
     """
 
     rank: int = 8
@@ -59,6 +67,8 @@ class LoraSettings:
     layers: Layers = "decoder"
     transposed: bool = False
     head: bool = True
+    norms: bool = False
+    biases: bool = False
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not 0 < self.alpha < math.inf:
@@ -123,12 +133,11 @@ class Adapted:
         """Make a self-contained network without any trace of an adapter."""
         plain = self.disabled()
         with torch.no_grad():
-            for name, layer in _adapted_layers(self.network):
+            for name, layer in adapted_layers(self.network):
                 weight = cast(torch.Tensor, layer.weight)
                 cast(torch.Tensor, plain.get_submodule(name).weight).copy_(weight)
-        if self.settings.head:
-            head = self.network.get_submodule(HEAD).state_dict()
-            plain.get_submodule(HEAD).load_state_dict(head)
+            for name, weight in whole_weights(self.network, self.settings).items():
+                plain.get_parameter(name).copy_(weight)
         return plain
 
     def disabled(self) -> nn.Module:
@@ -142,9 +151,11 @@ def adapt(network: nn.Module, settings: LoraSettings, seed: int = 0) -> Adapted:
     Raises
     ------
     UnsupportedNetworkError
-        No layer of the network is meant, it has no ``final_conv``, or a layer has groups, dilation
-        or another padding than zeros, which PEFT does not carry over.
+        No layer of the network is meant, it has no ``final_conv``, a layer has groups, dilation
+        or another padding than zeros, which PEFT does not carry over, or there is batch
+        normalisation.
     """
+    refuse_batch_normalisation(network)
     adapted = copy.deepcopy(network)
     for weight in adapted.parameters():
         weight.requires_grad_(False)
@@ -158,37 +169,31 @@ def adapt(network: nn.Module, settings: LoraSettings, seed: int = 0) -> Adapted:
             transposed = isinstance(layer, nn.ConvTranspose2d | nn.ConvTranspose3d)
             update = LowRank(cast(torch.Tensor, layer.weight), settings, transposed=transposed)
             parametrize.register_parametrization(layer, "weight", update)
-    if settings.head:
-        if not dict(adapted.named_children()).get(HEAD):
-            raise UnsupportedNetworkError(f"the network has no layer {HEAD!r} to train whole.")
-        for weight in adapted.get_submodule(HEAD).parameters():
-            weight.requires_grad_(True)
+    if settings.head and not dict(adapted.named_children()).get(HEAD):
+        raise UnsupportedNetworkError(f"the network has no layer {HEAD!r} to train whole.")
+    for weight in whole_weights(adapted, settings).values():
+        weight.requires_grad_(True)
     return Adapted(adapted, frozen(network), settings)
 
 
 def save_adapter(adapted: Adapted, folder: Path) -> None:
     """Write PEFT's file pair; the same adapter gives the same bytes."""
-    tensors: dict[str, torch.Tensor] = {}
-    names = []
-    for name, layer in _adapted_layers(adapted.network):
-        update = _update_of(layer)
-        tensors[f"{_PEFT}{name}.lora_A.weight"] = update.a.detach().cpu().contiguous()
-        tensors[f"{_PEFT}{name}.lora_B.weight"] = update.b.detach().cpu().contiguous()
-        names.append(name)
-    if adapted.settings.head:
-        for name, weight in adapted.network.get_submodule(HEAD).named_parameters(prefix=HEAD):
-            tensors[_PEFT + name] = weight.detach().cpu().contiguous()
+    settings = adapted.settings
+    tensors = {k: v.detach().cpu().contiguous() for k, v in _on_disk(adapted).items()}
+    saved = [HEAD] if settings.head else []
+    if settings.norms:
+        saved += [name for name, _ in _norms(adapted.network, settings)]
     config = {
         "peft_type": "LORA",
         "base_model_name_or_path": None,
-        "r": adapted.settings.rank,
-        "lora_alpha": adapted.settings.alpha,
+        "r": settings.rank,
+        "lora_alpha": settings.alpha,
         "lora_dropout": 0.0,
-        "bias": "none",
-        "target_modules": sorted(names),
-        "modules_to_save": [HEAD] if adapted.settings.head else None,
+        "bias": "all" if settings.biases else "none",
+        "target_modules": sorted(name for name, _ in adapted_layers(adapted.network)),
+        "modules_to_save": sorted(saved) or None,
         "inference_mode": True,
-        "segunlearn": asdict(adapted.settings),
+        "segunlearn": asdict(settings),
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_durably(folder / _FILES[1], save(tensors, metadata={"format": "pt"}))
@@ -211,20 +216,67 @@ def load_adapter(network: nn.Module, folder: Path) -> Adapted:
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise IntegrityError(f"{folder.name}: is no adapter of ours ({error}).") from error
     adapted = adapt(network, settings)
-    wanted: dict[str, torch.Tensor] = {}
-    for name, layer in _adapted_layers(adapted.network):
-        update = _update_of(layer)
-        wanted[f"{_PEFT}{name}.lora_A.weight"] = update.a
-        wanted[f"{_PEFT}{name}.lora_B.weight"] = update.b
-    if adapted.settings.head:
-        for name, weight in adapted.network.get_submodule(HEAD).named_parameters(prefix=HEAD):
-            wanted[_PEFT + name] = weight
+    wanted = _on_disk(adapted)
     if {k: v.shape for k, v in wanted.items()} != {k: v.shape for k, v in tensors.items()}:
         raise IntegrityError(f"{folder.name}: the adapter belongs to another network.")
     with torch.no_grad():
         for name, target in wanted.items():
             target.copy_(tensors[name])
     return adapted
+
+
+def whole_weights(network: nn.Module, settings: LoraSettings) -> dict[str, nn.Parameter]:
+    """Weights that are trained whole beside the low-rank updates, by name."""
+    found: dict[str, nn.Parameter] = {}
+    if settings.norms:
+        for name, layer in _norms(network, settings):
+            found |= dict(layer.named_parameters(prefix=name))
+    if settings.biases:
+        for name, layer in network.named_modules():
+            inside = name.startswith(_PREFIXES[settings.layers]) and name != HEAD
+            if inside and isinstance(layer, _CONVOLUTIONS) and layer.bias is not None:
+                found[f"{name}.bias"] = cast(nn.Parameter, layer.bias)
+    if settings.head:
+        found |= dict(network.get_submodule(HEAD).named_parameters(prefix=HEAD))
+    return found
+
+
+def refuse_batch_normalisation(network: nn.Module) -> None:
+    """Refuse what would change the frozen base while an adapter is trained.
+
+    Raises
+    ------
+    UnsupportedNetworkError
+        A layer keeps running statistics: one pass in training mode moves them, and the network
+        with its adapter off would no longer be the network before.
+    """
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            raise UnsupportedNetworkError(
+                f"layer {name!r} is batch normalisation, whose running statistics drift while an "
+                "adapter is trained. Use a network with instance normalisation, or a method that "
+                "changes all weights."
+            )
+
+
+def _on_disk(adapted: Adapted) -> dict[str, torch.Tensor]:
+    """Every tensor of the adapter under its name in PEFT's file."""
+    tensors: dict[str, torch.Tensor] = {}
+    layers = adapted_layers(adapted.network)
+    for name, layer in layers:
+        update = update_of(layer)
+        tensors[f"{_PEFT}{name}.lora_A.weight"] = update.a
+        tensors[f"{_PEFT}{name}.lora_B.weight"] = update.b
+    inside = {f"{name}.bias": f"{name}.base_layer.bias" for name, _ in layers}
+    for name, weight in whole_weights(adapted.network, adapted.settings).items():
+        tensors[_PEFT + inside.get(name, name)] = weight
+    return tensors
+
+
+def _norms(network: nn.Module, settings: LoraSettings) -> Iterator[tuple[str, nn.Module]]:
+    for name, layer in network.named_modules():
+        if name.startswith(_PREFIXES[settings.layers]) and isinstance(layer, _NORMALISATIONS):
+            yield name, layer
 
 
 def _layers_of(network: nn.Module, settings: LoraSettings) -> Iterator[tuple[str, nn.Module]]:
@@ -249,7 +301,8 @@ def _check(name: str, layer: Any) -> None:
         )
 
 
-def _adapted_layers(network: nn.Module) -> list[tuple[str, nn.Module]]:
+def adapted_layers(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Layers with a low-rank update, by name."""
     return [
         (name, layer)
         for name, layer in network.named_modules()
@@ -257,5 +310,6 @@ def _adapted_layers(network: nn.Module) -> list[tuple[str, nn.Module]]:
     ]
 
 
-def _update_of(layer: nn.Module) -> LowRank:
+def update_of(layer: nn.Module) -> LowRank:
+    """Update of such a layer."""
     return cast(LowRank, layer.parametrizations.weight[0])  # type: ignore[union-attr,index]
