@@ -15,7 +15,8 @@ from segunlearn.errors import CancelledError, InvalidInputError, NotFoundError, 
 from segunlearn.networks import build_network
 from segunlearn.records.runs import Progress
 from segunlearn.unlearning import METHODS, UnlearningSets, unlearn
-from segunlearn.unlearning.erode_and_repair import ErodeAndRepairSettings, keyed_weights
+from segunlearn.unlearning.erode_and_repair import ErodeAndRepairSettings
+from segunlearn.unlearning.erosion import keyed_weights
 from segunlearn.unlearning.loop import (
     Steps,
     descend,
@@ -33,6 +34,7 @@ from segunlearn.unlearning.sets import Draw
 SHORT = {
     "retrain": {"epochs": 1},
     "erode_and_repair": {"epochs": 1},
+    "erode_and_repair_lora": {"epochs": 1},
     "scrub": {"rounds": 2, "max_rounds": 1, "max_steps": 1, "min_steps": 1},
 }
 

@@ -17,7 +17,9 @@ from torch import nn
 from segunlearn.errors import InvalidInputError, NotFoundError
 from segunlearn.unlearning import (
     bad_teacher,
+    checks,
     erode_and_repair,
+    erode_and_repair_lora,
     fine_tune,
     gradient_ascent,
     gradient_difference,
@@ -41,6 +43,7 @@ __all__ = [
     "Study",
     "Unlearned",
     "UnlearningSets",
+    "checked",
     "cut_to_patch",
     "studies_of",
     "unlearn",
@@ -58,11 +61,15 @@ class Method:
     settings
         Its frozen dataclass of settings; the defaults are usable.
     reads
-        The sets it reads; :func:`unlearn` gives it no others.
+        The sets it reads with its default settings.
     exact
         Whether the result cannot depend on the forget set.
     summary
         One line for people.
+    reads_for
+        The sets it reads with given settings, where these decide it; None: always ``reads``.
+    check
+        ``(network, sets, settings)``: raises InvalidInputError for what it cannot treat.
     """
 
     run: Callable[..., nn.Module]
@@ -70,6 +77,12 @@ class Method:
     reads: tuple[SetName, ...]
     exact: bool
     summary: str
+    reads_for: Callable[[Any], tuple[SetName, ...]] | None = None
+    check: Callable[[nn.Module, UnlearningSets, Any], None] | None = None
+
+    def reads_with(self, settings: Any) -> tuple[SetName, ...]:
+        """Name the sets it reads with these settings; :func:`unlearn` gives it no others."""
+        return self.reads if self.reads_for is None else self.reads_for(settings)
 
 
 #: Every method by name.
@@ -137,6 +150,15 @@ METHODS: dict[str, Method] = {
         False,
         "throw most of every weight away, repair the rest on the retain set",
     ),
+    "erode_and_repair_lora": Method(
+        erode_and_repair_lora.erode_and_repair_lora,
+        erode_and_repair_lora.ErodeAndRepairLoraSettings,
+        erode_and_repair_lora.READS,
+        False,
+        "throw most of every weight away, repair by a low-rank adapter: can be undone by its key",
+        erode_and_repair_lora.reads,
+        checks.adapters_fit,
+    ),
 }
 
 
@@ -165,6 +187,43 @@ class Unlearned:
     cpu_seconds: float
 
 
+def checked(
+    name: str, network: nn.Module, sets: UnlearningSets, settings: Any = None
+) -> tuple[Method, Any, UnlearningSets]:
+    """Find out whether a method can run, without running it.
+
+    Parameters
+    ----------
+    name, network, sets, settings
+        As for :func:`unlearn`.
+
+    Returns
+    -------
+    tuple
+        The method, its settings, and the sets it would be given.
+
+    Raises
+    ------
+    NotFoundError
+        There is no such method.
+    InvalidInputError
+        Settings of another method, a set that it reads is empty, a network or sets that it
+        cannot treat.
+    """
+    if name not in METHODS:
+        raise NotFoundError(f"no unlearning method {name!r}; there are {', '.join(METHODS)}.")
+    method = METHODS[name]
+    settings = method.settings() if settings is None else settings
+    if type(settings) is not method.settings:
+        raise InvalidInputError(
+            f"{name} takes {method.settings.__name__}, not {type(settings).__name__}."
+        )
+    given = sets.only(method.reads_with(settings))
+    if method.check is not None:
+        method.check(network, given, settings)
+    return method, settings, given
+
+
 def unlearn(
     name: str,
     network: nn.Module,
@@ -190,23 +249,13 @@ def unlearn(
 
     Raises
     ------
-    NotFoundError
-        There is no such method.
-    InvalidInputError
-        Settings of another method, or a set that it reads is empty.
+    NotFoundError, InvalidInputError
+        See :func:`checked`; before any work.
     CancelledError
         ``cancel`` said so.
     """
-    if name not in METHODS:
-        raise NotFoundError(f"no unlearning method {name!r}; there are {', '.join(METHODS)}.")
-    method = METHODS[name]
-    settings = method.settings() if settings is None else settings
-    if type(settings) is not method.settings:
-        raise InvalidInputError(
-            f"{name} takes {method.settings.__name__}, not {type(settings).__name__}."
-        )
-    given = sets.only(method.reads)
+    method, settings, given = checked(name, network, sets, settings)
     started = time.process_time()
     result = method.run(network, given, settings, report, cancel)
-    read: dict[str, int] = {n: len(getattr(given, n)) for n in method.reads}
+    read: dict[str, int] = {n: len(getattr(given, n)) for n in method.reads_with(settings)}
     return Unlearned(result, name, settings, read, time.process_time() - started)

@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-import torch
-from cryptography.hazmat.primitives.ciphers import Cipher
-from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from torch import nn
 
 from segunlearn.errors import InvalidInputError
-from segunlearn.unlearning.loop import (
-    Cancel,
-    Report,
-    Steps,
-    copy_of,
-    descend,
-    dice_ce,
-    distil_step,
-    frozen,
-    never,
-    no_report,
-    seeded,
-)
-from segunlearn.unlearning.sets import Draw, SetName, UnlearningSets
+from segunlearn.unlearning.erosion import RepairSettings, checked_key, eroded, key_of, repair
+from segunlearn.unlearning.loop import Cancel, Report, never, no_report
+from segunlearn.unlearning.sets import SetName, UnlearningSets
 
 READS: Final[tuple[SetName, ...]] = ("retain",)
 
@@ -66,8 +49,7 @@ class ErodeAndRepairSettings:
             raise InvalidInputError(
                 "erode and repair needs keep in [0, 1), epochs >= 1 and a weight >= 0."
             )
-        if self.key and (len(self.key) != 64 or not set(self.key) <= set("0123456789abcdef")):
-            raise InvalidInputError("the key must be 64 hexadecimal digits (256 bits).")
+        checked_key(self.key)
 
 
 def erode_and_repair(
@@ -83,57 +65,14 @@ def erode_and_repair(
     small noise. It never reads the forget set: what it takes away is whatever the retain set does
     not bring back.
     """
-    student, teacher = copy_of(network), frozen(network)
-    key = bytes.fromhex(settings.key) or hashlib.sha256(str(settings.seed).encode()).digest()
-    fresh = keyed_weights(student, key)
-    with torch.no_grad():
-        for name, weight in student.named_parameters():
-            weight.mul_(settings.keep).add_((1 - settings.keep) * fresh[name].to(weight.device))
-    draw = Draw(sets.retain, sets.config, settings.batch_size, settings.seed)
-    count = max(2, -(-settings.epochs * len(sets.retain) // settings.batch_size))
-
-    def objective(_: int) -> torch.Tensor:
-        batch = draw.next()
-        kept = distil_step(student, teacher, batch[0], settings.temperature)
-        return dice_ce(student, batch) + settings.distillation_weight * kept
-
-    with seeded(settings.seed):
-        steps = Steps(count, settings.learning_rate, "one_cycle")
-        descend(student, objective, steps, phase="repair", report=report, cancel=cancel)
+    student = eroded(network, key_of(settings.key, settings.seed), settings.keep)
+    how = RepairSettings(
+        settings.epochs,
+        settings.learning_rate,
+        settings.batch_size,
+        settings.distillation_weight,
+        settings.temperature,
+        settings.seed,
+    )
+    repair(student, network, sets, how, report=report, cancel=cancel)
     return student.eval()
-
-
-def keyed_weights(network: nn.Module, key: bytes) -> dict[str, torch.Tensor]:
-    r"""Fresh weights as torch draws them, from the ChaCha20 stream of a key.
-
-    Convolutions uniform in :math:`\pm 1/\sqrt{\text{fan in}}` (torch's default), normalisation
-    layers 1 and 0. The same key gives the same weights on every machine; without it they are as
-    good as random.
-
-    Parameters
-    ----------
-    key
-        32 bytes.
-
-    Returns
-    -------
-    dict
-        Parameter name to float32 tensor of the parameter's shape.
-    """
-    drawn: dict[str, torch.Tensor] = {}
-    layers = dict(network.named_modules())
-    for name, weight in network.named_parameters():
-        layer = layers[name.rpartition(".")[0]]
-        main = layer.weight
-        if not isinstance(main, torch.Tensor) or main.ndim < 2:  # a normalisation
-            drawn[name] = torch.full_like(weight, float(name.endswith("weight")), device="cpu")
-            continue
-        bound = 1 / math.sqrt(main[0].numel())
-        nonce = hashlib.sha256(name.encode()).digest()[:16]
-        stream = (
-            Cipher(ChaCha20(key, nonce), mode=None).encryptor().update(bytes(4 * weight.numel()))
-        )
-        uniform = np.frombuffer(stream, dtype="<u4").astype(np.float64) / 2**32
-        values = ((2 * uniform - 1) * bound).astype(np.float32)
-        drawn[name] = torch.from_numpy(values).reshape(weight.shape)
-    return drawn

@@ -100,15 +100,18 @@ class LowRank(nn.Module):
 
     def delta(self) -> torch.Tensor:
         """S B A, in the shape of the weight."""
-        if self.transposed:
-            product = torch.tensordot(self.a.flatten(1).T, self.b, dims=1)
-        else:
-            product = torch.tensordot(self.b.flatten(1), self.a, dims=1)
-        return cast(torch.Tensor, self.scale * product)
+        return self.scale * low_rank_product(self.a, self.b, transposed=self.transposed)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """Sum of weight and update."""
         return weight + self.delta()
+
+
+def low_rank_product(a: torch.Tensor, b: torch.Tensor, *, transposed: bool) -> torch.Tensor:
+    """B A, in the shape of the weight of a convolution, or of a transposed one."""
+    if transposed:
+        return cast(torch.Tensor, torch.tensordot(a.flatten(1).T, b, dims=1))
+    return cast(torch.Tensor, torch.tensordot(b.flatten(1), a, dims=1))
 
 
 @dataclass(frozen=True)
