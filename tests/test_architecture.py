@@ -20,7 +20,10 @@ def imports(module: str, *unwanted: str) -> bool:
     return status == 42
 
 
-@pytest.mark.parametrize("module", ["segunlearn.records.ledger", "segunlearn.dicom.segmentation"])
+@pytest.mark.parametrize(
+    "module",
+    ["segunlearn.records.ledger", "segunlearn.dicom.segmentation", "segunlearn.adapters.deposit"],
+)
 def test_an_auditor_reads_records_without_torch(module: str) -> None:
     assert not imports(module, "torch", "monai", "monailabel", "fastapi")
 

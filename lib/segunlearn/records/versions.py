@@ -4,11 +4,15 @@
 
     <root>/versions/v0001/weights.safetensors   the weights
     <root>/versions/v0001/config.json           the network's configuration
-    <root>/versions/v0001/manifest.json         digest, parent, run, time, state
+    <root>/versions/v0001/manifest.json         digest, parent, run, time, state, where weights are
     <root>/active                               {"version", "sha256"}
 
 A version appears by one rename of a finished folder and the pointer changes by one rename, so a
 process that is killed at any line leaves the old version active and whole.
+
+What an unlearning run makes is a **candidate**: it is there to be audited and cannot be served.
+An audit that passes promotes it; one that refuses discards it, with its weights. Weights of a
+retired version can be destroyed, and put back when they were sealed (``adapters.deposit``).
 """
 
 from __future__ import annotations
@@ -24,15 +28,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from segunlearn.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
-from segunlearn.records.durable import read_json, sync_file, sync_folder, write_json_durably
+from segunlearn.records.durable import (
+    read_json,
+    sync_file,
+    sync_folder,
+    write_durably,
+    write_json_durably,
+)
 
-State = Literal["active", "available", "retired"]
+State = Literal["active", "available", "candidate", "retired"]
+WeightsState = Literal["here", "sealed", "destroyed"]
 
 _VERSION = re.compile(r"v\d{4,}")
 _STAGING = ".staging-"
+#: Which of several versions with one digest is meant by it, lowest first.
+_MEANT: dict[State, int] = {"active": 0, "available": 0, "candidate": 1, "retired": 2}
 
 
 @dataclass(frozen=True)
@@ -56,9 +69,14 @@ class VersionInfo:
     path
         The version's folder.
     state
-        ``"active"``, ``"available"``, or ``"retired"``: kept, and never activated again.
+        ``"active"``, ``"available"``, ``"candidate"``: made by unlearning, and no audit has passed
+        it, or ``"retired"``: kept, and never activated again.
     details
         What else the publisher wrote down (held-out persons' pseudonyms, scores).
+    weights_state
+        ``"here"``, ``"sealed"``: only a deposit holds them, or ``"destroyed"``.
+    unpromoted
+        Made as a candidate and never promoted: it waits for an audit, or was discarded.
     """
 
     version: str
@@ -70,6 +88,8 @@ class VersionInfo:
     path: Path
     state: State
     details: dict[str, Any]
+    weights_state: WeightsState = "here"
+    unpromoted: bool = False
 
     @property
     def weights(self) -> Path:
@@ -81,6 +101,10 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file, hexadecimal, read in pieces."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class VersionRegistry:
@@ -110,7 +134,8 @@ class VersionRegistry:
     def get(self, version: str) -> VersionInfo:
         """One version by its name (``v0001``) or by its weights' SHA-256.
 
-        Where weights were retired and restored, the digest means the restored version.
+        Where weights were retired and restored, the digest means the restored version; and it
+        means a candidate only where no other version has it.
 
         Raises
         ------
@@ -154,6 +179,7 @@ class VersionRegistry:
         activate: bool = True,
         details: Mapping[str, Any] | None = None,
         allow_retired: bool = False,
+        candidate: bool = False,
     ) -> VersionInfo:
         """Copy weights into a new version and, by default, make it the active one.
 
@@ -172,13 +198,17 @@ class VersionRegistry:
             Serve it from now on.
         allow_retired
             A restore: a person wants weights back that were retired.
+        candidate
+            Unlearning made it: it is not activated, whatever ``activate`` says, until an audit
+            passes it and it is promoted. Weights of a discarded candidate may come again.
 
         Raises
         ------
         NotFoundError
             There are no weights.
         ConflictError
-            These weights are retired, see ``refuse_retired``.
+            These weights are retired, see ``refuse_retired``, or this run's candidate has them
+            and ``candidate`` was not said.
         """
         weights = Path(weights)
         if weights.is_dir():
@@ -193,11 +223,20 @@ class VersionRegistry:
                 if (v.sha256, v.run_id) == (digest, run_id) and v.state != "retired"
             )
             info = next(same, None)
+            if info is not None and info.state == "candidate" and not candidate:
+                raise self._is_candidate(info)
             if info is None:
                 if not allow_retired:
-                    self.refuse_retired(digest)
-                info = self._add(weights, dict(config), parent_sha256, run_id, dict(details or {}))
-            if activate:
+                    self._refuse_retired(digest, discarded=not candidate)
+                manifest = {
+                    "parent_sha256": parent_sha256,
+                    "run_id": run_id,
+                    "state": "candidate" if candidate else "available",
+                    "details": dict(details or {}),
+                    **({"candidate": True} if candidate else {}),
+                }
+                info = self._add(weights, dict(config), manifest)
+            if activate and not candidate:
                 self._point_to(info)
             return self._info(info.version, self._read_pointer())
 
@@ -211,7 +250,7 @@ class VersionRegistry:
         NotFoundError
             There is no such version.
         ConflictError
-            It is retired.
+            It is retired, or a candidate that no audit has passed.
         IntegrityError
             Its weights were changed.
         """
@@ -221,16 +260,154 @@ class VersionRegistry:
                 raise ConflictError(
                     f"{info.version} is retired and is not served again; publish a new version."
                 )
-            if not info.weights.is_file() or file_sha256(info.weights) != info.sha256:
-                raise IntegrityError(
-                    f"{info.version}: weights are missing or changed since they were published. "
-                    "Restore them from a backup."
-                )
+            if info.state == "candidate":
+                raise self._is_candidate(info)
+            self._check_weights(info)
             self._point_to(info)
             return self._info(info.version, self._read_pointer())
 
+    def promote(self, version: str) -> VersionInfo:
+        """Serve a candidate that an audit has passed.
+
+        First the manifest says that it may be served, then the pointer names it: killed between
+        the two, the old version serves on. Promoting again finishes it, or points to it again.
+
+        Raises
+        ------
+        NotFoundError
+            There is no such version.
+        ConflictError
+            It was never a candidate, or it is retired.
+        IntegrityError
+            Its weights were changed.
+        """
+        with self._lock():
+            info = self._find(version, None)
+            manifest = read_json(info.path / "manifest.json")
+            if not manifest.get("candidate"):
+                raise ConflictError(
+                    f"{info.version} is no candidate of an unlearning run; activate it instead."
+                )
+            if info.state == "retired":
+                raise ConflictError(
+                    f"{info.version} was discarded or retired and is not served; unlearn again."
+                )
+            self._check_weights(info)
+            if info.state == "candidate":
+                self._rewrite(info, state="available", promoted=_now())
+            self._point_to(info)
+            return self._info(info.version, self._read_pointer())
+
+    def discard(self, version: str) -> VersionInfo:
+        """Retire a candidate and destroy its weights; doing it again finishes or changes nothing.
+
+        Raises
+        ------
+        NotFoundError
+            There is no such version.
+        ConflictError
+            It is no candidate: it was promoted, or published by a training.
+        """
+        with self._lock():
+            info = self.get(version)
+            if not info.unpromoted or info.state == "active":
+                raise ConflictError(
+                    f"{info.version} is {info.state} and no candidate; retire it, and destroy its "
+                    "weights then, if it is to go."
+                )
+            return self._destroy(self._rewrite(info, state="retired"), "destroyed")
+
+    def destroy_weights(self, version: str, *, sealed: bool = False) -> VersionInfo:
+        """Remove the weights of a retired version; its manifest stays and says so.
+
+        The file goes first and the manifest follows, so that a manifest never says of weights
+        that are here that they are not. Doing it again finishes or changes nothing.
+
+        Parameters
+        ----------
+        version
+            Name or digest.
+        sealed
+            A deposit holds them and they can be put back; False: they are gone for good. What was
+            sealed can be destroyed later (its key was), never the other way round.
+
+        Raises
+        ------
+        NotFoundError
+            There is no such version.
+        ConflictError
+            It is not retired, or ``sealed`` is said of weights that were destroyed.
+        IntegrityError
+            The pointer is damaged: this may be the version that is served.
+        """
+        with self._lock():
+            info = self.get(version)
+            if info.state != "retired":
+                raise ConflictError(
+                    f"{info.version} is {info.state}; only the weights of a retired version are "
+                    "destroyed. Retire it first."
+                )
+            if sealed and info.weights_state == "destroyed":
+                raise ConflictError(
+                    f"{info.version}: its weights were destroyed, so no deposit can stand for them."
+                )
+            return self._destroy(info, "sealed" if sealed else "destroyed")
+
+    def put_back(
+        self, version: str, payload: bytes, state: Literal["available", "retired"] = "available"
+    ) -> VersionInfo:
+        """Bring sealed weights back: a restore. Doing it again finishes or changes nothing.
+
+        Parameters
+        ----------
+        version
+            Name or digest.
+        payload
+            Content of ``weights.safetensors``.
+        state
+            What the version is from now on; it is not activated here.
+
+        Raises
+        ------
+        NotFoundError
+            There is no such version.
+        IntegrityError
+            ``payload`` is not what was published as this version.
+        ConflictError
+            Its weights were destroyed, which is final; it is a candidate or a discarded one; or it
+            is active and would be retired.
+        InvalidInputError
+            There is no such state.
+        """
+        if state not in ("available", "retired"):
+            raise InvalidInputError(f"{state!r}: weights come back as 'available' or 'retired'.")
+        with self._lock():
+            info = self.get(version)
+            if info.unpromoted:
+                raise ConflictError(
+                    f"{info.version} was never served; there is nothing to restore."
+                )
+            if info.weights_state == "destroyed":
+                raise ConflictError(
+                    f"{info.version}: its weights were destroyed for good and do not come back. "
+                    "Train a new version."
+                )
+            if info.state == "active" and state == "retired":
+                raise ConflictError(
+                    f"{info.version} is active; activate another version before retiring it."
+                )
+            if hashlib.sha256(payload).hexdigest() != info.sha256:
+                raise IntegrityError(
+                    f"{info.version}: the bytes are not those that were published. Open the "
+                    "deposit that was sealed for this version."
+                )
+            self._clear_leftovers(info)
+            if not info.weights.is_file() or file_sha256(info.weights) != info.sha256:
+                write_durably(info.weights, payload)
+            return self._rewrite(info, state=state, weights="here")
+
     def retire(self, version: str) -> VersionInfo:
-        """Take a version out of service for good; its files stay.
+        """Take a version, or a candidate, out of service for good; its files stay.
 
         Raises
         ------
@@ -245,9 +422,7 @@ class VersionRegistry:
                 raise ConflictError(
                     f"{info.version} is active; activate another version before retiring it."
                 )
-            manifest = read_json(info.path / "manifest.json")
-            write_json_durably(info.path / "manifest.json", {**manifest, "state": "retired"})
-            return self._info(info.version, self._read_pointer())
+            return self._rewrite(info, state="retired")
 
     def refuse_retired(self, sha256: str) -> None:
         """Raise when weights were retired and not restored since, whatever run brings them.
@@ -257,7 +432,12 @@ class VersionRegistry:
         ConflictError
             They are retired.
         """
-        same = [v for v in self._all(None) if v.sha256 == sha256]
+        self._refuse_retired(sha256, discarded=True)
+
+    def _refuse_retired(self, sha256: str, *, discarded: bool) -> None:
+        """``refuse_retired``; without ``discarded`` a discarded candidate's weights may come."""
+        found = (v for v in self._all(None) if v.sha256 == sha256)
+        same = [v for v in found if discarded or not v.unpromoted]
         if same and all(v.state == "retired" for v in same):
             raise ConflictError(
                 f"{same[0].version} has these weights ({sha256[:12]}…) and is retired, so they are "
@@ -270,8 +450,8 @@ class VersionRegistry:
 
     def _find(self, version: str, active: tuple[str, str] | None) -> VersionInfo:
         found = [i for i in self._all(active) if version in (i.version, i.sha256)]
-        if found:  # of two with one digest, the one that was restored
-            return next((i for i in found if i.state != "retired"), found[0])
+        if found:
+            return min(found, key=lambda i: _MEANT[i.state])
         raise NotFoundError(
             f"model {self.root.name!r} has no version {version!r}; there are "
             f"{', '.join(self._names()) or 'none'}."
@@ -307,6 +487,12 @@ class VersionRegistry:
         manifest = read_json(folder / "manifest.json")
         try:
             state: State = manifest["state"]
+            weights_state: WeightsState = manifest.get("weights", "here")  # not in older ones
+            if state not in _MEANT or weights_state not in get_args(WeightsState):
+                raise IntegrityError(
+                    f"{name}: the manifest says {state!r} and weights {weights_state!r}, which "
+                    "this program does not know; restore it, or use the program that wrote it."
+                )
             if active is not None and active[0] == name:
                 state = "active"
             return VersionInfo(
@@ -319,40 +505,67 @@ class VersionRegistry:
                 path=folder,
                 state=state,
                 details=manifest["details"],
+                weights_state=weights_state,
+                unpromoted=bool(manifest.get("candidate")) and "promoted" not in manifest,
             )
         except (KeyError, TypeError) as error:
             raise IntegrityError(f"{name}: the manifest lacks {error}; restore it.") from error
 
     def _add(
-        self,
-        weights: Path,
-        config: dict[str, Any],
-        parent_sha256: str | None,
-        run_id: str,
-        details: dict[str, Any],
+        self, weights: Path, config: dict[str, Any], manifest: Mapping[str, Any]
     ) -> VersionInfo:
         self._versions.mkdir(parents=True, exist_ok=True)
-        for stale in self._versions.glob(f"{_STAGING}*"):
-            shutil.rmtree(stale)
+        self._clear_staging()
         staging = self._versions / f"{_STAGING}{uuid.uuid4().hex}"
         staging.mkdir()
         shutil.copyfile(weights, staging / "weights.safetensors")
         sync_file(staging / "weights.safetensors")
         write_json_durably(staging / "config.json", config)
-        manifest = {
-            "sha256": file_sha256(staging / "weights.safetensors"),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "parent_sha256": parent_sha256,
-            "run_id": run_id,
-            "state": "available",
-            "details": details,
-        }
-        write_json_durably(staging / "manifest.json", manifest)
+        digest = file_sha256(staging / "weights.safetensors")
+        made = {**manifest, "sha256": digest, "created": _now(), "weights": "here"}
+        write_json_durably(staging / "manifest.json", made)
         names = self._names()
         name = f"v{int(names[-1][1:]) + 1 if names else 1:04d}"
         os.replace(staging, self._versions / name)  # noqa: PTH105 - see records.durable
         sync_folder(self._versions)
         return self._info(name, None)
+
+    def _clear_staging(self) -> None:
+        """Remove what killed publishes left; the lock says that none is at work."""
+        for stale in self._versions.glob(f"{_STAGING}*"):
+            shutil.rmtree(stale)
+
+    def _clear_leftovers(self, info: VersionInfo) -> None:
+        """Remove copies of weights that killed calls left; they would outlive a purge."""
+        self._clear_staging()
+        for part in info.path.glob(f".{info.weights.name}.*.part"):
+            part.unlink()
+
+    def _destroy(self, info: VersionInfo, weights_state: WeightsState) -> VersionInfo:
+        self._clear_leftovers(info)
+        info.weights.unlink(missing_ok=True)
+        sync_folder(info.path)
+        return self._rewrite(info, weights=weights_state)
+
+    def _rewrite(self, info: VersionInfo, **changes: str) -> VersionInfo:
+        """Change entries of a manifest, by one rename, and read it again."""
+        manifest = read_json(info.path / "manifest.json")
+        if any(manifest.get(key) != value for key, value in changes.items()):
+            write_json_durably(info.path / "manifest.json", {**manifest, **changes})
+        return self._info(info.version, self._read_pointer())
+
+    def _check_weights(self, info: VersionInfo) -> None:
+        if not info.weights.is_file() or file_sha256(info.weights) != info.sha256:
+            raise IntegrityError(
+                f"{info.version}: weights are missing or changed since they were published. "
+                "Restore them from a backup."
+            )
+
+    def _is_candidate(self, info: VersionInfo) -> ConflictError:
+        return ConflictError(
+            f"{info.version} is a candidate that no audit has passed, so it is not served. Audit "
+            "it: it is promoted when it passes; or discard it and unlearn again."
+        )
 
     def _point_to(self, info: VersionInfo) -> None:
         write_json_durably(self._pointer, {"version": info.version, "sha256": info.sha256})
