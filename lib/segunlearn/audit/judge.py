@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from segunlearn.audit.chance import Chance, noise_of, person_noise
+from segunlearn.audit.chance import REFUSED, Chance, noise_of, person_noise
 from segunlearn.audit.class_mode import ClassMode, compare_classes
 from segunlearn.audit.distillation import distillation_excess
 from segunlearn.audit.figures import ModelFigures
@@ -63,7 +63,7 @@ def judge(
     )
     chance = Chance(original, references)
     findings = _output_findings(model, original, references, kind, policy, against, chance)
-    findings += _membership_findings(model, references, policy)
+    findings += _membership_findings(model, references, policy, chance)
     if model.relearning is not None:
         findings.append(_relearning(model, references, kind, policy, relearning, chance))
     if model.distilled is not None:
@@ -161,7 +161,7 @@ def _unseen_quality(
 
 
 def _membership_findings(
-    model: ModelFigures, references: Sequence[ModelFigures], policy: Policy
+    model: ModelFigures, references: Sequence[ModelFigures], policy: Policy, chance: Chance
 ) -> list[Finding]:
     people, unseen = people_in(model.forget), people_in(model.test)
     if min(people, unseen) < 2:
@@ -198,7 +198,10 @@ def _membership_findings(
                 f"finds {raw.tpr_at_1_percent:.0%} of the forgotten."
             )
         difference = raw.area.value - float(np.mean(theirs))
-        noise = noise_among([[area] for area in theirs])
+        noise = max(
+            noise_among([[area] for area in theirs]),
+            chance.area(people, measure),  # type: ignore[arg-type]  # literal names
+        )
         found.append(
             Finding(
                 name, "hidden", _outcome(abs(difference), policy.membership, noise), difference,
@@ -208,16 +211,16 @@ def _membership_findings(
                 f"differ by {policy.membership:.2f}).{found_at}",
             )
         )  # fmt: skip
-    calibrated = difference_calibrated(
+    sides = (
         attack_scores(model.forget),
         attack_scores(model.test),
         [attack_scores(r.forget) for r in references],
         [attack_scores(r.test) for r in references],
     )
-    area, bar = calibrated.area, policy.calibrated_membership
+    area, bar = difference_calibrated(*sides).area, policy.calibrated_membership
     power = detectable_auc(people, unseen)
     outcome: Outcome = "pass" if 1 - bar <= area.value <= bar else "unclear"
-    if outcome == "unclear" and not area.holds(0.5):
+    if outcome == "unclear" and not difference_calibrated(*sides, 1 - REFUSED).area.holds(0.5):
         outcome = "fail"
     words = (
         f"With each study's difficulty taken out: AUC {area.value:.2f} [{area.low:.2f}, "

@@ -51,20 +51,23 @@ class Membership:
     detectable: float
 
 
-def membership(forgotten: Scores, unseen: Scores) -> Membership:
+def membership(forgotten: Scores, unseen: Scores, confidence: float = 0.95) -> Membership:
     """Attack a model by its scores on forgotten and never-seen studies.
 
     Parameters
     ----------
     forgotten, unseen
         Scores of the *same* model: minus the loss, Dice, or a structure score.
+    confidence
+        Of the interval.
 
     Raises
     ------
     InvalidInputError
         Fewer than two persons on a side, or a person on both.
     """
-    area = auc(forgotten.values, forgotten.persons, unseen.values, unseen.persons)
+    sides = (forgotten.values, forgotten.persons, unseen.values, unseen.persons)
+    area = auc(*sides, confidence)
     rate, smallest = tpr_at_fpr(forgotten.values, unseen.values)
     detectable = detectable_auc(len(set(forgotten.persons)), len(set(unseen.persons)))
     return Membership(area, rate, smallest, detectable)
@@ -75,6 +78,7 @@ def difference_calibrated(
     model_unseen: Scores,
     reference_forgotten: Sequence[Scores],
     reference_unseen: Sequence[Scores],
+    confidence: float = 0.95,
 ) -> Membership:
     """Attack with the difficulty of each study taken out.
 
@@ -87,6 +91,8 @@ def difference_calibrated(
         Scores of the audited model.
     reference_forgotten, reference_unseen
         Scores of each never-seen reference on the same studies, in the same order.
+    confidence
+        Of the interval.
 
     Raises
     ------
@@ -96,6 +102,7 @@ def difference_calibrated(
     return membership(
         _minus_mean(model_forgotten, reference_forgotten),
         _minus_mean(model_unseen, reference_unseen),
+        confidence,
     )
 
 
