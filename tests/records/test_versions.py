@@ -196,6 +196,271 @@ def test_a_restore_publishes_retired_weights_once(registry: VersionRegistry) -> 
     registry.refuse_retired(sha(b"one"))
 
 
+# candidates
+
+
+def candidate(registry: VersionRegistry, content: bytes = b"new", **options: Any) -> VersionInfo:
+    return publish(registry, content, "unlearning", candidate=True, **options)
+
+
+def test_a_candidate_is_there_and_not_served(registry: VersionRegistry) -> None:
+    old = publish(registry, b"old")
+
+    info = candidate(registry, parent_sha256=old.sha256)
+
+    assert (info.version, info.state, info.unpromoted) == ("v0002", "candidate", True)
+    assert info.weights.read_bytes() == b"new"
+    assert registry.active() == old
+    assert not old.unpromoted
+    for name in ("v0002", info.sha256):
+        with pytest.raises(ConflictError, match=r"v0002 is a candidate that no audit.*Audit it"):
+            registry.activate(name)
+    assert states(registry) == {"v0001": "active", "v0002": "candidate"}
+
+
+def test_a_candidate_is_published_once(registry: VersionRegistry) -> None:
+    publish(registry, b"old")
+    first = candidate(registry)
+
+    assert candidate(registry) == first
+    with pytest.raises(ConflictError, match=r"v0002.*candidate"):
+        publish(registry, b"new", "unlearning")  # no way around the audit
+    assert publish(registry, b"newer", "unlearning", candidate=True).version == "v0003"
+    promoted = registry.promote("v0002")
+    assert candidate(registry) == promoted, "a killed run that is repeated after all"
+
+
+def test_a_first_version_can_be_a_candidate(registry: VersionRegistry) -> None:
+    candidate(registry)
+    assert registry.active() is None
+    assert registry.promote("v0001").state == "active"
+
+
+def test_a_digest_means_a_candidate_last(registry: VersionRegistry) -> None:
+    candidate(registry, b"same")
+    assert registry.get(sha(b"same")).version == "v0001"
+    publish(registry, b"same", "training")
+    assert registry.get(sha(b"same")).version == "v0002"
+    publish(registry, b"other")
+    registry.retire("v0002")
+    assert registry.get(sha(b"same")).version == "v0001", "and before a retired one"
+
+
+def test_a_promoted_candidate_is_served(registry: VersionRegistry) -> None:
+    publish(registry, b"old")
+    candidate(registry, details={"method": "erode_and_repair"})
+
+    info = registry.promote("v0002")
+
+    assert registry.active() == info
+    assert (info.state, info.unpromoted) == ("active", False)
+    assert info.details == {"method": "erode_and_repair"}
+    assert states(registry) == {"v0001": "available", "v0002": "active"}
+    assert registry.promote("v0002") == info, "a second time changes nothing"
+    registry.activate("v0001")
+    assert registry.promote("v0002") == info, "or points to it again"
+    registry.activate("v0001")
+    assert registry.activate("v0002") == info, "now a version like any other"
+
+
+def test_what_is_not_promoted(registry: VersionRegistry) -> None:
+    publish(registry, b"old")
+    publish(registry, b"other", "run-2", activate=False)
+    with pytest.raises(ConflictError, match=r"v0002 is no candidate.*activate"):
+        registry.promote("v0002")
+    candidate(registry)
+    registry.retire("v0003")
+    with pytest.raises(ConflictError, match=r"v0003.*retired"):
+        registry.promote("v0003")
+    changed = candidate(registry, b"newer")
+    changed.weights.write_bytes(b"never")
+    with pytest.raises(IntegrityError, match="v0004"):
+        registry.promote("v0004")
+    with pytest.raises(NotFoundError):
+        registry.promote("v0009")
+    assert states(registry) == {
+        "v0001": "active", "v0002": "available", "v0003": "retired", "v0004": "candidate",
+    }  # fmt: skip
+
+
+def test_a_discarded_candidate_loses_its_weights(registry: VersionRegistry) -> None:
+    publish(registry, b"old")
+    info = candidate(registry)
+
+    gone = registry.discard("v0002")
+
+    assert (gone.state, gone.weights_state, gone.unpromoted) == ("retired", "destroyed", True)
+    assert not info.weights.exists()
+    assert registry.discard("v0002") == gone, "a second time changes nothing"
+    with pytest.raises(ConflictError, match="discarded"):
+        registry.promote("v0002")
+    with pytest.raises(ConflictError, match="never served"):
+        registry.put_back("v0002", b"new")
+    with pytest.raises(ConflictError, match="retired"):
+        publish(registry, b"new", "training")
+    assert states(registry) == {"v0001": "active", "v0002": "retired"}
+
+
+def test_the_weights_of_a_discarded_candidate_may_be_audited_again(
+    registry: VersionRegistry,
+) -> None:
+    publish(registry, b"old")
+    candidate(registry)
+    registry.discard("v0002")
+
+    assert candidate(registry).version == "v0003"
+
+    publish(registry, b"training")
+    registry.retire("v0001")
+    with pytest.raises(ConflictError, match=r"v0001.*retired"):
+        candidate(registry, b"old")  # unlearning that changed nothing: what was retired is not new
+
+
+def test_only_candidates_are_discarded(registry: VersionRegistry) -> None:
+    publish(registry, b"old")
+    publish(registry, b"other", "run-2", activate=False)
+    candidate(registry)
+    registry.promote("v0003")
+    registry.activate("v0001")
+    for name in ("v0001", "v0002", "v0003"):
+        with pytest.raises(ConflictError, match=f"{name}.*no candidate"):
+            registry.discard(name)
+    registry.retire("v0003")
+    with pytest.raises(ConflictError, match="v0003"):
+        registry.discard("v0003")
+    assert all(v.weights.exists() for v in registry.versions())
+    candidate(registry, b"newer")
+    registry.retire("v0004")
+    assert registry.discard("v0004").weights_state == "destroyed", "retired first, never promoted"
+
+
+# weights that go, and come back
+
+
+def with_retired(registry: VersionRegistry) -> VersionInfo:
+    """Publish v0001, now retired, and v0002, now active."""
+    publish(registry, b"old", "run-1", details={"dice": 0.9})
+    publish(registry, b"new", "run-2")
+    return registry.retire("v0001")
+
+
+def test_only_the_weights_of_a_retired_version_are_destroyed(registry: VersionRegistry) -> None:
+    publish(registry, b"old")
+    publish(registry, b"other", activate=False)
+    candidate(registry)
+    for name, state in (("v0001", "active"), ("v0002", "available"), ("v0003", "candidate")):
+        with pytest.raises(ConflictError, match=f"{name} is {state}.*Retire it"):
+            registry.destroy_weights(name)
+        assert registry.get(name).weights.exists()
+
+
+@pytest.mark.parametrize(("sealed", "word"), [(True, "sealed"), (False, "destroyed")])
+def test_destroyed_weights_are_gone_and_the_manifest_stays(
+    registry: VersionRegistry, sealed: bool, word: str
+) -> None:
+    info = with_retired(registry)
+    assert info.weights_state == "here"
+
+    gone = registry.destroy_weights("v0001", sealed=sealed)
+
+    assert [p.name for p in sorted(info.path.iterdir())] == ["config.json", "manifest.json"]
+    assert (gone.state, gone.weights_state, gone.sha256) == ("retired", word, sha(b"old"))
+    assert gone.details == {"dice": 0.9}
+    assert registry.destroy_weights("v0001", sealed=sealed) == gone
+    with pytest.raises(ConflictError, match="retired"):
+        registry.activate("v0001")
+    with pytest.raises(ConflictError, match="retired"):
+        publish(registry, b"old", "run-1")
+
+
+def test_sealed_may_become_destroyed_and_never_the_other_way(registry: VersionRegistry) -> None:
+    with_retired(registry)
+    registry.destroy_weights("v0001", sealed=True)
+
+    assert registry.destroy_weights("v0001").weights_state == "destroyed"
+
+    with pytest.raises(ConflictError, match="no deposit"):
+        registry.destroy_weights("v0001", sealed=True)
+    with pytest.raises(ConflictError, match="for good"):
+        registry.put_back("v0001", b"old")
+
+
+def test_copies_that_a_kill_left_go_too(registry: VersionRegistry) -> None:
+    info = with_retired(registry)
+    (info.path / f".weights.safetensors.{'0' * 32}.part").write_bytes(b"old")
+    staging = registry.root / "versions" / ".staging-1"
+    staging.mkdir()
+    (staging / "weights.safetensors").write_bytes(b"old")
+
+    registry.destroy_weights("v0001")
+
+    assert [p for p in registry.root.rglob("*") if p.is_file() and p.read_bytes() == b"old"] == []
+
+
+@pytest.mark.parametrize("state", ["available", "retired"])
+def test_sealed_weights_come_back(registry: VersionRegistry, state: Any) -> None:
+    before = with_retired(registry)
+    registry.destroy_weights("v0001", sealed=True)
+
+    info = registry.put_back("v0001", b"old", state)
+
+    assert (info.state, info.weights_state) == (state, "here")
+    assert info.weights.read_bytes() == b"old"
+    assert registry.put_back("v0001", b"old", state) == info
+    assert states(registry)["v0002"] == "active", "served is what was served"
+    if state == "available":
+        assert registry.activate(before.sha256).version == "v0001"
+        assert registry.put_back("v0001", b"old").state == "active"
+        with pytest.raises(ConflictError, match="active"):
+            registry.put_back("v0001", b"old", "retired")
+        registry.refuse_retired(before.sha256)
+    else:
+        assert info == before
+
+
+def test_weights_that_were_kept_come_back_too(registry: VersionRegistry) -> None:
+    with_retired(registry).weights.write_bytes(b"damaged")
+    assert registry.put_back("v0001", b"old").weights.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("payload", [b"", b"new", b"old "])
+def test_other_bytes_do_not_come_back(registry: VersionRegistry, payload: bytes) -> None:
+    with_retired(registry)
+    gone = registry.destroy_weights("v0001", sealed=True)
+
+    with pytest.raises(IntegrityError, match="v0001"):
+        registry.put_back("v0001", payload)
+
+    assert registry.get("v0001") == gone
+    assert not gone.weights.exists()
+    with pytest.raises(InvalidInputError, match="candidate"):
+        registry.put_back("v0001", b"old", "candidate")  # type: ignore[arg-type]
+
+
+def test_manifests_from_before_say_nothing_of_weights(registry: VersionRegistry) -> None:
+    for content in (b"one", b"two"):
+        path = publish(registry, content, content.decode()).path / "manifest.json"
+        manifest = json.loads(path.read_text())
+        assert manifest.pop("weights") == "here"
+        path.write_text(json.dumps(manifest))
+
+    assert [(v.weights_state, v.unpromoted) for v in registry.versions()] == [("here", False)] * 2
+    registry.activate("v0001")
+    registry.retire("v0002")
+    assert registry.destroy_weights("v0002", sealed=True).weights_state == "sealed"
+    assert registry.put_back("v0002", b"two").state == "available"
+
+
+@pytest.mark.parametrize("change", [{"state": "served"}, {"weights": "lost"}, {"state": []}])
+def test_a_manifest_with_unknown_words_is_named(
+    registry: VersionRegistry, change: dict[str, Any]
+) -> None:
+    path = publish(registry, b"one").path / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(IntegrityError, match="v0001"):
+        registry.versions()
+
+
 # damage
 
 
@@ -299,7 +564,12 @@ class Failure(BaseException):
     """Neither an error that code handles, nor one that pytest knows."""
 
 
-def fail_at(monkeypatch: pytest.MonkeyPatch, index: int, *, after: bool) -> list[str]:
+ORDER = ("replace", "rename", "fsync")
+
+
+def fail_at(
+    monkeypatch: pytest.MonkeyPatch, index: int, *, after: bool, names: tuple[str, ...] = ORDER
+) -> list[str]:
     """Make the call number ``index`` of those that touch the disk's order fail."""
     calls: list[str] = []
 
@@ -318,7 +588,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, index: int, *, after: bool) -> list
 
         monkeypatch.setattr(os, name, call)
 
-    for name in ("replace", "rename", "fsync"):
+    for name in names:
         wrap(name)
     return calls
 
@@ -394,8 +664,8 @@ import os, shutil, sys
 from pathlib import Path
 from segunlearn.records.versions import VersionRegistry
 
-folder = Path(sys.argv[1])
-for number in range(10_000):
+folder, every = Path(sys.argv[1]), int(sys.argv[3])
+for number in range(0, 10_000, every):
     root = folder / f"{number:05d}"
     shutil.copytree(folder / "before", root)
     child = os.fork()
@@ -412,10 +682,16 @@ for number in range(10_000):
                 lines += 1
             return trace
         sys.settrace(trace)
-        VersionRegistry(root / "model").publish(
-            root / "new.safetensors", {"name": "segmentation", "labels": ["liver"]},
-            parent_sha256=None, run_id="run-2",
-        )
+        registry = VersionRegistry(root / "model")
+        if sys.argv[2] == "publish":
+            registry.publish(
+                root / "new.safetensors", {"name": "segmentation", "labels": ["liver"]},
+                parent_sha256=None, run_id="run-2",
+            )
+        else:
+            registry.promote("v0002")
+            registry.retire("v0001")
+            registry.destroy_weights("v0001", sealed=True)
         sys.settrace(None)
         os._exit(0)
     if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
@@ -429,7 +705,9 @@ def test_killed_at_any_line_it_serves_the_old_or_the_new_version(tmp_path: Path)
     (tmp_path / "before" / "new.safetensors").write_bytes(b"new")
 
     subprocess.run(
-        [sys.executable, "-c", KILLED_AT_EVERY_LINE, str(tmp_path)], check=True, timeout=120
+        [sys.executable, "-c", KILLED_AT_EVERY_LINE, str(tmp_path), "publish", "1"],
+        check=True,
+        timeout=120,
     )
 
     roots = sorted(p for p in tmp_path.iterdir() if p.name != "before")
@@ -445,6 +723,105 @@ def test_killed_at_any_line_it_serves_the_old_or_the_new_version(tmp_path: Path)
         killed = VersionRegistry(root / "model")
         assert publish(killed, b"new", "run-2").version == "v0002", "no lock is left held"
         assert not list(killed.root.rglob(".staging-*"))
+
+
+#: What a run does with versions after its audit, or a restore: (prepare, do, the result's states)
+STEPS: dict[str, tuple[Any, Any, tuple[str, str, str, str]]] = {
+    "promote": (
+        lambda r: (publish(r, b"old", "run-1"), candidate(r)),
+        lambda r: r.promote("v0002"),
+        ("available", "here", "active", "here"),
+    ),
+    "discard": (
+        lambda r: (publish(r, b"old", "run-1"), candidate(r)),
+        lambda r: r.discard("v0002"),
+        ("active", "here", "retired", "destroyed"),
+    ),
+    "seal": (
+        with_retired,
+        lambda r: r.destroy_weights("v0001", sealed=True),
+        ("retired", "sealed", "active", "here"),
+    ),
+    "put_back": (
+        lambda r: (with_retired(r), r.destroy_weights("v0001", sealed=True)),
+        lambda r: r.put_back("v0001", b"old"),
+        ("available", "here", "active", "here"),
+    ),
+}
+
+
+def check_consistent(registry: VersionRegistry) -> None:
+    """Exactly one whole version is served, and no manifest says too little of its weights."""
+    active = registry.active()
+    assert active is not None
+    assert file_sha256(active.weights) == active.sha256
+    stored = json.loads((active.path / "manifest.json").read_text())
+    assert stored["state"] == "available", "never a candidate or a retired one"
+    for info in registry.versions():
+        if info.weights.exists():
+            assert file_sha256(info.weights) == info.sha256, "never half-written"
+        if info.state in ("active", "available", "candidate"):
+            assert info.weights_state == "here"
+            assert info.weights.exists()
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("step", STEPS)
+def test_each_step_that_is_stopped_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, after: bool
+) -> None:
+    prepare, do, wanted = STEPS[step]
+    for index in range(30):
+        registry = VersionRegistry(tmp_path / f"{index}" / "model")
+        prepare(registry)
+        with monkeypatch.context() as patch:
+            fail_at(patch, index, after=after, names=(*ORDER, "unlink"))
+            try:
+                do(registry)
+                break
+            except Failure:
+                pass
+        check_consistent(registry)
+        if step in ("discard", "seal"):
+            for info in registry.versions():
+                assert info.weights_state == "here" or not info.weights.exists()
+        do(registry)
+        found = [(v.state, v.weights_state) for v in registry.versions()]
+        assert tuple(word for pair in found for word in pair) == wanted
+        check_consistent(registry)
+    assert index >= 5, "the calls were seen"
+
+
+def test_killed_while_promoting_and_sealing_the_old(tmp_path: Path) -> None:
+    registry = VersionRegistry(tmp_path / "before" / "model")
+    publish(registry, b"old", "run-1")
+    candidate(registry)
+
+    subprocess.run(
+        [sys.executable, "-c", KILLED_AT_EVERY_LINE, str(tmp_path), "replace", "3"],
+        check=True,
+        timeout=120,
+    )
+
+    stages = []
+    for root in sorted(p for p in tmp_path.iterdir() if p.name != "before"):
+        killed = VersionRegistry(root / "model")
+        check_consistent(killed)
+        old, new = killed.versions()
+        order = [
+            (old.state, new.state),
+            (old.state == "retired", not old.weights.exists(), old.weights_state),
+        ]
+        if order not in stages:
+            stages.append(order)
+    assert stages == [
+        [("active", "candidate"), (False, False, "here")],
+        [("active", "available"), (False, False, "here")],
+        [("available", "active"), (False, False, "here")],
+        [("retired", "active"), (True, False, "here")],
+        [("retired", "active"), (True, True, "here")],
+        [("retired", "active"), (True, True, "sealed")],
+    ], "every stage was met, in this order and no other"
 
 
 PUBLISHER = """
