@@ -95,6 +95,19 @@ def test_a_candidate_with_a_parent_is_not_exact(site: Site) -> None:
     assert choice.saw == {parent.sha256, child.sha256}
 
 
+@pytest.mark.parametrize("discarded", [False, True])
+def test_what_no_audit_passed_is_no_original(site: Site, discarded: bool) -> None:
+    weights = site.home.scratch() / "candidate.safetensors"
+    weights.write_bytes(b"made by unlearning, and in no ledger")
+    options: dict[str, Any] = {"parent_sha256": None, "run_id": "f" * 32, "candidate": True}
+    made = site.registry.publish(weights, task.CONFIG.to_json(), **options)
+    if discarded:
+        site.registry.discard(made.version)
+    site.publish(4, site.retain)
+    choice = chosen(site)
+    assert (choice.candidate.version, choice.original.version) == ("v0004", "v0001")
+
+
 def test_a_candidate_that_used_the_studies_is_not_exact(site: Site) -> None:
     site.publish(3, [*site.retain, site.forget[0]])
     with_one = chosen(site, original="v0001")

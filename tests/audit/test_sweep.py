@@ -69,6 +69,20 @@ def test_every_version_is_told_by_the_digest_of_its_weights(tmp_path: Path) -> N
     }
 
 
+def test_sealed_weights_are_not_called_destroyed(tmp_path: Path) -> None:
+    registry = VersionRegistry(tmp_path / "models" / "segmentation")
+    for name in (b"saw it", b"saw it too", b"unlearned"):
+        put(tmp_path / "w.safetensors", name)
+        registry.publish(tmp_path / "w.safetensors", {}, parent_sha256=None, run_id=name.hex())
+    for version in ("v0001", "v0002"):
+        registry.retire(version)
+        registry.destroy_weights(version, sealed=version == "v0002")
+    places = {p.where[-5:]: p for p in look(tmp_path) if p.kind == "version"}
+    assert (places["v0001"].state, places["v0002"].state) == ("absent", "sealed")
+    assert "destroyed" in places["v0001"].words
+    assert "deposit" in places["v0002"].words
+
+
 def test_leftovers_are_open_until_they_are_gone(tmp_path: Path) -> None:
     put(tmp_path / "runs" / "r1" / "checkpoint" / "optimiser.safetensors")
     put(tmp_path / "runs" / "r1" / "best.pt")

@@ -116,7 +116,7 @@ def find_original(
         versions = registry.versions()
         earlier = versions[: [v.version for v in versions].index(after.version)][::-1]
         parents = [v for v in earlier if v.sha256 == after.parent_sha256]
-        tried = parents or earlier
+        tried = parents or [v for v in earlier if not v.unpromoted]
     if not tried:
         raise NotFoundError(
             f"there is no version before {after.version} to compare with. Name the original."

@@ -125,6 +125,8 @@ class _Look:
     def _version(self, model: str, info: VersionInfo) -> Place:
         where = f"models/{model}/versions/{info.version}"
         digest = file_sha256(info.weights) if info.weights.is_file() else info.sha256
+        if not info.weights.is_file() and info.weights_state == "sealed":
+            return Place("version", where, "sealed", "a deposit holds it; its keys decide over it.")
         if not info.weights.is_file():
             return Place("version", where, "absent", "its weights were destroyed.")
         if digest in self.without:
