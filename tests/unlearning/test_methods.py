@@ -35,6 +35,8 @@ SHORT = {
     "retrain": {"epochs": 1},
     "erode_and_repair": {"epochs": 1},
     "erode_and_repair_lora": {"epochs": 1},
+    "erase_to_retain": {"steps": 2, "head_steps": 1},
+    "erase_to_retain_released": {"epochs": 1, "batch_size": 10},
     "scrub": {"rounds": 2, "max_rounds": 1, "max_steps": 1, "min_steps": 1},
 }
 

@@ -182,6 +182,17 @@ def dice_ce(network: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> tor
 _LOSS = make_loss()
 
 
+def dice_ce_of(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """Compute the same from logits ``(B, K, ...)`` and labels ``(B, 1, ...)``."""
+    return cast(torch.Tensor, _LOSS(logits, label.to(logits.device)))
+
+
+def sample_losses(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """Compute the same for each sample of the batch alone, ``(B,)``."""
+    label = label.to(logits.device)
+    return torch.stack([_LOSS(x[None], y[None]) for x, y in zip(logits, label, strict=True)])
+
+
 def distillation(
     student: torch.Tensor, teacher: torch.Tensor, temperature: float = 2.0
 ) -> torch.Tensor:

@@ -220,14 +220,17 @@ class Draw:
         self._batch_size, self._foreground = batch_size, foreground
         self._rng = np.random.default_rng(seed)
         self._order: list[int] = []
+        #: Which studies the last batch is of, by their number in ``studies``.
+        self.last: tuple[int, ...] = ()
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Images ``(B, C, X, Y[, Z])`` float32 and labels ``(B, 1, X, Y[, Z])`` int64."""
-        images, labels = [], []
+        images, labels, drawn = [], [], []
         for _ in range(self._batch_size):
             if not self._order:
                 self._order = self._rng.permutation(len(self._studies)).tolist()
-            study = self._studies[self._order.pop()]
+            drawn.append(self._order.pop())
+            study = self._studies[drawn[-1]]
             image, label = sample_patch(
                 study.image,
                 study.label,
@@ -239,4 +242,5 @@ class Draw:
             )
             images.append(image)
             labels.append(label[None])
+        self.last = tuple(drawn)
         return torch.stack(images), torch.stack(labels)

@@ -1,0 +1,260 @@
+"""Where a forget set is brought to, and what is held meanwhile: terms that methods share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from segunlearn.errors import InvalidInputError
+from segunlearn.networks import ModelConfig
+from segunlearn.training.augmentation import sample_patch
+from segunlearn.unlearning.loop import (
+    device_of,
+    dice_ce_of,
+    distillation,
+    frozen,
+    sample_losses,
+)
+from segunlearn.unlearning.sets import Draw, SetName, Study, UnlearningSets
+
+Retain = Literal["stored", "none"]
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+#: Patches by which a study larger than one patch is scored.
+_PATCHES_OF_A_STUDY = 4
+_SCORED_TOGETHER = 8
+
+
+def study_losses(
+    network: nn.Module, studies: Sequence[Study], config: ModelConfig, seed: int = 0
+) -> torch.Tensor:
+    """Soft Dice plus cross-entropy of each study, ``(N,)``.
+
+    Of a study larger than one patch: the mean over four patches, drawn as for training.
+    """
+    whole = all(tuple(s.label.shape) == config.patch_size for s in studies)
+    each = 1 if whole else _PATCHES_OF_A_STUDY
+    rng = np.random.default_rng(seed)
+    samples = [
+        sample_patch(s.image, s.label, s.foreground, config, 0.67, None, rng)
+        for s in studies
+        for _ in range(each)
+    ]
+    losses, device = [], device_of(network)
+    with torch.no_grad():
+        for first in range(0, len(samples), _SCORED_TOGETHER):
+            some = samples[first : first + _SCORED_TOGETHER]
+            image = torch.stack([image for image, _ in some]).to(device)
+            label = torch.stack([label[None] for _, label in some])
+            losses.append(sample_losses(network(image), label).cpu())
+    return torch.cat(losses).reshape(len(studies), each).mean(dim=1)
+
+
+def unseen_levels(forget: torch.Tensor, unseen: torch.Tensor) -> torch.Tensor:
+    r"""Give each forgotten study the loss of an unseen one of the same rank.
+
+    The study with rank r of n gets the quantile :math:`(r + 1/2) / n` of the unseen losses, linear
+    between them.
+
+    Parameters
+    ----------
+    forget, unseen
+        Losses of the original, ``(N,)`` and ``(M,)``.
+
+    Examples
+    --------
+    >>> unseen_levels(torch.tensor([0.3, 0.1]), torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])).tolist()
+    [4.0, 2.0]
+    """
+    ranks = forget.argsort().argsort()
+    return torch.quantile(unseen.double(), (ranks + 0.5).double() / len(forget)).to(forget.dtype)
+
+
+def renormalised_logits(logits: torch.Tensor, structure: int) -> torch.Tensor:
+    r"""Logits whose softmax is :math:`p'(k) = p(k) / (1 - p(c))`, :math:`p'(c) = 0`.
+
+    Parameters
+    ----------
+    logits
+        ``(B, K, ...)``.
+    structure
+        c.
+    """
+    index = torch.tensor([structure], device=logits.device)
+    return logits.index_fill(1, index, -math.inf)
+
+
+def withdrawal_loss(student: torch.Tensor, teacher: torch.Tensor, structure: int) -> torch.Tensor:
+    r"""Divergence :math:`KL(p' \| p_s)` from the teacher without the structure.
+
+    Mean over the voxels that the teacher gives to the structure, and mean over the others, half
+    each, so that a small organ counts.
+
+    Parameters
+    ----------
+    student, teacher
+        Logits ``(B, K, ...)``.
+    """
+    log_target = functional.log_softmax(renormalised_logits(teacher, structure), dim=1)
+    target = log_target.exp()
+    log_target = log_target.masked_fill(target == 0, 0.0)  # 0 log 0 is 0
+    divergence = (target * (log_target - functional.log_softmax(student, dim=1))).sum(dim=1)
+    inside = teacher.argmax(dim=1) == structure
+    parts = [divergence[where] for where in (inside, ~inside) if bool(where.any())]
+    return torch.stack([part.mean() for part in parts]).mean()
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Of the terms; see ``CalibratedSettings`` for their meaning."""
+
+    up: float
+    back: float
+    retain: float
+    calibration: float
+    noise: float = 0.0
+
+
+class Terms:
+    """Successive batches of S, R and C, and their terms of a loss.
+
+    Parameters
+    ----------
+    original
+        Gives the targets.
+    sets
+        R may be empty.
+    structure
+        Label value to withdraw; 0: study mode.
+    weights
+        Of the terms.
+    batch_size
+        Patches of each set in a step.
+    seed
+        Of the batches.
+    """
+
+    def __init__(
+        self,
+        original: nn.Module,
+        sets: UnlearningSets,
+        structure: int,
+        weights: Weights,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.teacher, self.structure, self.weights = frozen(original), structure, weights
+        self._forget = Draw(sets.forget, sets.config, batch_size, seed)
+        self._others = {
+            name: Draw(studies, sets.config, batch_size, seed + 1 + i)
+            for i, (name, studies) in enumerate(
+                {"retain": sets.retain, "calibration": sets.calibration}.items()
+            )
+            if studies
+        }
+        self._generator = torch.Generator().manual_seed(seed)
+        self._harm: list[float] = []
+        if structure == 0:
+            unseen = study_losses(self.teacher, sets.calibration, sets.config, seed)
+            self.losses = study_losses(self.teacher, sets.forget, sets.config, seed)
+            self.levels = unseen_levels(self.losses, unseen)
+            self._seen = torch.zeros(len(sets.forget), dtype=torch.bool)
+
+    def next_forget(self) -> Batch:
+        """Images and labels of S; :meth:`forget` is about the last ones drawn."""
+        return self._forget.next()
+
+    def forget(self, logits: torch.Tensor, batch: Batch, part: slice = slice(None)) -> torch.Tensor:
+        r"""Term of the forget set for the last batch, or a part of it.
+
+        Study mode, for each study with loss l and level q:
+        :math:`a \, relu(q - l) + b \, relu(l - q)`. Structure mode: :func:`withdrawal_loss`.
+
+        Parameters
+        ----------
+        logits
+            Of the student, ``(B, K, ...)``, possibly under attack.
+        batch
+            The images and labels of these logits, unattacked.
+        part
+            Which of the batch that was drawn.
+        """
+        if self.structure:
+            with torch.no_grad():
+                target = self.teacher(batch[0].to(logits.device))
+            return withdrawal_loss(logits, target, self.structure)
+        losses = sample_losses(logits, batch[1])
+        level = self.levels[list(self._forget.last[part])].to(losses)
+        away = self.weights.up * functional.relu(level - losses)
+        return (away + self.weights.back * functional.relu(losses - level)).mean()
+
+    def note(self, logits: torch.Tensor, batch: Batch) -> None:
+        """Remember the losses of the last forget batch, for :meth:`reached`."""
+        if self.structure == 0:
+            drawn = list(self._forget.last)
+            self.losses[drawn] = sample_losses(logits.detach(), batch[1]).cpu()
+            self._seen[drawn] = True
+
+    def kept(self, student: nn.Module) -> torch.Tensor:
+        """Terms of R (loss and distillation) and of C (distillation), next batches."""
+        device = device_of(student)
+        total = torch.zeros((), device=device)
+        for name, draw in self._others.items():
+            image, label = draw.next()
+            if self.weights.noise:
+                noise = torch.randn(image.shape, generator=self._generator)
+                image = image + self.weights.noise * noise
+            image = image.to(device)
+            with torch.no_grad():
+                target = self.teacher(image)
+            logits = student(image)
+            if self.structure:
+                term = withdrawal_loss(logits, target, self.structure)
+            else:
+                term = distillation(logits, target)
+            if name == "calibration":
+                total = total + self.weights.calibration * term
+                harm = sample_losses(logits.detach(), label) - sample_losses(target, label)
+                self._harm.append(float(harm.mean()))
+            else:
+                # the labels of R still hold a structure that is withdrawn
+                loss = 0.0 if self.structure else dice_ce_of(logits, label)
+                total = total + self.weights.retain * (term + loss)
+        return total
+
+    def reached(self, tolerance: float, recent: int = 3) -> bool:
+        """Whether S is at its levels and C where it was, by the last losses; in study mode."""
+        if self.structure or not bool(self._seen.all()):
+            return False
+        short = float((self.levels - self.losses).mean())
+        harm = float(np.mean(self._harm[-recent:])) if self._harm else 0.0
+        return short <= tolerance and harm <= tolerance
+
+
+def reads(settings: object) -> tuple[SetName, ...]:
+    """Name the sets that are read with ``settings.retain``."""
+    stored = getattr(settings, "retain", "stored") == "stored"
+    return ("forget", "retain", "calibration") if stored else ("forget", "calibration")
+
+
+def check_common(structure: int, retain: str, warm_up: float = 0.0) -> None:
+    """Refuse settings that make no sense.
+
+    Raises
+    ------
+    InvalidInputError
+        As said.
+    """
+    if structure < 0:
+        raise InvalidInputError(f"structure is {structure}; 0 is study mode, else a label value.")
+    if retain not in ("stored", "none"):
+        raise InvalidInputError(f"retain is {retain!r}, must be 'stored' or 'none'.")
+    if not 0 <= warm_up <= 1:
+        raise InvalidInputError(f"warm_up is {warm_up}, must be in [0, 1].")
