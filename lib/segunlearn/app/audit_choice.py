@@ -325,7 +325,7 @@ def _provenance(
     gone = {c.series for c in forgotten} | {c.study for c in forgotten}
     taught = [c for c in lineage if c.role in TAUGHT]
     exact = (
-        row.kind == "train"
+        row.kind in ("train", "unlearn")
         and row.outcome == "done"
         and row.parent_sha256 is None
         and not any(c.series in gone or c.study in gone for c in lineage)

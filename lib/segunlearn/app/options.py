@@ -148,6 +148,22 @@ class Home:
         return self.root / "audit.key"
 
     @property
+    def unlearning(self) -> Path:
+        """Journals of unlearning, restoring and purging under way, and their candidates."""
+        return self.root / "unlearning"
+
+    @property
+    def deposits(self) -> Path:
+        """Sealed old weights; see ``segunlearn.adapters.deposit``."""
+        return self.root / "deposits"
+
+    @property
+    def keys(self) -> Path:
+        """Keys of the deposits; SEGUNLEARN_KEYS puts them on another disk than the models."""
+        place = os.environ.get("SEGUNLEARN_KEYS")
+        return _path(place) if place else self.root / "keys"
+
+    @property
     def cache(self) -> Path:
         """Converted images and labels; may be deleted at any time."""
         return self.root / "cache"

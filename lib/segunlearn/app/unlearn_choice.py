@@ -1,0 +1,222 @@
+"""Which requests an unlearning is about, and what has to be done for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from segunlearn.app.audit_choice import Choice, choose
+from segunlearn.app.audit_targets import TAUGHT, People, Targets, version_of
+from segunlearn.app.options import Home
+from segunlearn.app.records import Records
+from segunlearn.app.unlearn_order import UnlearnOrder
+from segunlearn.app.unlearn_reach import versions_that_know
+from segunlearn.audit.policy import Level
+from segunlearn.cases import Case
+from segunlearn.errors import ConflictError, InvalidInputError
+from segunlearn.records.forget_requests import ForgetRequest
+from segunlearn.records.forget_states import LEVELS
+from segunlearn.records.ledger import Ledger, LedgerCase
+from segunlearn.records.targets import person_name
+from segunlearn.records.versions import VersionInfo, VersionRegistry
+
+#: States in which a request may be worked on.
+OPEN = ("approved", "working", "refused")
+_PAGE = 500
+
+
+@dataclass(frozen=True)
+class UnlearnChoice:
+    """What is to be done.
+
+    Parameters
+    ----------
+    original
+        The version that is unlearned from; None when no request needs it.
+    sets
+        Who is in which set, as the audit will choose them; None likewise.
+    requests
+        About what the served model knows.
+    elsewhere
+        Requests about what only older versions know: these are sealed, nothing is unlearned.
+    never
+        Requests about what no recorded run of any model used.
+    know
+        Versions that know what is forgotten.
+    level
+        To reach.
+    needed
+        Highest level that the requests need.
+    """
+
+    original: VersionInfo | None
+    sets: Choice | None
+    requests: tuple[ForgetRequest, ...]
+    elsewhere: tuple[ForgetRequest, ...]
+    never: tuple[ForgetRequest, ...]
+    know: tuple[VersionInfo, ...]
+    level: Level
+    needed: Level
+
+    @property
+    def interim(self) -> bool:
+        """Whether what is reached is served, but fulfils nothing."""
+        return LEVELS.index(self.level) < LEVELS.index(self.needed)
+
+
+def choose_unlearning(
+    order: UnlearnOrder,
+    home: Home,
+    records: Records,
+    registry: VersionRegistry,
+    cases: Sequence[Case],
+) -> UnlearnChoice:
+    """Sort the requests and choose the sets; nothing is changed.
+
+    Parameters
+    ----------
+    order
+        What is asked for.
+    home, records, registry
+        Of the installation.
+    cases
+        Every labelled case at hand, those marked for forgetting too.
+
+    Raises
+    ------
+    ConflictError
+        Nothing is approved, or a named request is in another state.
+    NotFoundError
+        No such request, or no version to unlearn from.
+    InvalidInputError, LabelError
+        A structure is named; or the sets cannot be made, see ``audit_choice.choose``.
+    """
+    asked = _asked(order, records)
+    never, elsewhere, known = [], [], []
+    active = version_of(registry, "")
+    served = versions_that_know_cases(home, records, registry, asked)
+    for request, cases_, versions in served:
+        if not cases_:
+            never.append(request)
+        elif active.version in {v.version for v in versions} or request.reached != "none":
+            known.append(request)
+        else:
+            elsewhere.append(request)
+    needed = _highest(r.needed for r in asked)
+    know = {v.version: v for _, _, versions in served for v in versions}
+    original, sets = None, None
+    if known:
+        original = _original(registry, active, known, served)
+        ids = tuple(r.request_id for r in known)
+        sets = choose(
+            records, registry, cases, candidate=original.version, original=original.version,
+            targets=Targets(requests=ids),
+        )  # fmt: skip
+    return UnlearnChoice(
+        original=original,
+        sets=sets,
+        requests=tuple(known),
+        elsewhere=tuple(elsewhere),
+        never=tuple(never),
+        know=tuple(know[v] for v in sorted(know, key=lambda n: int(n[1:]))),
+        level=order.level_for(needed),
+        needed=needed,
+    )
+
+
+def versions_that_know_cases(
+    home: Home, records: Records, registry: VersionRegistry, requests: Sequence[ForgetRequest]
+) -> list[tuple[ForgetRequest, list[LedgerCase], list[VersionInfo]]]:
+    """For each request: its cases in the ledger, and the versions that know one of them."""
+    found = []
+    for request in requests:
+        cases = ledger_cases(records.ledger, request)
+        series = {c.series for c in cases}
+        know = versions_that_know(home, records, registry, series) if series else []
+        found.append((request, cases, know))
+    return found
+
+
+def ledger_cases(ledger: Ledger, request: ForgetRequest) -> list[LedgerCase]:
+    """Cases of a request's target that taught a version of any model; each series once."""
+    target = request.target
+    name = person_name(target.id, target.issuer) if target.kind == "patient" else target.id
+    by = {"patient": "person"}.get(target.kind, target.kind)
+    found: dict[str, LedgerCase] = {}
+    for sighting in ledger.versions_that_saw(**{by: name}):
+        if not sighting.direct:
+            continue  # an ancestor read it, and is among the sightings itself
+        for case in ledger.lineage_cases(sighting.version_sha256):
+            if case.role in TAUGHT and _is_of(request, case):
+                found.setdefault(case.series, case)
+    return list(found.values())
+
+
+def _is_of(request: ForgetRequest, case: LedgerCase) -> bool:
+    target = request.target
+    if target.kind == "patient":
+        return case.person in People([person_name(target.id, target.issuer)])
+    return bool(getattr(case, target.kind) == target.id)
+
+
+def _asked(order: UnlearnOrder, records: Records) -> list[ForgetRequest]:
+    if order.requests:
+        asked = [records.forget_set.get(r) for r in dict.fromkeys(order.requests)]
+        for request in asked:
+            if request.state not in OPEN:
+                raise ConflictError(
+                    f"forget request {request.request_id} is {request.state}; only approved ones "
+                    "are worked on." + _advice(request.state)
+                )
+    else:
+        asked, offset = [], 0
+        while page := records.forget_set.list(
+            states=("approved", "working"), limit=_PAGE, offset=offset
+        ):
+            asked += [r for r in page if r.target.kind != "structure"]
+            offset += len(page)
+        if not asked:
+            raise ConflictError(
+                "no forget request is approved, so there is nothing to unlearn. Approve one "
+                "(segunlearn forget approve), or name a refused one to try it again."
+            )
+    structures = [r for r in asked if r.target.kind == "structure"]
+    if structures:
+        raise InvalidInputError(
+            f"forget request {structures[0].request_id} is about a structure; this takes studies "
+            "and people out. Train again without the label (segunlearn train --again)."
+        )
+    return asked
+
+
+def _advice(state: str) -> str:
+    if state in ("requested", "proposed"):
+        return " Approve it first (segunlearn forget approve)."
+    if state == "fulfilled":
+        return " It can be restored or purged."
+    return ""
+
+
+def _original(
+    registry: VersionRegistry,
+    active: VersionInfo,
+    known: Sequence[ForgetRequest],
+    served: Sequence[tuple[ForgetRequest, list[LedgerCase], list[VersionInfo]]],
+) -> VersionInfo:
+    """Find the version to unlearn from: not one that only hides what is to be forgotten."""
+    version = active
+    hidden = {r.request_id for r in known if r.reached != "none"}
+    while hidden and version.details.get("hides") and version.parent_sha256:
+        version = registry.get(version.parent_sha256)
+    knowing = {v.version for r, _, vs in served if r in known for v in vs}
+    if version.version not in knowing:
+        raise InvalidInputError(
+            f"{version.version} knows nothing of what is to be forgotten, though the requests say "
+            "so. Run 'segunlearn ledger verify'."
+        )
+    return version
+
+
+def _highest(levels: object) -> Level:
+    found = max(levels, key=LEVELS.index)  # type: ignore[call-overload]
+    return found  # type: ignore[no-any-return]

@@ -1,0 +1,217 @@
+"""Making a candidate: a method of ``unlearning.METHODS`` on the studies, or a training again."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from torch import nn
+
+from segunlearn.app.audit_choice import Choice
+from segunlearn.app.audit_references import reference_settings
+from segunlearn.app.records import Records
+from segunlearn.app.unlearn_order import UnlearnOrder
+from segunlearn.cases import Case
+from segunlearn.errors import CancelledError, IntegrityError, InvalidInputError
+from segunlearn.inference import choose_device
+from segunlearn.networks import load_weights, save_weights
+from segunlearn.records.runs import Progress
+from segunlearn.training import train
+from segunlearn.unlearning import METHODS, Study, UnlearningSets, studies_of, unlearn
+from segunlearn.unlearning.erode_and_repair_lora import repaired
+from segunlearn.unlearning.erosion import restore_from
+
+#: Method whose candidate leads back to the original by a small deposit.
+SMALL: Final = "erode_and_repair_lora"
+_HEADER: Final = struct.Struct("<32sd")
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a method made.
+
+    Parameters
+    ----------
+    weights
+        Safetensors file.
+    sha256
+        Of it.
+    settings
+        As used; without the key, which belongs under seal.
+    seed
+        Of the random choices.
+    read
+        Number of studies by set.
+    cpu_seconds
+        Process time.
+    roles
+        Cases by their role in the ledger.
+    deposit
+        Bytes that lead back to the original, see :func:`original_from`; empty: keep its weights.
+    exact
+        It cannot depend on the forget set.
+    """
+
+    weights: Path
+    sha256: str
+    settings: dict[str, Any]
+    seed: int
+    read: dict[str, int]
+    cpu_seconds: float
+    roles: dict[str, tuple[Case, ...]]
+    deposit: bytes = b""
+    exact: bool = False
+
+
+def make(
+    name: str,
+    order: UnlearnOrder,
+    sets: Choice,
+    records: Records,
+    folder: Path,
+    report: Callable[[Progress], None],
+    cancel: Callable[[], bool],
+) -> Made:
+    """Run a method on the studies of a choice.
+
+    Parameters
+    ----------
+    name
+        Key of ``METHODS``.
+    order
+        Settings that differ, device, seed.
+    sets
+        Original and sets.
+    records
+        For the settings of the original's training.
+    folder
+        Where the weights and, while they are made, checkpoints are written.
+    report, cancel
+        Progress, and whether to stop.
+
+    Raises
+    ------
+    InvalidInputError
+        The settings are wrong, or a set that the method reads is empty.
+    CancelledError
+        ``cancel`` said so.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if name == "retrain":
+        return _retrained(order, sets, records, folder, report, cancel)
+    method = METHODS[name]
+    settings = _settings(name, order)
+    reads = method.reads_with(settings)
+    members: dict[str, tuple[Case, ...]] = {str(n): tuple(getattr(sets, n)) for n in reads}
+    studies = _read(members, sets, report, cancel)
+    given = UnlearningSets(sets.config, **studies)
+    device = choose_device(order.device)
+    original = load_weights(sets.original.weights, sets.config, sets.original.sha256)
+    weights = folder / "candidate.safetensors"
+    started, deposit = time.process_time(), b""
+    if name == SMALL:
+        found = repaired(original.to(device), given, settings, report, cancel)
+        digest = save_weights(found.network.cpu(), weights)
+        deposit = _HEADER.pack(bytes.fromhex(found.key), found.keep) + found.deposit.to_bytes()
+    else:
+        made = unlearn(name, original.to(device), given, settings, report, cancel)
+        digest = save_weights(made.network.cpu(), weights)
+    used = {k: v for k, v in dataclasses.asdict(settings).items() if k != "key"}
+    return Made(
+        weights, digest, used, int(used.get("seed", 0)), {n: len(s) for n, s in studies.items()},
+        time.process_time() - started, members, deposit,
+    )  # fmt: skip
+
+
+def original_from(deposit: bytes, candidate: nn.Module, folder: Path) -> bytes:
+    """Bytes of the original's weights, from a deposit and the weights that replaced them.
+
+    Raises
+    ------
+    IntegrityError
+        The deposit is damaged, or belongs to other weights.
+    """
+    if len(deposit) <= _HEADER.size:
+        raise IntegrityError("the deposit is too short to lead anywhere; it was damaged.")
+    key, keep = _HEADER.unpack_from(deposit)
+    network = restore_from(candidate, deposit[_HEADER.size :], key.hex(), keep)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"original-{secrets.token_hex(8)}.safetensors"
+    try:
+        save_weights(network, path)
+        return path.read_bytes()
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _settings(name: str, order: UnlearnOrder) -> Any:
+    known = {f.name for f in dataclasses.fields(METHODS[name].settings)}
+    values = dict(order.settings)
+    if unknown := sorted(set(values) - known):
+        raise InvalidInputError(
+            f"{name} has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}."
+        )
+    if "key" in known:
+        values["key"] = secrets.token_hex(32)
+    if "seed" in known:
+        values.setdefault("seed", order.seed)
+    if order.retain == "none":
+        if "retain" not in known:
+            raise InvalidInputError(
+                f"{name} cannot do without the retain set; choose another method or retain=stored."
+            )
+        values["retain"] = "none"
+    try:
+        return METHODS[name].settings(**values)
+    except TypeError as error:
+        raise InvalidInputError(f"a setting of {name} has the wrong type ({error}).") from error
+
+
+def _read(
+    members: dict[str, tuple[Case, ...]],
+    sets: Choice,
+    report: Callable[[Progress], None],
+    cancel: Callable[[], bool],
+) -> dict[str, tuple[Study, ...]]:
+    total, done = sum(map(len, members.values())), 0
+    found: dict[str, tuple[Study, ...]] = {}
+    for name, cases in members.items():
+        studies: list[Study] = []
+        for case in cases:
+            if cancel():
+                raise CancelledError("the unlearning was stopped while studies were read.")
+            studies += studies_of([case], sets.config)
+            done += 1
+            report(Progress("read studies", done, total))
+        found[name] = tuple(studies)
+    return found
+
+
+def _retrained(
+    order: UnlearnOrder,
+    sets: Choice,
+    records: Records,
+    folder: Path,
+    report: Callable[[Progress], None],
+    cancel: Callable[[], bool],
+) -> Made:
+    """Train as the original was, without the forgotten; a stopped one goes on."""
+    settings = dataclasses.replace(reference_settings(records, sets, order.device), seed=order.seed)
+    cases = sorted(sets.retain, key=lambda c: c.series)
+    started = time.process_time()
+    result = train(
+        cases, sets.config, settings, run_dir=folder / "training", progress=report, cancel=cancel
+    )
+    weights = folder / "candidate.safetensors"
+    digest = save_weights(load_weights(result.weights, result.config, result.sha256), weights)
+    roles = {"train": tuple(result.train_cases), "validation": tuple(result.val_cases)}
+    return Made(
+        weights, digest, settings.to_json(), settings.seed, {"retain": len(cases)},
+        time.process_time() - started, roles, exact=True,
+    )  # fmt: skip

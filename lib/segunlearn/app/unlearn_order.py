@@ -1,0 +1,89 @@
+"""What is asked of an unlearning: which requests, by which method, to which level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, cast
+
+from segunlearn.audit.policy import Level, Policy
+from segunlearn.errors import InvalidInputError, NotFoundError
+from segunlearn.records.forget_states import LEVELS
+from segunlearn.unlearning import METHODS
+
+#: Method that is tried for each level; the audit decides what it reaches.
+BY_LEVEL: Final[Mapping[str, str]] = {
+    "hidden": "calibrated",
+    "unlearned": "erode_and_repair",
+    "retrained": "retrain",
+}
+
+
+@dataclass(frozen=True)
+class UnlearnOrder:
+    """An order.
+
+    Parameters
+    ----------
+    model
+        Name in the registry.
+    requests
+        Ids of forget requests; empty: every approved one that the model may know.
+    level
+        Assurance level to reach; empty: the highest that the requests need. A lower one than
+        needed is served meanwhile, and fulfils nothing.
+    method
+        Key of ``METHODS``; empty: that of the level.
+    settings
+        Fields of the method's settings that differ from its defaults.
+    retain
+        ``"none"``: the method may not read the retain set.
+    quick, references
+        Of the audit, see ``segunlearn.app.audit_order.Order``.
+    policy
+        The audit's bars.
+    seed
+        Of every random choice but the key.
+    device
+        See ``choose_device``.
+
+    Raises
+    ------
+    NotFoundError
+        There is no such method.
+    InvalidInputError
+        There is no such level.
+    """
+
+    model: str
+    requests: tuple[str, ...] = ()
+    level: str = ""
+    method: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    retain: Literal["stored", "none"] = "stored"
+    quick: bool = False
+    references: int = 0
+    policy: Policy = field(default_factory=Policy)
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.method and self.method not in METHODS:
+            raise NotFoundError(
+                f"there is no unlearning method {self.method!r:.60}; there are "
+                f"{', '.join(METHODS)}."
+            )
+        if self.level and self.level not in LEVELS[1:]:
+            raise InvalidInputError(
+                f"{self.level!r:.40} is no level to reach; use {', '.join(LEVELS[1:])}."
+            )
+        if self.retain not in ("stored", "none"):
+            raise InvalidInputError(f"retain {self.retain!r:.40}: use stored or none.")
+
+    def level_for(self, needed: str) -> Level:
+        """Level to reach, where the requests need ``needed``."""
+        return cast(Level, self.level or needed)
+
+    def method_for(self, level: str) -> str:
+        """Name of the method for a level."""
+        return self.method or BY_LEVEL[level]

@@ -1,0 +1,138 @@
+"""Mark, unlearn, audit, publish, restore, purge: on models that know people by heart."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import memorising_task as task
+from audit_home import MODEL, Site, site_in
+from segunlearn.app.unlearn_finish import Finisher
+from segunlearn.app.unlearn_order import UnlearnOrder
+from segunlearn.app.unlearn_run import UnlearnRun
+from segunlearn.app.unlearn_undo import Undo
+from segunlearn.audit.policy import Policy
+from segunlearn.errors import NotFoundError
+from segunlearn.networks import load_weights
+from segunlearn.unlearning.loop import mean_dice
+from segunlearn.unlearning import studies_of
+
+#: Wider bars than the product's: a few dozen people on tiny networks are noisy.
+WIDE = Policy(
+    unseen_quality_short=-0.06, gap_excess=0.08, worst_person=0.2, membership=0.3,
+    calibrated_membership=0.85, relearning_short=0.12, distillation=0.12,
+)  # fmt: skip
+RETRAIN = UnlearnOrder(MODEL, method="retrain", quick=True, policy=WIDE, device="cpu", seed=5)
+
+
+@dataclass
+class Trained:
+    """A site whose v0001 knows everybody, copied for each test."""
+
+    site: Site
+
+    def copy(self, folder: Path) -> Site:
+        home = folder / "home"
+        shutil.copytree(self.site.home.root, home)
+        return replace(self.site, home=replace(self.site.home, root=home))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    site = site_in(tmp_path_factory.mktemp("unlearn"))
+    site.train([*site.forget, *site.retain])
+    return Trained(site)
+
+
+@pytest.fixture
+def site(trained: Trained, tmp_path: Path) -> Site:
+    return trained.copy(tmp_path)
+
+
+def unlearn(site: Site, order: UnlearnOrder, requests: list[str]) -> dict[str, Any]:
+    run = UnlearnRun(replace(order, requests=tuple(requests)), site.home, site.records, "test")
+    return run.execute(site.cases)
+
+
+def states(site: Site, requests: list[str]) -> set[tuple[str, str]]:
+    found = (site.records.forget_set.get(r) for r in requests)
+    return {(r.state, r.reached) for r in found}
+
+
+def network(site: Site, version: str) -> torch.nn.Module:
+    info = site.registry.get(version)
+    return load_weights(info.weights, task.CONFIG, info.sha256).eval()
+
+
+def test_the_life_of_a_request(site: Site) -> None:
+    original = network(site, "v0001")
+    bytes_before = site.registry.get("v0001").weights.read_bytes()
+    ids = site.mark(site.forget)
+    result = unlearn(site, RETRAIN, ids)
+    assert (result["outcome"], result["version"]) == ("published", "v0002"), result["verdict"]
+    assert states(site, ids) == {("fulfilled", "retrained")}
+    active = site.registry.active()
+    assert active is not None and active.version == "v0002"
+    old = site.registry.get("v0001")
+    assert (old.state, old.weights_state) == ("retired", "sealed")
+    assert not old.weights.exists()
+    forget = studies_of(site.forget, task.CONFIG)
+    assert mean_dice(network(site, "v0002"), forget, task.CONFIG) < 0.9
+    assert mean_dice(original, forget, task.CONFIG) > 0.95
+
+    undo = Undo(site.home, site.records, MODEL, "test")
+    restored = undo.restore(ids[0])
+    assert restored == {"version": "v0001", "requests": sorted(ids), "lost": []}
+    assert site.registry.get("v0001").weights.read_bytes() == bytes_before
+    active = site.registry.active()
+    assert active is not None and active.version == "v0001"
+    assert states(site, ids) == {("restored", "none")}
+    assert not list(site.home.deposits.glob("*/*.sealed"))
+
+    again = site.mark(site.forget)
+    assert unlearn(site, replace(RETRAIN, seed=6), again)["outcome"] == "published"
+    purged = undo.purge(again[0])
+    assert states(site, again[:1]) == {("purged", "retrained")}
+    assert purged["destroyed"] == ["v0001"]
+    assert set(purged["requests"]) == set(again[1:])
+    assert not [p for p in purged["places"] if p["kind"] in ("version", "weights", "deposit")]
+    assert not any(Finisher(site.home, site.records).keys.has(r) for r in again)
+    with pytest.raises(NotFoundError, match="has no deposit"):
+        undo.restore(again[1])
+
+
+def test_a_candidate_that_remembers_is_refused_and_nothing_changes(site: Site) -> None:
+    ids = site.mark(site.forget)
+    before = site.registry.get("v0001").weights.read_bytes()
+    order = UnlearnOrder(MODEL, method="fine_tune", settings={"steps": 3}, quick=True, device="cpu")
+    result = unlearn(site, order, ids)
+    assert result["outcome"] == "refused"
+    assert states(site, ids) == {("refused", "none")}
+    active = site.registry.active()
+    assert active is not None and active.version == "v0001"
+    assert active.weights.read_bytes() == before
+    candidate = site.registry.get("v0002")
+    assert (candidate.state, candidate.weights_state) == ("retired", "destroyed")
+    assert not list(site.home.unlearning.iterdir())
+    history = site.records.forget_set.history(ids[0])
+    assert "refused" in history[-1].why
+
+
+def test_hidden_is_served_while_more_is_needed(site: Site) -> None:
+    ids = site.mark(site.forget)
+    order = replace(RETRAIN, level="hidden")
+    result = unlearn(site, order, ids)
+    assert result["outcome"] == "hidden", result["verdict"]
+    assert {s for s, _ in states(site, ids)} == {"working"}
+    assert {r for _, r in states(site, ids)} <= {"hidden", "unlearned", "retrained"}
+    assert site.registry.get("v0001").weights_state == "here"
+    done = unlearn(site, replace(RETRAIN, seed=8), ids)
+    assert done["outcome"] in ("published", "not needed")
+    assert {s for s, _ in states(site, ids)} == {"fulfilled"}
