@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,8 @@ from segunlearn.app.unlearn_undo import Undo
 from segunlearn.audit.policy import Policy
 from segunlearn.errors import NotFoundError
 from segunlearn.networks import load_weights
-from segunlearn.unlearning.loop import mean_dice
 from segunlearn.unlearning import studies_of
+from segunlearn.unlearning.loop import mean_dice
 
 #: Wider bars than the product's: a few dozen people on tiny networks are noisy.
 WIDE = Policy(
@@ -79,7 +77,8 @@ def test_the_life_of_a_request(site: Site) -> None:
     assert (result["outcome"], result["version"]) == ("published", "v0002"), result["verdict"]
     assert states(site, ids) == {("fulfilled", "retrained")}
     active = site.registry.active()
-    assert active is not None and active.version == "v0002"
+    assert active is not None
+    assert active.version == "v0002"
     old = site.registry.get("v0001")
     assert (old.state, old.weights_state) == ("retired", "sealed")
     assert not old.weights.exists()
@@ -92,7 +91,8 @@ def test_the_life_of_a_request(site: Site) -> None:
     assert restored == {"version": "v0001", "requests": sorted(ids), "lost": []}
     assert site.registry.get("v0001").weights.read_bytes() == bytes_before
     active = site.registry.active()
-    assert active is not None and active.version == "v0001"
+    assert active is not None
+    assert active.version == "v0001"
     assert states(site, ids) == {("restored", "none")}
     assert not list(site.home.deposits.glob("*/*.sealed"))
 
@@ -116,7 +116,8 @@ def test_a_candidate_that_remembers_is_refused_and_nothing_changes(site: Site) -
     assert result["outcome"] == "refused"
     assert states(site, ids) == {("refused", "none")}
     active = site.registry.active()
-    assert active is not None and active.version == "v0001"
+    assert active is not None
+    assert active.version == "v0001"
     assert active.weights.read_bytes() == before
     candidate = site.registry.get("v0002")
     assert (candidate.state, candidate.weights_state) == ("retired", "destroyed")
