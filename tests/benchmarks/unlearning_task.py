@@ -18,7 +18,7 @@ from segunlearn.networks import ModelConfig
 from segunlearn.unlearning import Study, studies_of
 
 #: Width and height to which fundus photographs (999 x 960) are brought.
-FUNDUS_SIDE = 320
+FUNDUS_SIDE = 256
 
 
 @dataclass(frozen=True)
@@ -177,9 +177,8 @@ def _chase(data: Path) -> Task:
         trained=7,
         calibration=2,
         forget={"1 child": 1, "2 children": 2},
-        hard=2,
+        hard=0,  # of seven children, two chosen for memory are hardly others than two at random
         epochs=80,
         short_epochs=10,
-        references=3,
-        thorough=frozenset({"2 children", "hard"}),
+        thorough=frozenset({"2 children"}),
     )
