@@ -47,7 +47,7 @@ class RecoverableSettings:
         Study mode: knowledge of a study is sought within so many voxels of a border of its label.
         What every model would say, deep inside and far outside, is preserved.
     attention_weight
-        Of the repulsion of attention maps.
+        Of the repulsion of attention maps. At 1 it damaged the rest of a small network's answer.
     preserve_weight, temperature
         Of the filtered distillation.
     rank, alpha
@@ -58,13 +58,13 @@ class RecoverableSettings:
 
     structure: int = 0
     margin: int = 2
-    attention_weight: float = 1.0
+    attention_weight: float = 0.1
     preserve_weight: float = 3.0
     temperature: float = 2.0
     rank: int = 8
     alpha: float = 16.0
     steps: int = 25
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-3
     batch_size: int = 4
     seed: int = 0
 
@@ -88,9 +88,10 @@ def recoverable(
         + \lambda_{kp} KL(g(z_{T_0}), g(z_T))
 
     LIRF (arXiv 2207.08224), with the encoder as the shallow part and an adapter on it as the only
-    thing that learns. In structure mode g keeps the logits of the other classes, and random labels
-    (never the structure's) go to the structure's voxels, those of :math:`\bar g`. In study mode,
-    which LIRF does not have, the filters are of place: :math:`\bar g` keeps the voxels near a
+    thing that learns. In structure mode random labels (never the structure's) go to the structure's
+    voxels; there g keeps the logits of the other classes. Elsewhere it keeps all logits, for else
+    nothing holds the structure's own from rising. In study mode, which LIRF does not have, the
+    filters are of place alone: :math:`\bar g` keeps the voxels near a
     border of the label, where what is known of one person differs from what is known of people,
     and random labels of any class go there; g keeps the rest. LIRF's deposit module and its losses
     :math:`L_{pt}, L_{re}` are not needed: the sign-flipped adapter brings the original back
@@ -131,11 +132,12 @@ def deposited(
         each = functional.cross_entropy(logits, wrong[:, 0], reduction="none")
         removed = each[place[:, 0]].mean() if bool(place.any()) else 0.0 * each.sum()
         apart = attention_distance(now, before)
+        kept = _distilled(logits, target, ~place, settings.temperature)
         if structure:
             others = [k for k in range(classes) if k != structure]
-            kept = distillation(logits[:, others], target[:, others], settings.temperature)
-        else:
-            kept = _elsewhere(logits, target, place, settings.temperature)
+            kept = kept + _distilled(
+                logits[:, others], target[:, others], place, settings.temperature
+            )
         return removed - settings.attention_weight * apart + settings.preserve_weight * kept
 
     with seeded(settings.seed):
@@ -199,11 +201,11 @@ def attention_distance(now: list[torch.Tensor], before: list[torch.Tensor]) -> t
     return torch.stack(distances).mean()
 
 
-def _elsewhere(
+def _distilled(
     student: torch.Tensor, teacher: torch.Tensor, place: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """Distillation of the voxels that are not in ``place``, ``(B, 1, ...)``."""
-    chosen = [z.movedim(1, -1)[~place[:, 0]] for z in (student, teacher)]
+    """Distillation on the voxels in ``place``, ``(B, 1, ...)``."""
+    chosen = [z.movedim(1, -1)[place[:, 0]] for z in (student, teacher)]
     if not chosen[0].numel():
         return 0.0 * student.sum()
     return distillation(chosen[0], chosen[1], temperature)
