@@ -33,6 +33,8 @@ from segunlearn.app.records import Records
 from segunlearn.app.requests import check_batch, check_prediction_tag, check_scoring
 from segunlearn.app.scoring import DiceScoring
 from segunlearn.app.train import SegmentationTrainTask
+from segunlearn.app.unlearn_stop import PATIENCE, settle_runs
+from segunlearn.app.unlearn_task import KINDS, UNLEARN, UnlearnTask
 from segunlearn.cases import Case
 from segunlearn.errors import (
     ConflictError,
@@ -120,8 +122,21 @@ class SegUnlearnApp(MONAILabelApp):
 
     def init_trainers(self) -> dict[str, Any]:
         """Trainers of ``/train``; the ordinary one first, it is the clients' default."""
-        task = SegmentationTrainTask(self.model, self.options, self.home, self.records)
-        return {self.model.name: task}
+        if self.model.name == UNLEARN:
+            raise InvalidInputError(
+                f"--conf model {UNLEARN}: this is the name of the unlearning task. Choose another."
+            )
+        common = (self.model, self.options, self.home, self.records)
+        return {
+            self.model.name: SegmentationTrainTask(*common),
+            UNLEARN: UnlearnTask(*common, self.every_study),
+        }
+
+    def every_study(self) -> StudiesDatastore:
+        """Open the studies with those marked for forgetting: for audits and unlearning alone."""
+        return open_datastore(
+            str(self.studies), self.options, self.home, label_values=self.label_values, keep=list
+        )
 
     def init_strategies(self) -> dict[str, Any]:
         """Strategies of ``/activelearning``."""
@@ -165,6 +180,9 @@ class SegUnlearnApp(MONAILabelApp):
         ran = self.records.last_models("train")
         stats = meta["train_stats"]
         order = sorted(stats, key=lambda m: ran.index(m) if m in ran else len(ran))
+        last = self.records.last_run_as_task("train", *KINDS)
+        if last is not None and last["request"]["model"] == UNLEARN and UNLEARN in stats:
+            order = [UNLEARN, *(m for m in order if m != UNLEARN)]
         return {**meta, "train_stats": {m: stats[m] for m in order}}
 
     @property
@@ -415,11 +433,22 @@ class SegUnlearnApp(MONAILabelApp):
 
     def last_run_as_task(self, kind: str) -> dict[str, Any] | None:
         """Last run of the store in the shape of the platform's tasks, None when there is none."""
-        return self.records.last_run_as_task(kind)
+        return self.records.last_run_as_task(kind, *(KINDS if kind == "train" else ()))
 
-    def cancel_runs(self, kind: str, kill: Callable[[], T]) -> T:
-        """Ask the running runs to stop, kill their processes, and record them as cancelled."""
-        asked = self.records.cancel(kind)
-        killed = kill()
+    def cancel_runs(self, kind: str, stop: Callable[[float], T]) -> T:
+        """Ask the running runs to stop, end their processes, and record them as cancelled.
+
+        Parameters
+        ----------
+        kind
+            Of the platform's task; an unlearning is a training there.
+        stop
+            Ends the processes; is given the seconds in which they may do so by themselves.
+        """
+        asked = self.records.cancel(kind, *(("unlearn",) if kind == "train" else ()))
+        polite = any(run.kind == "unlearn" for run in asked)
+        stopped = stop(PATIENCE if polite else 0.0)
+        if polite:
+            settle_runs(self.home, self.records)
         self.records.finish_cancelled(asked)
-        return killed
+        return stopped

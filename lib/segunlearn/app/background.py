@@ -6,6 +6,7 @@ The platform runs each task as a child process that builds the app again, one at
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -42,8 +43,15 @@ def current(kind: str) -> dict[str, Any] | None:
     return found[-1] if found else None
 
 
-def stop(kind: str) -> dict[str, Any] | None:
-    """Kill the running task and forget the waiting ones.
+def stop(kind: str, patience: float = 0.0) -> dict[str, Any] | None:
+    """Stop the running task and forget the waiting ones.
+
+    Parameters
+    ----------
+    kind
+        Of the tasks.
+    patience
+        Seconds in which the process may end by itself, as it was asked to; then it is killed.
 
     Returns
     -------
@@ -54,13 +62,42 @@ def stop(kind: str) -> dict[str, Any] | None:
     if executor is not None:
         executor.shutdown(wait=False, cancel_futures=True)
         platform.background_executors[kind] = None
-    stopped = platform.stop_background_task(kind)
+    stopped = _wait(kind, patience) if patience else None
+    stopped = stopped or _kill(kind)
     for task in platform.tasks(kind):
         if task["status"] == "SUBMITTED":
             task["status"] = "STOPPED"
             task["end_ts"] = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
             stopped = stopped or task
     return _copy(stopped) if stopped else None
+
+
+def _wait(kind: str, seconds: float) -> dict[str, Any] | None:
+    """Give the running task time to end; None when it did not, or none runs."""
+    running = next((t for t in platform.tasks(kind) if t["status"] == "RUNNING"), None)
+    process = platform.processes(kind).get(running["id"]) if running else None
+    if running is None or process is None:
+        return None
+    running["status"] = "STOPPED"  # whatever its process says at the end
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    running["end_ts"] = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+    platform.background_processes[kind].pop(running["id"], None)
+    return dict(running)
+
+
+def _kill(kind: str) -> dict[str, Any] | None:
+    """Kill the running task, and wait until its locks are free."""
+    processes = list(platform.processes(kind).values())
+    stopped: dict[str, Any] | None = platform.stop_background_task(kind)
+    for process in processes:
+        try:
+            process.wait(5.0)
+        except subprocess.TimeoutExpired:
+            continue  # it hangs in the kernel; what it holds is settled at the next start
+    return stopped
 
 
 def _copy(task: Mapping[str, Any]) -> dict[str, Any]:

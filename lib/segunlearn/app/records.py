@@ -117,24 +117,26 @@ class Records:
         runs = self.runs.list(100, kind=kind)
         return list(dict.fromkeys(r.model for r in sorted(runs, key=lambda r: not r.is_running)))
 
-    def last_run_as_task(self, kind: str) -> dict[str, Any] | None:
-        """Latest run in the shape of MONAI Label's tasks, None when there is none."""
-        run = self.runs.latest(kind=kind)
+    def last_run_as_task(self, *kinds: str) -> dict[str, Any] | None:
+        """Show the running, else latest, run of some kinds as the platform shows tasks."""
+        found = [run for kind in kinds if (run := self.runs.latest(kind=kind)) is not None]
+        run = max(found, key=lambda r: (r.is_running, r.started), default=None)
         if run is None:
             return None
+        trainer = run.model if run.kind == "train" else "unlearn"
         return {
             "id": run.run_id,
             "status": _TASK_STATES.get(run.state, "ERROR"),
-            "request": {"model": run.model},
+            "request": {"model": trainer},
             "start_ts": run.started,
             "end_ts": run.ended,
             "details": [run.message] if run.message else [],
         }
 
-    def cancel(self, kind: str) -> list[RunRecord]:
-        """Ask the running runs of a kind to stop; returns them."""
+    def cancel(self, *kinds: str) -> list[RunRecord]:
+        """Ask the running runs of some kinds to stop; returns them."""
         runs = self.runs
-        asked = list(runs.list(100, kind=kind, state="running"))
+        asked = [r for kind in kinds for r in runs.list(100, kind=kind, state="running")]
         for run in asked:
             try:
                 runs.cancel(run.run_id)

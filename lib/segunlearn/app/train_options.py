@@ -1,4 +1,4 @@
-"""Options of a training request: a whitelist with types, bounds and defaults.
+"""Options of training and unlearning requests: a whitelist with types, bounds and defaults.
 
 Stock clients send other trainers' options along and numbers as texts (see "Refresh leaks options"
 in MONAI Label's Slicer module), so unknown keys are dropped, and known ones are read as what they
@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 #: Keys that would choose the cases or files of a training.
 REFUSED = ("train_ds", "val_ds", "dataset", "parent_weights", "load_path")
 
+#: Characters of a free text; it goes into the command line of a child process.
+LONGEST_TEXT = 20_000
+
 
 @dataclass(frozen=True)
 class Option:
@@ -29,9 +32,10 @@ class Option:
     Parameters
     ----------
     setting
-        Field of ``TrainSettings``, empty for options of the task itself.
+        Field of the task's settings, empty for options of the task itself.
     default
-        Its type is the option's type.
+        Its type is the option's type. A text without ``choices`` is free, and a list of texts is
+        read as one with commas.
     low, high
         Bounds of a number, inclusive.
     choices
@@ -64,13 +68,20 @@ OPTIONS: dict[str, Option] = {
 }
 
 
-def config() -> dict[str, Any]:
+def config(options: Mapping[str, Option] = OPTIONS) -> dict[str, Any]:
     """Return what ``/info`` shows; of a list, clients offer a choice and take the first."""
-    return {k: list(o.choices) if o.choices else o.default for k, o in OPTIONS.items()}
+    return {k: list(o.choices) if o.choices else o.default for k, o in options.items()}
 
 
-def check(request: Mapping[str, Any]) -> dict[str, Any]:
+def check(request: Mapping[str, Any], options: Mapping[str, Option] = OPTIONS) -> dict[str, Any]:
     """Read the options of a request.
+
+    Parameters
+    ----------
+    request
+        As a client sent it.
+    options
+        Of the task.
 
     Returns
     -------
@@ -88,10 +99,10 @@ def check(request: Mapping[str, Any]) -> dict[str, Any]:
             f"{', '.join(refused)}: a request cannot choose what is trained on. Trainings use the "
             "finished labels of the studies, without those marked for forgetting."
         )
-    ignored = sorted(set(request) - set(OPTIONS) - {"client_id", "model"})
+    ignored = sorted(set(request) - set(options) - {"client_id", "model"})
     if ignored:
         logger.info("options that this trainer does not have are ignored: %s", ", ".join(ignored))
-    return {key: _read(key, option, request.get(key)) for key, option in OPTIONS.items()}
+    return {key: _read(key, option, request.get(key)) for key, option in options.items()}
 
 
 def settings_of(options: Mapping[str, Any], device: str) -> TrainSettings:
@@ -109,6 +120,8 @@ def _read(key: str, option: Option, value: Any) -> int | float | bool | str:
         if value not in option.choices:
             raise InvalidInputError(f"{key} {value!r:.40}: use one of {', '.join(option.choices)}.")
         return str(value)
+    if isinstance(option.default, str):
+        return _free_text(key, value)
     if isinstance(option.default, bool):
         text = str(value).strip().lower()
         if text not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
@@ -126,3 +139,14 @@ def _read(key: str, option: Option, value: Any) -> int | float | bool | str:
             f"{key} {value!r:.40}: must be from {option.low:g} to {option.high:g}."
         )
     return int(number) if isinstance(option.default, int) else number
+
+
+def _free_text(key: str, value: Any) -> str:
+    words = value if isinstance(value, list) else [value]
+    text = ",".join(w for w in words if isinstance(w, str))
+    if not all(isinstance(w, str) for w in words) or len(text) > LONGEST_TEXT:
+        raise InvalidInputError(
+            f"{key} {value!r:.40}: must be a text, or a list of texts, of at most "
+            f"{LONGEST_TEXT} characters."
+        )
+    return text

@@ -41,10 +41,12 @@ from segunlearn.app.routes import (
     forget,
     infer,
     ledger,
+    models,
     platform,
     runs,
     session,
     tasks,
+    unlearning,
 )
 from segunlearn.errors import SegUnlearnError
 
@@ -112,7 +114,9 @@ def _is_replaced(route: BaseRoute) -> bool:
 
 def _further_routers() -> Iterable[Any]:
     """Routers of the records, the DICOMweb service, the proxy and the viewer."""
-    records = (forget.router, ledger.router, runs.router, audits.router)
+    records = (
+        forget.router, ledger.router, runs.router, audits.router, models.router, unlearning.router,
+    )  # fmt: skip
     return [*records, *dicomweb.routers(), *proxy.routers(), *viewer.routers()]
 
 

@@ -14,7 +14,9 @@ from segunlearn.cli.audit import audit
 from segunlearn.cli.evaluate import evaluate
 from segunlearn.cli.infer import infer
 from segunlearn.cli.info import info
+from segunlearn.cli.models import models
 from segunlearn.cli.train import train
+from segunlearn.cli.unlearn import purge, restore, unlearn
 from segunlearn.errors import CancelledError, SegUnlearnError
 
 app = typer.Typer(
@@ -29,9 +31,13 @@ app.command()(infer)
 app.command()(evaluate)
 app.command()(info)
 app.command()(serve)
+app.command()(unlearn)
+app.command()(restore)
+app.command()(purge)
 app.add_typer(forget, name="forget")
 app.add_typer(ledger, name="ledger")
 app.add_typer(audit, name="audit")
+app.add_typer(models, name="models")
 
 
 def _show_version(wanted: bool) -> None:

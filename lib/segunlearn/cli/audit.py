@@ -24,6 +24,7 @@ from segunlearn.cli.common import (
     PeopleOption,
     RegexOption,
     StoreOption,
+    cases_of_studies,
     console,
     home_of,
     modality_of,
@@ -31,13 +32,13 @@ from segunlearn.cli.common import (
     print_json,
     progress_bar,
     stop_on_interrupt,
+    version_of,
 )
 from segunlearn.errors import ForbiddenError, IntegrityError, InvalidInputError, NotFoundError
 from segunlearn.records.versions import VersionRegistry
 
 if TYPE_CHECKING:  # they load torch
     from segunlearn.app.audit_files import AuditSummary
-    from segunlearn.app.audit_run import AuditRun
     from segunlearn.app.options import Home
 
 audit = typer.Typer(
@@ -154,7 +155,8 @@ def run(
         rule = people_of(people, person_regex)
         cases: Sequence[Case] = cases_from_folder(data, rule, modality=modality_of(modality))
     elif studies and data is None:
-        cases = _cases_of_studies(studies, work, people, person_regex)
+        info = version_of(place, model, candidate or None)
+        cases = cases_of_studies(studies, place, model, info, people, person_regex)
     else:
         raise InvalidInputError("give either --data or --studies: where the labelled cases lie.")
     choice = work.prepare(cases)
@@ -259,28 +261,6 @@ def _check_administrator(home: Home) -> None:
             "--include-images puts images of patients into the report; only an administrator, the "
             "owner of the home folder or root, may ask for it. Leave it out."
         )
-
-
-def _cases_of_studies(
-    studies: str, work: AuditRun, people: Path | None, regex: str | None
-) -> Sequence[Case]:
-    """Finished labels of a server's studies, those marked for forgetting too."""
-    from segunlearn.app.audit_targets import version_of
-    from segunlearn.app.datastores import open_datastore
-    from segunlearn.app.options import AppOptions
-
-    version = version_of(work.registry, work.order.candidate)
-    values = {name: i + 1 for i, name in enumerate(version.config["labels"])}
-    options = AppOptions(
-        home=work.home.root, model=work.order.model,
-        people=str(people or ""), person_regex=regex or "",
-    )  # fmt: skip
-    found = open_datastore(
-        studies, options, work.home, label_values=lambda: values, keep=list
-    ).trainable(values=values)
-    for reason in found.skipped.values():
-        console.print(f"a labelled image is left out: {reason}")
-    return found.cases
 
 
 def _weights_of(home: Home, result: Mapping[str, Any]) -> dict[str, Path]:

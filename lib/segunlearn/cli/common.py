@@ -154,6 +154,49 @@ def version_of(home: Home, model: str, version: str | None) -> VersionInfo:
     return info
 
 
+def cases_of_studies(
+    studies: str,
+    home: Home,
+    model: str,
+    version: VersionInfo,
+    people: Path | None,
+    regex: str | None,
+) -> Sequence[Case]:
+    """Finished labels of a server's studies, those marked for forgetting too.
+
+    Parameters
+    ----------
+    studies
+        DICOMweb URL or folder, as for ``serve``.
+    home, model
+        Of the server.
+    version
+        Whose label values are meant.
+    people, regex
+        Who is shown in files.
+
+    Raises
+    ------
+    InvalidInputError
+        There are no such studies.
+    UnavailableError
+        The archive cannot be reached.
+    """
+    from segunlearn.app.datastores import open_datastore
+    from segunlearn.app.options import AppOptions
+
+    values = {name: i + 1 for i, name in enumerate(version.config["labels"])}
+    options = AppOptions(
+        home=home.root, model=model, people=str(people or ""), person_regex=regex or ""
+    )
+    found = open_datastore(
+        studies, options, home, label_values=lambda: values, keep=list
+    ).trainable(values=values)
+    for reason in found.skipped.values():
+        console.print(f"a labelled image is left out: {reason}")
+    return found.cases
+
+
 def held_out_details(held_out: Sequence[str], pseudonyms: Pseudonyms) -> dict[str, Any]:
     """Say in a version's manifest who was kept out, by pseudonym."""
     return {

@@ -79,6 +79,9 @@ def train(
 ) -> Any:
     """Train a new version of a model on the finished labels; see ``/info`` for the options.
 
+    The model ``unlearn`` takes approved forget requests out of the served model: a dry run, which
+    only plans, unless ``dry_run`` is false.
+
     The model is the one of the URL, whatever the body says. Unknown options are ignored, because
     stock clients send other trainers' options along; ``train_ds`` and ``val_ds`` are refused.
     """
@@ -91,8 +94,12 @@ def train(
 
 @router.delete("/train/", summary="Stop the training", tags=["Train"])
 def train_stop(user: Admin) -> Any:
-    """Stop the running and the waiting trainings; the version in service stays."""
-    return current_app().cancel_runs("train", lambda: background.stop("train"))
+    """Stop the running and the waiting trainings and unlearnings; the version in service stays.
+
+    An unlearning is given some seconds to undo what it did; one that has passed its audit is
+    published all the same.
+    """
+    return current_app().cancel_runs("train", lambda seconds: background.stop("train", seconds))
 
 
 @router.get("/scoring/", summary="Status of the scoring", tags=["Scoring"])

@@ -1,0 +1,296 @@
+"""The task behind ``/train/unlearn``: a plan by default, an unlearning when it is asked for."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal, cast
+
+from monailabel.interfaces.tasks.train import TrainTask
+
+from segunlearn.app import train_options
+from segunlearn.app.datastores import StudiesDatastore
+from segunlearn.app.models import ActiveModel
+from segunlearn.app.options import AppOptions, Home
+from segunlearn.app.records import Records
+from segunlearn.app.train_options import Option
+from segunlearn.app.unlearn_check import check
+from segunlearn.app.unlearn_choice import OPEN, choose_unlearning
+from segunlearn.app.unlearn_order import UnlearnOrder
+from segunlearn.app.unlearn_plan import plan_of
+from segunlearn.app.unlearn_run import UnlearnRun
+from segunlearn.cases import Case
+from segunlearn.errors import CancelledError, ConflictError, SegUnlearnError, UnavailableError
+from segunlearn.records.forget_states import LEVELS
+from segunlearn.records.runs import RunRecord
+from segunlearn.unlearning import METHODS
+
+logger = logging.getLogger(__name__)
+
+#: Name of the trainer.
+UNLEARN: Final = "unlearn"
+#: Kinds of its runs: a plan changes nothing.
+KINDS: Final = ("unlearn", "plan")
+#: A killed training lets go of its lock at once; one that lost its server stops within seconds.
+LOCK_SECONDS = 60.0
+_AUTO: Final = "auto"
+
+#: Options by name; stock clients send them as texts, and those of other trainers along.
+OPTIONS: Final[dict[str, Option]] = {
+    "dry_run": Option("", True),
+    "requests": Option("", ""),
+    "level": Option("", _AUTO, choices=(_AUTO, *LEVELS[1:])),
+    "method": Option("", _AUTO, choices=(_AUTO, *METHODS)),
+    "retain": Option("", "stored", choices=("stored", "none")),
+    "quick": Option("", False),
+    "references": Option("", 0, 0, 20),
+    "seed": Option("", 0, 0, 2**31 - 1),
+}
+
+
+class UnlearnTask(TrainTask):
+    """Take approved forget requests out of the served model.
+
+    Parameters
+    ----------
+    model
+        What is served.
+    options, home, records
+        Of the app.
+    every_study
+        Opens the studies with those that are marked: they are what is measured.
+    """
+
+    #: Never started by the deprecated ``POST /train/``, which starts every trainer.
+    ordinary = False
+
+    def __init__(
+        self,
+        model: ActiveModel,
+        options: AppOptions,
+        home: Home,
+        records: Records,
+        every_study: Callable[[], StudiesDatastore],
+    ) -> None:
+        super().__init__(
+            "Take studies with an approved forget request out of the model. A dry run, which only "
+            "plans, unless dry_run is switched off"
+        )
+        self._model, self._options, self._home, self._records = model, options, home, records
+        self._every_study = every_study
+
+    def config(self) -> dict[str, Any]:
+        """Options with their defaults, as clients show them."""
+        return train_options.config(OPTIONS)
+
+    def check(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the checked options of a request, fit for JSON.
+
+        Raises
+        ------
+        InvalidInputError
+            A value is wrong.
+        NotFoundError
+            There is no such request.
+        ConflictError
+            Nothing is approved, or a named request is in another state.
+        """
+        client = request.get("client_id")
+        checked = train_options.check(request, OPTIONS)
+        self._check_requests(_ids(checked))
+        return {**checked, "client_id": str(client)[:200]} if client else checked
+
+    def _check_requests(self, ids: tuple[str, ...]) -> None:
+        forget_set = self._records.forget_set
+        for request_id in ids:
+            state = forget_set.get(request_id).state
+            if state not in OPEN:
+                raise ConflictError(
+                    f"forget request {request_id} is {state}; only those that are approved, in "
+                    "work or refused can be unlearned."
+                )
+        if not ids and not forget_set.count(states=("approved", "working")):
+            raise ConflictError(
+                "no forget request is approved, so there is nothing to unlearn. Approve one, or "
+                "name a refused one to try it again."
+            )
+
+    def stats(self) -> dict[str, Any]:
+        """Progress of the latest unlearning or plan, in the shape that stock clients render."""
+        try:
+            run = newest(self._records, self._model.name)
+        except UnavailableError as error:
+            logger.warning("no progress to show: %s", error)
+            return {}
+        return stats_of(run) if run is not None else {}
+
+    def __call__(self, request: Mapping[str, Any], datastore: StudiesDatastore) -> dict[str, Any]:
+        """Plan, or unlearn, audit and publish.
+
+        Parameters
+        ----------
+        request
+            See ``OPTIONS``.
+        datastore
+            Not used: it leaves out what is marked.
+
+        Returns
+        -------
+        dict
+            Of a dry run ``run_id``, ``plan`` and ``lines``; else see ``UnlearnRun.execute``.
+
+        Raises
+        ------
+        ConflictError
+            A training or another unlearning of this model runs, or nothing is approved.
+        CancelledError
+            A person stopped it; the old version serves on.
+        InvalidInputError
+            An option is wrong, or the sets or the network do not allow it.
+        """
+        options = self.check(request)
+        order = self.order(options)
+        by = str(options.get("client_id", ""))
+        if options["dry_run"]:
+            return self._plan(order, by)
+        server = os.getppid()
+        run = UnlearnRun(
+            order, self._home, self._records, by,
+            orphan=lambda: os.getppid() != server, lock_seconds=LOCK_SECONDS,
+        )  # fmt: skip
+        try:
+            cases = self._cases(run.forsaken)
+            check(order, run.prepare(cases))
+            return run.execute(cases)
+        except SegUnlearnError as error:
+            if not run.run_id:  # what never began is told, too
+                self._record("unlearn", order, by, {}, error)
+            raise
+
+    def order(self, options: Mapping[str, Any]) -> UnlearnOrder:
+        """Make the order of checked options."""
+        level, method = (
+            "" if options[key] == _AUTO else str(options[key]) for key in ("level", "method")
+        )
+        return UnlearnOrder(
+            self._model.name,
+            requests=_ids(options),
+            level=level,
+            method=method,
+            retain=cast(Literal["stored", "none"], options["retain"]),
+            quick=options["quick"],
+            references=options["references"],
+            seed=options["seed"],
+            device=self._options.device,
+        )
+
+    def plan(self, order: UnlearnOrder) -> tuple[dict[str, Any], list[str]]:
+        """Plan an order: as JSON and as lines for people. Nothing is changed or downloaded.
+
+        Raises
+        ------
+        SegUnlearnError
+            See ``unlearn_choice.choose_unlearning`` and ``unlearn_check.check``.
+        """
+        cases = labelled_cases(self._every_study())
+        choice = choose_unlearning(order, self._home, self._records, self._model.registry, cases)
+        if order.method:
+            check(order, choice)
+        plan = plan_of(choice, self._records, order)
+        return plan.to_json(), plan.lines()
+
+    def _plan(self, order: UnlearnOrder, by: str) -> dict[str, Any]:
+        try:
+            plan, lines = self.plan(order)
+        except SegUnlearnError as error:
+            self._record("plan", order, by, {}, error)
+            raise
+        run_id = self._record("plan", order, by, {"plan": plan, "lines": lines})
+        for line in lines:  # the platform shows the last lines of the task
+            logger.info("%s", line)
+        return {"dry_run": True, "run_id": run_id, "plan": plan, "lines": lines}
+
+    def _record(
+        self,
+        kind: str,
+        order: UnlearnOrder,
+        by: str,
+        found: Mapping[str, Any],
+        error: SegUnlearnError | None = None,
+    ) -> str:
+        """Record a plan, or what did not begin, as a run that has ended."""
+        runs = self._records.runs
+        asked = {"method": order.method, "level": order.level, "requests": list(order.requests)}
+        run_id = runs.start(kind, order.model, {**asked, **found}, requested_by=by)
+        if error is None:
+            runs.finish(run_id, "done", "a plan; nothing was changed")
+        elif isinstance(error, CancelledError):
+            runs.finish(run_id, "cancelled", str(error)[:1900])
+        else:
+            runs.finish(run_id, "refused", str(error)[:1900])
+        return run_id
+
+    def _cases(self, forsaken: Callable[[], bool]) -> list[Case]:
+        """Every labelled case with its files, those marked for forgetting too."""
+
+        def fetched(done: int, total: int) -> None:
+            if forsaken():
+                raise CancelledError("the server is gone; the unlearning did not begin.")
+
+        labels = self._model.version().config["labels"]
+        values = {name: i + 1 for i, name in enumerate(labels)}
+        found = self._every_study().trainable(values=values, progress=fetched)
+        for reason in found.skipped.values():
+            logger.warning("a labelled image is left out: %s", reason)
+        return list(found.cases)
+
+
+def labelled_cases(studies: StudiesDatastore) -> list[Case]:
+    """Who has a finished label, without the files: enough to choose sets, and nothing is fetched.
+
+    The path of a label is that of its image, and neither need exist.
+    """
+    found = []
+    for image_id in studies.get_labeled_images():
+        record = studies.record(image_id)
+        found.append(studies.case_of(record, studies.image_file(record)))
+    return found
+
+
+def newest(records: Records, model: str) -> RunRecord | None:
+    """Latest run of an unlearning task: the running one, else the last; None without any."""
+    found = [records.runs.latest(model=model, kind=kind) for kind in KINDS]
+    runs = [run for run in found if run is not None]
+    return max(runs, key=lambda r: (r.is_running, r.started), default=None)
+
+
+def stats_of(run: RunRecord) -> dict[str, Any]:
+    """Show a run as stock clients render trainings: the steps of its phase are epochs."""
+    progress = run.progress
+    started = datetime.fromisoformat(run.started)
+    ended = datetime.fromisoformat(run.ended) if run.ended else datetime.now(UTC)
+    seconds = str(timedelta(seconds=int((ended - started).total_seconds())))
+    return {
+        "epoch": progress.step if progress else 0,
+        "total_epochs": max(1, progress.total if progress else 1),
+        "start_ts": int(started.timestamp()),
+        ("total_time" if run.ended else "current_time"): seconds,
+        "best_metric": 0.0,
+        "run_id": run.run_id,
+        "kind": run.kind,
+        "state": run.state,
+        "message": run.message,
+        "phase": progress.phase if progress else "",
+        "step": progress.step if progress else 0,
+        "total": progress.total if progress else 0,
+        "metrics": dict(progress.metrics) if progress else {},
+        "eta_seconds": progress.eta_seconds if progress else None,
+        "plan": run.parameters.get("plan"),
+    }
+
+
+def _ids(options: Mapping[str, Any]) -> tuple[str, ...]:
+    parts = (part.strip() for part in str(options["requests"]).split(","))
+    return tuple(dict.fromkeys(part for part in parts if part))

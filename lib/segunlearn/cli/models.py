@@ -1,0 +1,94 @@
+"""``segunlearn models``: the versions of a model, and which of them is served."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from segunlearn.cli.common import (
+    DEFAULT,
+    HomeOption,
+    JsonOption,
+    ModelOption,
+    StoreOption,
+    console,
+    home_of,
+    print_json,
+)
+from segunlearn.errors import InvalidInputError
+from segunlearn.records.versions import VersionRegistry
+
+if TYPE_CHECKING:  # they load torch
+    from segunlearn.app.options import Home
+    from segunlearn.app.records import Records
+
+models = typer.Typer(
+    invoke_without_command=True, help="List the versions of a model; serve another one."
+)
+
+
+@models.callback()
+def list_versions(
+    context: typer.Context,
+    home: HomeOption = DEFAULT,
+    model: ModelOption = "segmentation",
+    store: StoreOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """List the versions of a model: state, where the weights are, how each was made."""
+    if context.invoked_subcommand is not None:
+        return
+    from segunlearn.app.version_list import lines_of
+
+    place = home_of(home)
+    lines = lines_of(VersionRegistry(place.model(model)), _records(place, store))
+    if as_json:
+        active = next((line.version for line in lines if line.state == "active"), None)
+        versions = [line.to_json() for line in lines]
+        print_json({"model": model, "active": active, "versions": versions})
+        return
+    if not lines:
+        console.print(f"{place.root}: the model {model!r} has no version yet. Train one.")
+        return
+    table = Table(box=None)
+    for column in ("version", "state", "weights", "created", "parent", "made by", "SHA-256"):
+        table.add_column(column, overflow="fold")
+    for line in lines:
+        made = f"{line.method}, for {line.level}" if line.method else "training"
+        table.add_row(
+            line.version, line.state, line.weights_state, line.created[:16], line.parent, made,
+            line.sha256[:12],
+        )  # fmt: skip
+    Console().print(table)
+
+
+@models.command()
+def activate(
+    version: Annotated[str, typer.Argument(help="Name, as v0002.")],
+    home: HomeOption = DEFAULT,
+    model: ModelOption = "segmentation",
+    store: StoreOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Serve another version; one that knows what was forgotten is refused."""
+    from segunlearn.app.activation import activate as serve
+
+    place = home_of(home)
+    records = _records(place, store)
+    if records is None:
+        raise InvalidInputError(f"{place.root}: no store is here. Name the home of the server.")
+    info = serve(place, records, model, version)
+    if as_json:
+        print_json({"model": model, "version": info.version, "sha256": info.sha256})
+        return
+    typer.echo(f"{info.version} is in service.")
+
+
+def _records(place: Home, store: str) -> Records | None:
+    """Open the records of a home; None where none were ever written."""
+    from segunlearn.app.records import Records
+
+    return Records(place, store) if store or place.database.is_file() else None
