@@ -58,11 +58,6 @@ class UnlearnChoice:
     level: Level
     needed: Level
 
-    @property
-    def interim(self) -> bool:
-        """Whether what is reached is served, but fulfils nothing."""
-        return LEVELS.index(self.level) < LEVELS.index(self.needed)
-
 
 def choose_unlearning(
     order: UnlearnOrder,
@@ -98,7 +93,7 @@ def choose_unlearning(
     for request, cases_, versions in served:
         if not cases_:
             never.append(request)
-        elif active.version in {v.version for v in versions} or request.reached != "none":
+        elif active.version in {v.version for v in versions}:
             known.append(request)
         else:
             elsewhere.append(request)
@@ -106,7 +101,7 @@ def choose_unlearning(
     know = {v.version: v for _, _, versions in served for v in versions}
     original, sets = None, None
     if known:
-        original = _original(registry, active, known, served)
+        original = _original(registry, active)
         ids = tuple(r.request_id for r in known)
         sets = choose(
             records, registry, cases, candidate=original.version, original=original.version,
@@ -197,23 +192,11 @@ def _advice(state: str) -> str:
     return ""
 
 
-def _original(
-    registry: VersionRegistry,
-    active: VersionInfo,
-    known: Sequence[ForgetRequest],
-    served: Sequence[tuple[ForgetRequest, list[LedgerCase], list[VersionInfo]]],
-) -> VersionInfo:
+def _original(registry: VersionRegistry, active: VersionInfo) -> VersionInfo:
     """Find the version to unlearn from: not one that only hides what is to be forgotten."""
     version = active
-    hidden = {r.request_id for r in known if r.reached != "none"}
-    while hidden and version.details.get("hides") and version.parent_sha256:
+    while version.details.get("hides") and version.parent_sha256:
         version = registry.get(version.parent_sha256)
-    knowing = {v.version for r, _, vs in served if r in known for v in vs}
-    if version.version not in knowing:
-        raise InvalidInputError(
-            f"{version.version} knows nothing of what is to be forgotten, though the requests say "
-            "so. Run 'segunlearn ledger verify'."
-        )
     return version
 
 

@@ -25,6 +25,7 @@ from segunlearn.app.watched_run import WatchedRun
 from segunlearn.cases import Case
 from segunlearn.errors import CancelledError, ConflictError, SegUnlearnError
 from segunlearn.records.durable import write_durably
+from segunlearn.records.forget_states import at_least
 from segunlearn.records.ledger import LedgerCase, LedgerEntry
 from segunlearn.records.runs import Progress
 from segunlearn.records.store import utc_now
@@ -159,7 +160,8 @@ class UnlearnRun(WatchedRun):
         if choice.original is not None:  # those are sealed when it is replaced
             others = {v for v in others if v != choice.original.version}
         run_id = self.records.runs.start(
-            "unlearn", self.order.model, {"method": "none", "requests": list(ids), "original": max(others, default="")},
+            "unlearn", self.order.model,
+            {"method": "none", "requests": list(ids), "original": max(others, default="")},
             requested_by=self.requested_by,
         )  # fmt: skip
         active = self.registry.active()
@@ -193,7 +195,7 @@ class UnlearnRun(WatchedRun):
         finisher = Finisher(self.home, self.records)
         journal = Journal(
             self.run_id, "unlearn", self.order.model, ids, self.requested_by or ROLE,
-            original.version, level=choice.level, interim=choice.interim,
+            original.version, level=choice.level,
             retire=tuple(v.version for v in choice.know),
         ).written(self.home)  # fmt: skip
         try:
@@ -214,6 +216,7 @@ class UnlearnRun(WatchedRun):
                 return self._result("refused", None, fulfilled)
             journal = journal.written(
                 self.home, candidate=candidate.version, reached=verdict["reached"], decided=True,
+                interim=not at_least(verdict["reached"], choice.needed),
                 audit_id=self.audit["about"]["audit_id"],
                 why=f"audit {self.audit['about']['audit_id']} found {verdict['reached']}",
             )  # fmt: skip
@@ -234,7 +237,7 @@ class UnlearnRun(WatchedRun):
         self.report(Progress("publish", 0, 1))
         finisher.finish(journal)
         self.report(Progress("publish", 1, 1))
-        outcome = "hidden" if choice.interim else "published"
+        outcome = "hidden" if journal.interim else "published"
         self.records.runs.finish(
             self.run_id, "done", f"{outcome}: {candidate.version}, reached {journal.reached}"
         )

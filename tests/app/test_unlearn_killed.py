@@ -1,0 +1,89 @@
+"""Wherever a process is killed, one whole version is served and the request says what is true."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from audit_home import MODEL, site_in
+from segunlearn.app.unlearn_finish import Finisher
+from segunlearn.app.unlearn_journal import journals
+from segunlearn.app.unlearn_settle import settle
+from segunlearn.app.unlearn_undo import Undo
+from segunlearn.records.forget_set import ForgetSet
+from unlearn_storm import Storm, unlearn_quickly
+
+
+class Killed(BaseException):
+    """No handler of ours catches it."""
+
+
+def test_killed_processes(tmp_path: Path) -> None:
+    found = Storm(tmp_path, kills=12).run()
+    assert found["kills"] == 12
+
+
+class Countdown:
+    """Dies at the n-th rename, removal or change of a request."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fatal: int) -> None:
+        self.left = fatal
+        for owner, name in ((os, "replace"), (Path, "unlink"), (ForgetSet, "_change")):
+            monkeypatch.setattr(owner, name, self._counted(getattr(owner, name)))
+
+    def _counted(self, call: Any) -> Any:
+        def counted(*arguments: Any, **named: Any) -> Any:
+            self.left -= 1
+            if self.left == 0:
+                raise Killed
+            return call(*arguments, **named)
+
+        return counted
+
+
+@pytest.mark.parametrize("what", ["unlearn", "restore", "purge"])
+def test_every_moment(tmp_path: Path, what: str) -> None:
+    """A death at each durable change in turn; then the next start settles it."""
+    first = site_in(tmp_path, forget=1, retain=2, unseen=6)
+    first.publish(1, [*first.forget, *first.retain])
+    (request,) = first.mark(first.forget)
+    if what != "unlearn":
+        assert unlearn_quickly(first, request)["outcome"] == "published"
+    for fatal in range(1, 200):
+        root = tmp_path / str(fatal)
+        shutil.copytree(first.home.root, root)
+        site = replace(first, home=replace(first.home, root=root))
+        undo = Undo(site.home, site.records, MODEL, "test")
+        with pytest.MonkeyPatch.context() as patches:
+            countdown = Countdown(patches, fatal)
+            try:
+                if what == "unlearn":
+                    unlearn_quickly(site, request)
+                else:
+                    getattr(undo, what)(request)
+            except Killed:
+                pass
+        settle(site.home, site.records)
+        assert not list(journals(site.home)), fatal
+        active, old = site.registry.active(), site.registry.get("v0001")
+        state = site.records.forget_set.get(request).state
+        finisher = Finisher(site.home, site.records)
+        assert active is not None
+        if state in ("approved", "refused", "restored"):
+            assert (active.version, old.weights_state) == ("v0001", "here"), (fatal, state)
+        elif state == "fulfilled":
+            assert (old.state, old.weights_state) == ("retired", "sealed"), fatal
+            (deposit,) = finisher.deposits.of_request(request)
+            assert finisher.deposits.is_openable(deposit.deposit_id), fatal
+        else:
+            assert (state, old.weights_state) == ("purged", "destroyed"), fatal
+            assert not list(finisher.deposits.all()), fatal
+            assert not finisher.keys.has(request), fatal
+        if countdown.left > 0:
+            return  # it ended before it could die
+    pytest.fail("it never came to an end")
