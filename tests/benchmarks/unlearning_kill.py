@@ -1,7 +1,7 @@
-"""Unlearning and restoring are killed -9 a hundred times at random moments; then everything is checked.
+"""Unlearning and restoring are killed -9 a hundred times at random moments.
 
-``python tests/benchmarks/unlearning_kill.py [--kills N]`` writes ``results/unlearning_kill.json``. After
-every kill, before and after the next start settles it: one whole version is served, and the
+``python tests/benchmarks/unlearning_kill.py [--kills N]`` writes ``results/unlearning_kill.json``.
+After every kill, before and after the next start settles it: one whole version is served, and the
 request, the versions, the deposit and its key say the same.
 """
 
