@@ -12,12 +12,15 @@ from report import ROOT, bar, write
 
 from segunlearn.audit.figures import ModelFigures
 from segunlearn.audit.judge import judge
+from segunlearn.audit.membership import membership
 from segunlearn.audit.policy import Policy, verdict
 from segunlearn.audit.relearning import (
     RelearningExcess,
     RelearningSettings,
     relearning_excess,
 )
+from segunlearn.audit.scores import StudyScore, attack_scores, set_mean
+from segunlearn.audit.statistics import by_person
 from segunlearn.records.durable import read_json
 from segunlearn.unlearning import METHODS
 
@@ -27,7 +30,7 @@ from matplotlib import pyplot as plt
 #: What is never an answer, only a check of the audit.
 FAULTY = ("over-forgotten", "damaged", "suppressed by LoRA", "last layer")
 BASELINES = tuple(n for n, m in METHODS.items() if not m.exact)
-OURS = "erode_and_repair"
+OURS = ("erode_and_repair", "erode_and_repair_lora")
 SETS = {
     "1-person": "1 person", "10-percent": "10 %", "20-percent": "20 %",
     "1-child": "1 child", "2-children": "2 children", "hard": "hard",
@@ -67,17 +70,28 @@ def collect(work: Path, seeds: Sequence[int]) -> Rows:
     return rows
 
 
+Models = dict[str, ModelFigures]
+
+
+def models_of(audit: dict[str, Any]) -> Models:
+    """Figures of candidate, original and references."""
+    return {k: ModelFigures.from_json(v) for k, v in audit["figures"].items()}
+
+
+def references_in(models: Models) -> list[ModelFigures]:
+    """Models that never saw the forgotten people."""
+    return [m for name, m in models.items() if name.startswith("reference-")]
+
+
 def judged(audit: dict[str, Any]) -> dict[str, Any]:
     """Judge the figures of an audit as the code does now, whatever it said when it was made."""
-    models = {k: ModelFigures.from_json(v) for k, v in audit["figures"].items()}
-    references = [m for name, m in models.items() if name.startswith("reference-")]
-    settings = audit["settings"]
-    attacks: dict[str, Any] = dict(settings["relearning"])
+    models = models_of(audit)
+    attacks: dict[str, Any] = dict(audit["settings"]["relearning"])
     attacks |= {k: tuple(attacks[k]) for k in ("people", "rates")}
-    relearning = RelearningSettings(**attacks)
     findings = judge(
-        models["candidate"], models["original"], references, "full", Policy(), relearning
-    )
+        models["candidate"], models["original"], references_in(models), "full", Policy(),
+        RelearningSettings(**attacks),
+    )  # fmt: skip
     outcome = verdict(findings, Policy(), reference="full")
     return {
         **audit,
@@ -103,7 +117,8 @@ def with_earlier(rows: Rows, name: str, seeds: Sequence[int]) -> Rows:
 def figures(audit: dict[str, Any], costs: dict[str, float]) -> dict[str, Any]:
     """What the table shows of one audit."""
     findings = {f["name"]: f for f in audit["findings"]}
-    model = audit["figures"]["candidate"]
+    models = models_of(audit)
+    mine = models["candidate"]
     cost = audit["provenance"]["cpu_seconds"]
     full = (costs["full-1"] + costs["full-2"]) / 2
 
@@ -111,21 +126,21 @@ def figures(audit: dict[str, Any], costs: dict[str, float]) -> dict[str, Any]:
         return findings[name]["value"] if name in findings else None
 
     raw = findings.get("membership", {})
-    relearned = excess(audit)
+    relearned = excess(models, audit["settings"]["relearning"]["steps"])
     return {
         "verdict": audit["verdict"]["outcome"],
         "failed": [n for n, f in findings.items() if f["outcome"] == "fail"],
         "commit": audit.get("commit"),
         **{
-            letter + suffix: mean_dice(model[name], iou=suffix == "_iou")
-            for letter, name in (("S", "forget"), ("R", "retain"), ("T", "test"))
-            for suffix in ("", "_iou")
+            letter + suffix: mean(scores)
+            for letter, scores in (("S", mine.forget), ("R", mine.retain), ("T", mine.test))
+            for suffix, mean in (("", set_mean), ("_iou", iou_mean))
         },
         "dS": value("forget_level"),
         "dT": value("unseen_quality"),
         "gap_excess": value("gap_excess"),
         "worst_person": value("worst_person"),
-        "auc": None if raw.get("interval") is None else area(raw["words"]),
+        "auc": None if raw.get("interval") is None else area(mine),
         "auc_interval": raw.get("interval"),
         "calibrated_auc": value("calibrated_membership"),
         "calibrated_auc_interval": findings.get("calibrated_membership", {}).get("interval"),
@@ -138,29 +153,25 @@ def figures(audit: dict[str, Any], costs: dict[str, float]) -> dict[str, Any]:
     }
 
 
-def excess(audit: dict[str, Any]) -> RelearningExcess | None:
+def excess(models: Models, steps: int) -> RelearningExcess | None:
     """Figures of the relearning attack above the references'."""
-    models = {k: ModelFigures.from_json(v) for k, v in audit["figures"].items()}
-    theirs = [m.relearning for n, m in models.items() if n.startswith("reference-")]
     mine = models["candidate"].relearning
     if not mine:
         return None
-    steps = audit["settings"]["relearning"]["steps"]
-    return relearning_excess(mine, [r for r in theirs if r], steps)
+    theirs = [r.relearning for r in references_in(models) if r.relearning]
+    return relearning_excess(mine, theirs, steps)
 
 
-def area(words: str) -> float:
-    """AUC that a finding's sentence names."""
-    return float(words.split("AUC ")[1].split()[0])
+def area(model: ModelFigures) -> float:
+    """AUC of the raw attack by loss."""
+    sides = (attack_scores(scores, "loss") for scores in (model.forget, model.test))
+    return membership(*sides).area.value
 
 
-def mean_dice(scores: Iterable[dict[str, Any]], *, iou: bool = False) -> float:
-    """Mean over persons of the mean Dice (or intersection over union) of their studies."""
-    persons: dict[str, list[float]] = {}
-    for s in scores:
-        dice = float(s["dice"])
-        persons.setdefault(s["person"], []).append(dice / (2 - dice) if iou else dice)
-    return float(np.mean([np.mean(v) for v in persons.values()]))
+def iou_mean(scores: Sequence[StudyScore]) -> float:
+    """Mean over persons of the intersection over union of their studies."""
+    values = [s.dice / (2 - s.dice) for s in scores]
+    return float(np.mean(list(by_person(values, [s.person for s in scores]).values())))
 
 
 def known(entries: Sequence[dict[str, Any]], name: str) -> list[float]:
@@ -236,12 +247,51 @@ def bars(rows: Rows, thorough: Iterable[str]) -> list[dict[str, Any]]:
         excess = mean(candidates["original"], "gap_excess")
         add(f"{shown}: gap excess of the original", excess, ">= 0.1", excess >= 0.1, False)
         # erode and repair throws the old weights away and is no baseline
-        intact = [e for n in BASELINES if n != OURS for e in candidates.get(n, [])]
+        intact = [e for n in BASELINES if n not in OURS for e in candidates.get(n, [])]
         passed = sum("relearning" not in e["failed"] for e in intact)
         add(
             f"{shown}: baselines from intact weights that pass relearning, of {len(intact)}",
             passed, "0", passed == 0, False,
         )  # fmt: skip
+    return found
+
+
+def bars_of_methods(rows: Rows, shown: str) -> list[dict[str, Any]]:
+    """What the methods must reach, as means over seeds on one forget set."""
+    found = []
+    candidates = rows.get(shown, {})
+    short = mean(candidates.get("short", []), "T")
+    for name in [n for n in (*OURS, "calibrated") if n in candidates]:
+        entries = candidates[name]
+        hidden = name == "calibrated"
+
+        def add(what: str, value: float, target: str, holds: bool, name: str = name) -> None:
+            found.append({**bar(f"{shown}: {name}, {what}", value, target, holds)})
+
+        for what, column, low, high in (
+            ("change on unseen people", "dT", -0.015, 9.0),
+            ("level on forgotten people", "dS", -0.03, 0.03),
+            ("gap excess", "gap_excess", -0.03, 0.03),
+            ("worst forgotten person", "worst_person", -9.0, 0.08),
+            ("relearned above retrained", "relearned_others", -9.0, 0.02),
+            ("gap after the attack", "gap_after_attack", -9.0, 0.02),
+            ("distillation", "distillation", -9.0, 0.03),
+            ("calibrated membership AUC", "calibrated_auc", 0.0, 0.70),
+        ):
+            if hidden and column not in ("dT", "dS", "gap_excess", "worst_person"):
+                continue
+            value = mean(entries, column)
+            target = f"<= {high}" if low in (-9.0, 0.0) else f">= {low}"
+            target = f"|.| <= {high}" if low == -high else target
+            add(what, value, target, low <= value <= high)
+        difference = mean(entries, "auc") - mean(candidates["retrained (left out)"], "auc")
+        add("membership AUC, minus retrained", difference, "|.| <= 0.1", abs(difference) <= 0.1)
+        least = 20.0 if hidden else 5.0
+        speed = mean(entries, "times_faster")
+        add("times cheaper than retraining", speed, f">= {least:.0f}", speed >= least)
+        if not hidden:
+            lead = mean(entries, "T") - short
+            add("unseen Dice above a short run", lead, ">= 0.01", lead >= 0.01)
     return found
 
 
@@ -334,8 +384,8 @@ def style(candidate: str) -> tuple[str, str]:
             candidate, "tab:blue"
         )
     colours = plt.get_cmap("tab10")
-    if candidate == OURS:
-        return "D", "tab:orange"
+    if candidate in OURS:
+        return "D", ("tab:orange", "tab:red")[OURS.index(candidate)]
     if candidate in FAULTY:
         return "v", ("0.3", "0.45", "0.6", "0.75")[FAULTY.index(candidate)]
     number = BASELINES.index(candidate) if candidate in BASELINES else 9

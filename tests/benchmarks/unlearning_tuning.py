@@ -30,11 +30,17 @@ FACTORS = (0.1, 0.3, 1.0, 3.0)
 RESULT = ROOT / "results" / "unlearning_tuning.json"
 
 
-def settings_of(name: str, steps: int) -> Any:
-    """Settings of a method in the benchmark: the tuned rate where there is one."""
+def defaults_of(name: str, steps: int) -> Any:
+    """Default settings of a method, with no more steps than the benchmark allows."""
     settings = METHODS[name].settings()
     if hasattr(settings, "steps"):
         settings = replace(settings, steps=min(settings.steps, steps))
+    return settings
+
+
+def settings_of(name: str, steps: int) -> Any:
+    """Settings of a method in the benchmark: the tuned rate where there is one."""
+    settings = defaults_of(name, steps)
     if not RESULT.is_file():
         return settings
     tuned = read_json(RESULT)["figures"].get(name)
@@ -66,9 +72,7 @@ def main() -> None:
         level = [mean_dice(never, s, task.config) for s in (forget, split["test"])]
         for name in names:
             for factor in FACTORS:
-                settings = METHODS[name].settings()
-                if hasattr(settings, "steps"):
-                    settings = replace(settings, steps=min(settings.steps, task.steps))
+                settings = defaults_of(name, task.steps)
                 settings = replace(settings, learning_rate=settings.learning_rate * factor)
                 made = unlearn(name, original, sets, settings).network
                 now = [mean_dice(made, s, task.config) for s in (forget, split["test"])]
