@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from segunlearn.app.audit_files import Audits
+from segunlearn.app.audit_targets import TAUGHT, People
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.app.unlearn_choice import ledger_cases
@@ -14,6 +15,8 @@ from segunlearn.app.unlearn_stop import settle_runs
 from segunlearn.errors import ConflictError, IntegrityError, NotFoundError
 from segunlearn.records.forget_requests import ForgetRequest
 from segunlearn.records.forget_states import LIVE, at_least
+from segunlearn.records.ledger import LedgerCase
+from segunlearn.records.targets import person_name
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 
 _PAGE = 500
@@ -57,11 +60,14 @@ def activate(home: Home, records: Records, model: str, version: str) -> VersionI
 def _refuse_what_was_forgotten(
     home: Home, records: Records, registry: VersionRegistry, info: VersionInfo
 ) -> None:
+    taught = _taught(records, info)
     offset = 0
     while page := records.forget_set.list(states=tuple(sorted(LIVE)), limit=_PAGE, offset=offset):
         offset += len(page)
         for request in page:
             if request.reached == "none" or request.target.kind == "structure":
+                continue
+            if taught is not None and not any(_is_of(request, case) for case in taught):
                 continue
             if _shows(home, records, registry, info, request):
                 raise ConflictError(
@@ -69,6 +75,22 @@ def _refuse_what_was_forgotten(
                     f"which is {request.state} (reached: {request.reached}). It is not served "
                     "again: restore the request first, or activate another version."
                 )
+
+
+def _taught(records: Records, info: VersionInfo) -> list[LedgerCase] | None:
+    """Cases that shaped a version or an ancestor; None when the ledger does not know it."""
+    try:
+        cases = records.ledger.lineage_cases(info.sha256)
+    except NotFoundError:
+        return None
+    return [case for case in cases if case.role in TAUGHT]
+
+
+def _is_of(request: ForgetRequest, case: LedgerCase) -> bool:
+    target = request.target
+    if target.kind == "patient":
+        return case.person in People([person_name(target.id, target.issuer)])
+    return bool(getattr(case, target.kind) == target.id)
 
 
 def _shows(

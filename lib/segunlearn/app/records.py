@@ -119,7 +119,8 @@ class Records:
 
     def last_run_as_task(self, *kinds: str) -> dict[str, Any] | None:
         """Show the running, else latest, run of some kinds as the platform shows tasks."""
-        found = [run for kind in kinds if (run := self.runs.latest(kind=kind)) is not None]
+        runs = self.runs
+        found = [run for kind in kinds if (run := runs.latest(kind=kind)) is not None]
         run = max(found, key=lambda r: (r.is_running, r.started), default=None)
         if run is None:
             return None

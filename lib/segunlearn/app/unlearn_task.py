@@ -261,9 +261,9 @@ def labelled_cases(studies: StudiesDatastore) -> list[Case]:
 
 def newest(records: Records, model: str) -> RunRecord | None:
     """Latest run of an unlearning task: the running one, else the last; None without any."""
-    found = [records.runs.latest(model=model, kind=kind) for kind in KINDS]
-    runs = [run for run in found if run is not None]
-    return max(runs, key=lambda r: (r.is_running, r.started), default=None)
+    runs = records.runs
+    found = [r for kind in KINDS if (r := runs.latest(model=model, kind=kind)) is not None]
+    return max(found, key=lambda r: (r.is_running, r.started), default=None)
 
 
 def stats_of(run: RunRecord) -> dict[str, Any]:
