@@ -84,16 +84,16 @@ class Storm:
     def run(self) -> dict[str, int]:
         """Kill and check until it was done often enough; gives how often what was found."""
         rng = random.Random(self.seed)
-        usual = {"unlearn": 1.0, "restore": 0.5}
+        usual: dict[str, float] = {}
         while self.seen["kills"] < self.kills:
             if not self.request:
                 (self.request,) = self.site.mark(self.site.forget[:1])
             state = self.site.records.forget_set.get(self.request).state
             what = "restore" if state == "fulfilled" else "unlearn"
             began = time.monotonic()
-            killed = self._in_a_process(
-                getattr(self, f"_{what}"), rng.uniform(0, 1.1 * usual[what])
-            )
+            # the first of each is left alone and says how long they take
+            seconds = rng.uniform(0, 1.2 * usual[what]) if what in usual else 60.0
+            killed = self._in_a_process(getattr(self, f"_{what}"), seconds)
             self.seen["kills"] += killed
             if not killed:
                 usual[what] = time.monotonic() - began

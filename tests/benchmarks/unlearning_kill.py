@@ -35,7 +35,11 @@ def main() -> None:
             faults = str(error)
     found = dict(sorted(storm.seen.items()))
     kills = found.get("kills", 0)
+    late = sum(
+        n for k, n in found.items() if "killed" in k and k.endswith(("fulfilled", "restored"))
+    )
     bars = [
+        bar("kills after which it was finished", late, ">= 10", late >= 10),
         bar("kills", kills, f"= {options.kills}", kills == options.kills),
         bar("inconsistent states found", int(bool(faults)), "= 0", not faults),
     ]
