@@ -8,14 +8,16 @@ PORT    ?= 8000
 HOME_DIR ?= home
 STUDIES ?= sample-data/studies
 BIN     := $(VENV)/bin
+WORKERS ?= 2
 GPU     := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
 TORCH   := $(if $(GPU),torch==2.13.0,torch==2.13.0+cpu)
 PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help run test check lint setup sample clean
+.PHONY: help run demo test check lint setup sample clean
 
 help:
 	@echo "make run     set up, make sample studies and a sample model, serve on http://127.0.0.1:$(PORT)/"
+	@echo "make demo    set up and show unlearning on synthetic people: 3 minutes, a report and a picture"
 	@echo "make test    set up and run the tests"
 	@echo "make check   make test, and before it formatting, lint, types and import rules"
 	@echo "make clean   remove the environment, the sample studies and the sample home"
@@ -48,8 +50,11 @@ run: setup sample
 	    --people sample-data/nifti/people.csv --labels liver,spleen --recipe sample
 	$(BIN)/segunlearn serve --studies $(STUDIES) --home $(HOME_DIR) --port $(PORT)
 
+demo: setup
+	OMP_NUM_THREADS=1 $(BIN)/segunlearn demo --home .demo
+
 test: setup
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff format --check .
@@ -60,4 +65,4 @@ lint: setup
 check: lint test
 
 clean:
-	rm -rf $(VENV) sample-data/studies sample-data/nifti sample-data/.ready $(HOME_DIR)
+	rm -rf $(VENV) sample-data/studies sample-data/nifti sample-data/.ready $(HOME_DIR) .demo

@@ -255,7 +255,7 @@ WRONG: list[dict[str, Any]] = [
     {"started": "yesterday"},
     {"ended": "2026-11-21 04:00:00"},
     {"parameters": {"rate": float("nan")}},
-    {"parameters": {"net": object()}},
+    {"parameters": {"net": {1}}},
     {"parameters": {"text": "\0"}},
     {"cases": [LedgerCase("1.1", "1", "A", "spectator")]},
     {"cases": [LedgerCase("", "1", "A", "train")]},

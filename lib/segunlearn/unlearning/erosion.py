@@ -24,8 +24,9 @@ from segunlearn.unlearning.loop import (
     Steps,
     copy_of,
     descend,
-    dice_ce,
-    distil_step,
+    device_of,
+    dice_ce_of,
+    distillation,
     frozen,
     never,
     no_report,
@@ -143,9 +144,13 @@ def repair(
     count = max(2, -(-settings.epochs * len(sets.retain) // settings.batch_size))
 
     def objective(_: int) -> torch.Tensor:
-        batch = draw.next()
-        kept = distil_step(student, teacher, batch[0], settings.temperature)
-        return dice_ce(student, batch) + settings.distillation_weight * kept
+        image, label = draw.next()
+        image = image.to(device_of(student))
+        with torch.no_grad():
+            target = teacher(image)
+        logits = student(image)  # once for both terms: it is what the repair costs
+        kept = distillation(logits, target, settings.temperature)
+        return dice_ce_of(logits, label) + settings.distillation_weight * kept
 
     with seeded(settings.seed):
         steps = Steps(count, settings.learning_rate, "one_cycle")
