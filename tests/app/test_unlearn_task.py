@@ -20,7 +20,7 @@ from audit_home import MODEL, Site
 from segunlearn.app import background, unlearn_run, watched_run
 from segunlearn.app.application import SegUnlearnApp
 from segunlearn.app.unlearn_finish import Finisher
-from segunlearn.app.unlearn_stop import PATIENCE
+from segunlearn.app.unlearn_settle import PATIENCE
 from segunlearn.app.unlearn_task import UNLEARN
 from segunlearn.errors import CancelledError, ConflictError, InvalidInputError
 from segunlearn.records.runs import Progress

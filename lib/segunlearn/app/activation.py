@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from segunlearn.app.audit_files import Audits
-from segunlearn.app.audit_targets import TAUGHT, People
+from segunlearn.app.audit_targets import TAUGHT
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
-from segunlearn.app.unlearn_choice import ledger_cases
+from segunlearn.app.unlearn_choice import is_of, ledger_cases
 from segunlearn.app.unlearn_journal import journals
 from segunlearn.app.unlearn_reach import versions_that_know
-from segunlearn.app.unlearn_stop import settle_runs
+from segunlearn.app.unlearn_settle import settle
 from segunlearn.errors import ConflictError, IntegrityError, NotFoundError
 from segunlearn.records.forget_requests import ForgetRequest
 from segunlearn.records.forget_states import LIVE, at_least
 from segunlearn.records.ledger import LedgerCase
-from segunlearn.records.targets import person_name
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 
 _PAGE = 500
@@ -47,7 +46,7 @@ def activate(home: Home, records: Records, model: str, version: str) -> VersionI
     registry = VersionRegistry(home.model(model))
     info = registry.get(version)
     if info.state == "available":
-        settle_runs(home, records)
+        settle(home, records)
         if any(j.model == model and j.decided for j in journals(home)):
             raise ConflictError(
                 f"a version of {model!r} is being published, restored or purged. Try again in a "
@@ -67,7 +66,7 @@ def _refuse_what_was_forgotten(
         for request in page:
             if request.reached == "none" or request.target.kind == "structure":
                 continue
-            if taught is not None and not any(_is_of(request, case) for case in taught):
+            if taught is not None and not any(is_of(request, case) for case in taught):
                 continue
             if _shows(home, records, registry, info, request):
                 raise ConflictError(
@@ -84,13 +83,6 @@ def _taught(records: Records, info: VersionInfo) -> list[LedgerCase] | None:
     except NotFoundError:
         return None
     return [case for case in cases if case.role in TAUGHT]
-
-
-def _is_of(request: ForgetRequest, case: LedgerCase) -> bool:
-    target = request.target
-    if target.kind == "patient":
-        return case.person in People([person_name(target.id, target.issuer)])
-    return bool(getattr(case, target.kind) == target.id)
 
 
 def _shows(

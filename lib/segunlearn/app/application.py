@@ -33,7 +33,7 @@ from segunlearn.app.records import Records
 from segunlearn.app.requests import check_batch, check_prediction_tag, check_scoring
 from segunlearn.app.scoring import DiceScoring
 from segunlearn.app.train import SegmentationTrainTask
-from segunlearn.app.unlearn_stop import PATIENCE, settle_runs
+from segunlearn.app.unlearn_settle import PATIENCE, settle
 from segunlearn.app.unlearn_task import KINDS, UNLEARN, UnlearnTask
 from segunlearn.cases import Case
 from segunlearn.errors import (
@@ -449,6 +449,6 @@ class SegUnlearnApp(MONAILabelApp):
         polite = any(run.kind == "unlearn" for run in asked)
         stopped = stop(PATIENCE if polite else 0.0)
         if polite:
-            settle_runs(self.home, self.records)
+            settle(self.home, self.records)
         self.records.finish_cancelled(asked)
         return stopped

@@ -17,7 +17,7 @@ from segunlearn.app.marker import ForgetMarkerTask, has_forget_segment
 from segunlearn.app.options import Home
 from segunlearn.app.pacs_sync import PacsSync
 from segunlearn.app.records import Records
-from segunlearn.app.unlearn_stop import settle_runs
+from segunlearn.app.unlearn_settle import settle
 from segunlearn.dicom.identifiers import load_or_create_key
 from segunlearn.dicom.orthanc import OrthancChanges, find_orthanc
 from segunlearn.errors import NotFoundError, SegUnlearnError
@@ -178,7 +178,7 @@ class ForgetService:
 
     def start(self) -> None:
         """Tidy up what marks and killed runs left, and follow the PACS; in the server, once."""
-        settle_runs(self._home, self._records)
+        settle(self._home, self._records)
         self._records.drop_marked_checkpoints()
         studies = self._datastore()
         if not self._pacs_url or not isinstance(studies, DicomDatastore):

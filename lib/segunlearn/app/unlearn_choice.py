@@ -86,7 +86,7 @@ def choose_unlearning(
     InvalidInputError, LabelError
         A structure is named; or the sets cannot be made, see ``audit_choice.choose``.
     """
-    asked = _asked(order, records)
+    asked = asked_for(order.requests, records)
     never, elsewhere, known = [], [], []
     active = version_of(registry, "")
     served = versions_that_know_cases(home, records, registry, asked)
@@ -142,21 +142,33 @@ def ledger_cases(ledger: Ledger, request: ForgetRequest) -> list[LedgerCase]:
         if not sighting.direct:
             continue  # an ancestor read it, and is among the sightings itself
         for case in ledger.lineage_cases(sighting.version_sha256):
-            if case.role in TAUGHT and _is_of(request, case):
+            if case.role in TAUGHT and is_of(request, case):
                 found.setdefault(case.series, case)
     return list(found.values())
 
 
-def _is_of(request: ForgetRequest, case: LedgerCase) -> bool:
+def is_of(request: ForgetRequest, case: LedgerCase) -> bool:
+    """Whether a case belongs to a request's target."""
     target = request.target
     if target.kind == "patient":
         return case.person in People([person_name(target.id, target.issuer)])
     return bool(getattr(case, target.kind) == target.id)
 
 
-def _asked(order: UnlearnOrder, records: Records) -> list[ForgetRequest]:
-    if order.requests:
-        asked = [records.forget_set.get(r) for r in dict.fromkeys(order.requests)]
+def asked_for(ids: Sequence[str], records: Records) -> list[ForgetRequest]:
+    """Read the named requests; without names, every one that waits to be unlearned.
+
+    Raises
+    ------
+    ConflictError
+        Nothing is approved, or a named request is in another state.
+    NotFoundError
+        No such request.
+    InvalidInputError
+        A structure is named.
+    """
+    if ids:
+        asked = [records.forget_set.get(r) for r in dict.fromkeys(ids)]
         for request in asked:
             if request.state not in OPEN:
                 raise ConflictError(

@@ -16,9 +16,10 @@ from torch import nn
 from segunlearn.app.audit_choice import Choice
 from segunlearn.app.audit_references import reference_settings
 from segunlearn.app.records import Records
+from segunlearn.app.unlearn_check import settings_of
 from segunlearn.app.unlearn_order import UnlearnOrder
 from segunlearn.cases import Case
-from segunlearn.errors import CancelledError, IntegrityError, InvalidInputError
+from segunlearn.errors import CancelledError, IntegrityError
 from segunlearn.inference import choose_device
 from segunlearn.networks import load_weights, save_weights
 from segunlearn.records.runs import Progress
@@ -106,7 +107,12 @@ def make(
     if name == "retrain":
         return _retrained(order, sets, records, folder, report, cancel)
     method = METHODS[name]
-    settings = _settings(name, order)
+    settings = settings_of(name, order)
+    known = {f.name for f in dataclasses.fields(settings)}
+    if "seed" in known and "seed" not in order.settings:
+        settings = dataclasses.replace(settings, seed=order.seed)
+    if "key" in known:
+        settings = dataclasses.replace(settings, key=secrets.token_hex(32))
     reads = method.reads_with(settings)
     members: dict[str, tuple[Case, ...]] = {str(n): tuple(getattr(sets, n)) for n in reads}
     studies = _read(members, sets, report, cancel)
@@ -148,29 +154,6 @@ def original_from(deposit: bytes, candidate: nn.Module, folder: Path) -> bytes:
         return path.read_bytes()
     finally:
         path.unlink(missing_ok=True)
-
-
-def _settings(name: str, order: UnlearnOrder) -> Any:
-    known = {f.name for f in dataclasses.fields(METHODS[name].settings)}
-    values = dict(order.settings)
-    if unknown := sorted(set(values) - known):
-        raise InvalidInputError(
-            f"{name} has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}."
-        )
-    if "key" in known:
-        values["key"] = secrets.token_hex(32)
-    if "seed" in known:
-        values.setdefault("seed", order.seed)
-    if order.retain == "none":
-        if "retain" not in known:
-            raise InvalidInputError(
-                f"{name} cannot do without the retain set; choose another method or retain=stored."
-            )
-        values["retain"] = "none"
-    try:
-        return METHODS[name].settings(**values)
-    except TypeError as error:
-        raise InvalidInputError(f"a setting of {name} has the wrong type ({error}).") from error
 
 
 def _read(

@@ -15,6 +15,7 @@ from segunlearn.app.locks import training_lock
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.app.train_ledger import library_versions, machine
+from segunlearn.app.unlearn_check import check
 from segunlearn.app.unlearn_choice import UnlearnChoice, choose_unlearning
 from segunlearn.app.unlearn_finish import ROLE, Finisher
 from segunlearn.app.unlearn_journal import Journal, path_of
@@ -65,6 +66,7 @@ class UnlearnRun(WatchedRun):
     orphan: Callable[[], bool] | None = None
     lock_seconds: float = 5.0
     run_id: str = ""
+    gone: bool = False
     audit: dict[str, Any] = field(default_factory=dict)
     _choice: UnlearnChoice | None = None
     _labelled: Sequence[Case] = ()
@@ -128,6 +130,7 @@ class UnlearnRun(WatchedRun):
         with training_lock(self.home, self.order.model, by, self.lock_seconds):
             settle(self.home, self.records, self.order.model, locked=True)
             choice = self.prepare(cases)
+            check(self.order, choice)
             fulfilled = self._without_work(choice)
             if choice.original is None:
                 return self._result("not needed", None, fulfilled)
@@ -222,7 +225,8 @@ class UnlearnRun(WatchedRun):
             )  # fmt: skip
         except SegUnlearnError as error:
             stopped = isinstance(error, CancelledError)
-            self._undo(finisher, journal, "stopped by a person" if stopped else str(error))
+            why = "its server is gone; start it again" if self.gone else "stopped by a person"
+            self._undo(finisher, journal, why if stopped else str(error))
             self.records.runs.finish(
                 self.run_id, "cancelled" if stopped else "failed", str(error)[:1900]
             )
@@ -351,4 +355,5 @@ class UnlearnRun(WatchedRun):
 
     def forsaken(self) -> bool:
         """Whether whoever started the run is gone."""
-        return self.orphan is not None and self.orphan()
+        self.gone = self.orphan is not None and self.orphan()
+        return self.gone

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import logging
 from contextlib import nullcontext
+from typing import Final
 
 from segunlearn.app.locks import training_lock
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.app.unlearn_finish import Finisher
 from segunlearn.app.unlearn_journal import journals
-from segunlearn.errors import ConflictError, SegUnlearnError
+from segunlearn.errors import ConflictError, IntegrityError, SegUnlearnError
 
 logger = logging.getLogger(__name__)
+
+#: Seconds in which an unlearning that was asked to stop may undo what it did.
+PATIENCE: Final = 15.0
 
 
 def settle(home: Home, records: Records, model: str = "", *, locked: bool = False) -> list[str]:
     """Finish or undo every unlearning, restore and purge whose process is gone.
+
+    The run of one that was decided is done: it was published, restored or purged after all.
 
     Parameters
     ----------
@@ -39,7 +45,12 @@ def settle(home: Home, records: Records, model: str = "", *, locked: bool = Fals
     """
     settled = []
     finisher = Finisher(home, records)
-    for journal in list(journals(home)):
+    try:
+        left = list(journals(home))
+    except IntegrityError as error:
+        logger.error("%s", error)
+        return []
+    for journal in left:
         if model and journal.model != model:
             continue
         lock = nullcontext() if locked else training_lock(home, journal.model, "settling", 0.0)
@@ -47,6 +58,7 @@ def settle(home: Home, records: Records, model: str = "", *, locked: bool = Fals
             with lock:
                 if journal.decided:
                     finisher.finish(journal)
+                    records.runs.finish(journal.run_id, "done", "finished after a kill")
                 else:
                     finisher.give_up(journal, "the process was interrupted; start it again")
         except ConflictError as error:

@@ -17,12 +17,12 @@ from segunlearn.app.options import AppOptions, Home
 from segunlearn.app.records import Records
 from segunlearn.app.train_options import Option
 from segunlearn.app.unlearn_check import check
-from segunlearn.app.unlearn_choice import OPEN, choose_unlearning
+from segunlearn.app.unlearn_choice import asked_for, choose_unlearning
 from segunlearn.app.unlearn_order import UnlearnOrder
 from segunlearn.app.unlearn_plan import plan_of
 from segunlearn.app.unlearn_run import UnlearnRun
 from segunlearn.cases import Case
-from segunlearn.errors import CancelledError, ConflictError, SegUnlearnError, UnavailableError
+from segunlearn.errors import CancelledError, SegUnlearnError, UnavailableError
 from segunlearn.records.forget_states import LEVELS
 from segunlearn.records.runs import RunRecord
 from segunlearn.unlearning import METHODS
@@ -99,23 +99,8 @@ class UnlearnTask(TrainTask):
         """
         client = request.get("client_id")
         checked = train_options.check(request, OPTIONS)
-        self._check_requests(_ids(checked))
+        asked_for(_ids(checked), self._records)
         return {**checked, "client_id": str(client)[:200]} if client else checked
-
-    def _check_requests(self, ids: tuple[str, ...]) -> None:
-        forget_set = self._records.forget_set
-        for request_id in ids:
-            state = forget_set.get(request_id).state
-            if state not in OPEN:
-                raise ConflictError(
-                    f"forget request {request_id} is {state}; only those that are approved, in "
-                    "work or refused can be unlearned."
-                )
-        if not ids and not forget_set.count(states=("approved", "working")):
-            raise ConflictError(
-                "no forget request is approved, so there is nothing to unlearn. Approve one, or "
-                "name a refused one to try it again."
-            )
 
     def stats(self) -> dict[str, Any]:
         """Progress of the latest unlearning or plan, in the shape that stock clients render."""
@@ -162,7 +147,6 @@ class UnlearnTask(TrainTask):
         )  # fmt: skip
         try:
             cases = self._cases(run.forsaken)
-            check(order, run.prepare(cases))
             return run.execute(cases)
         except SegUnlearnError as error:
             if not run.run_id:  # what never began is told, too
