@@ -47,7 +47,7 @@ sample: sample-data/.ready
 run: setup sample
 	@test -e $(HOME_DIR)/models/segmentation/active || \
 	  $(BIN)/segunlearn train --data sample-data/nifti --home $(HOME_DIR) \
-	    --people sample-data/nifti/people.csv --labels liver,spleen --recipe sample
+	    --people sample-data/nifti/people.csv --labels liver,spleen --recipe sample --holdout 0.3
 	$(BIN)/segunlearn serve --studies $(STUDIES) --home $(HOME_DIR) --port $(PORT)
 
 demo: setup

@@ -183,7 +183,8 @@ class ForgetSet:
                 partial(self.unlearned, name, settings),
                 asdict(settings),
             )
-            self.audited(name, made, {r: len(getattr(self.sets, r)) for r in method.reads})
+            reads = method.reads_with(settings)
+            self.audited(name, made, {r: len(getattr(self.sets, r)) for r in reads})
         if thorough and self.name != "hard":
             self.faulty()
 
