@@ -25,10 +25,9 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from segunlearn.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
 from segunlearn.records.durable import (
@@ -38,69 +37,20 @@ from segunlearn.records.durable import (
     write_durably,
     write_json_durably,
 )
+from segunlearn.records.version_info import (
+    State,
+    VersionInfo,
+    WeightsState,
+    file_sha256,
+    read_info,
+)
 
-State = Literal["active", "available", "candidate", "retired"]
-WeightsState = Literal["here", "sealed", "destroyed"]
+__all__ = ["State", "VersionInfo", "VersionRegistry", "WeightsState", "file_sha256"]
 
 _VERSION = re.compile(r"v\d{4,}")
 _STAGING = ".staging-"
 #: Which of several versions with one digest is meant by it, lowest first.
 _MEANT: dict[State, int] = {"active": 0, "available": 0, "candidate": 1, "retired": 2}
-
-
-@dataclass(frozen=True)
-class VersionInfo:
-    """One published version.
-
-    Parameters
-    ----------
-    version
-        Name, ``v0001`` and on.
-    sha256
-        Of ``weights.safetensors``, hexadecimal.
-    created
-        UTC, ISO 8601.
-    parent_sha256
-        Weights that training started from; None when it started from random ones.
-    run_id
-        The run that made it.
-    config
-        The network's configuration as JSON.
-    path
-        The version's folder.
-    state
-        ``"active"``, ``"available"``, ``"candidate"``: made by unlearning, and no audit has passed
-        it, or ``"retired"``: kept, and never activated again.
-    details
-        What else the publisher wrote down (held-out persons' pseudonyms, scores).
-    weights_state
-        ``"here"``, ``"sealed"``: only a deposit holds them, or ``"destroyed"``.
-    unpromoted
-        Made as a candidate and never promoted: it waits for an audit, or was discarded.
-    """
-
-    version: str
-    sha256: str
-    created: str
-    parent_sha256: str | None
-    run_id: str
-    config: dict[str, Any]
-    path: Path
-    state: State
-    details: dict[str, Any]
-    weights_state: WeightsState = "here"
-    unpromoted: bool = False
-
-    @property
-    def weights(self) -> Path:
-        """The weights' file."""
-        return self.path / "weights.safetensors"
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal, read in pieces."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _now() -> str:
@@ -483,33 +433,7 @@ class VersionRegistry:
         return data["version"], data["sha256"]
 
     def _info(self, name: str, active: tuple[str, str] | None) -> VersionInfo:
-        folder = self._versions / name
-        manifest = read_json(folder / "manifest.json")
-        try:
-            state: State = manifest["state"]
-            weights_state: WeightsState = manifest.get("weights", "here")  # not in older ones
-            if state not in _MEANT or weights_state not in get_args(WeightsState):
-                raise IntegrityError(
-                    f"{name}: the manifest says {state!r} and weights {weights_state!r}, which "
-                    "this program does not know; restore it, or use the program that wrote it."
-                )
-            if active is not None and active[0] == name:
-                state = "active"
-            return VersionInfo(
-                version=name,
-                sha256=manifest["sha256"],
-                created=manifest["created"],
-                parent_sha256=manifest["parent_sha256"],
-                run_id=manifest["run_id"],
-                config=read_json(folder / "config.json"),
-                path=folder,
-                state=state,
-                details=manifest["details"],
-                weights_state=weights_state,
-                unpromoted=bool(manifest.get("candidate")) and "promoted" not in manifest,
-            )
-        except (KeyError, TypeError) as error:
-            raise IntegrityError(f"{name}: the manifest lacks {error}; restore it.") from error
+        return read_info(self._versions / name, active=active is not None and active[0] == name)
 
     def _add(
         self, weights: Path, config: dict[str, Any], manifest: Mapping[str, Any]
