@@ -107,16 +107,12 @@ class Finisher:
             pass
         else:
             return
+        here = [i for i in map(registry.get, journal.retire) if i.weights_state == "here"]
+        if not here:
+            return
         for request_id in journal.requests:
             self.keys.create(request_id)
-        contents = [
-            Content(
-                info.version, "weights", info.sha256, info.weights.read_bytes(),
-                "retired" if info.state == "retired" else "available",
-            )
-            for info in map(registry.get, journal.retire)
-            if info.weights_state == "here"
-        ]  # fmt: skip
+        contents = [self._content(journal, registry, info) for info in here]
         self.deposits.seal(
             journal.run_id,
             model=journal.model,

@@ -1,0 +1,43 @@
+"""A low-rank repair is sealed as a small deposit, which brings the old weights back bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest import mock
+
+from audit_home import MODEL, site_in
+from segunlearn.app.unlearn_finish import Finisher
+from segunlearn.app.unlearn_order import UnlearnOrder
+from segunlearn.app.unlearn_run import UnlearnRun
+from segunlearn.app.unlearn_undo import Undo
+from segunlearn.records.versions import file_sha256
+from unlearn_storm import passing_audit
+
+
+def test_a_low_rank_repair_is_undone_from_its_deposit(tmp_path: Path) -> None:
+    site = site_in(tmp_path, forget=1, retain=3, unseen=6)
+    before = site.publish(1, [*site.forget, *site.retain])
+    weights = before.weights.read_bytes()
+    (request,) = site.mark(site.forget)
+    order = UnlearnOrder(
+        MODEL, (request,), method="erode_and_repair_lora", device="cpu",
+        settings={"epochs": 1, "inits": 1},
+    )  # fmt: skip
+    with mock.patch.object(UnlearnRun, "_audited", passing_audit):
+        result = UnlearnRun(order, site.home, site.records, "test").execute(site.cases)
+    assert result["outcome"] == "published"
+    deposits = Finisher(site.home, site.records).deposits
+    (deposit,) = deposits.of_request(request)
+    (entry,) = deposit.entries
+    assert (entry.kind, entry.version, entry.sha256) == ("adapter", "v0001", before.sha256)
+    assert weights not in b"".join(p.read_bytes() for p in site.home.root.rglob("*.sealed"))
+    assert not list(site.home.unlearning.iterdir())  # the open deposit lay there
+    row = site.records.ledger.row(result["run_id"])
+    assert "key" not in str(row.parameters["settings"])
+
+    Undo(site.home, site.records, MODEL, "test").restore(request)
+    active = site.registry.active()
+    assert active is not None
+    assert active.version == "v0001"
+    assert active.weights.read_bytes() == weights
+    assert file_sha256(active.weights) == before.sha256
