@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -41,3 +42,30 @@ def test_a_low_rank_repair_is_undone_from_its_deposit(tmp_path: Path) -> None:
     assert active.version == "v0001"
     assert active.weights.read_bytes() == weights
     assert file_sha256(active.weights) == before.sha256
+
+
+def refusing_audit(run: UnlearnRun, *_: object) -> dict[str, object]:
+    verdict = {"outcome": "refused", "reached": "none", "needed": "", "reasons": ["it knows them"]}
+    return {"verdict": verdict, "about": {"audit_id": "1" * 32}}
+
+
+def test_a_refused_candidate_does_not_stand_in_the_way_of_the_next_one(tmp_path: Path) -> None:
+    """Its weights are destroyed already: it knew the study, and nothing of it is to be sealed."""
+    site = site_in(tmp_path, forget=1, retain=3, unseen=6)
+    before = site.publish(1, [*site.forget, *site.retain])
+    weights = before.weights.read_bytes()
+    (request,) = site.mark(site.forget)
+    order = UnlearnOrder(MODEL, (request,), method="fine_tune", settings={"steps": 1}, device="cpu")
+    with mock.patch.object(UnlearnRun, "_audited", refusing_audit):
+        refused = UnlearnRun(order, site.home, site.records, "test").execute(site.cases)
+    assert refused["outcome"] == "refused"
+    again = replace(order, settings={"steps": 2})
+    with mock.patch.object(UnlearnRun, "_audited", passing_audit):
+        result = UnlearnRun(again, site.home, site.records, "test").execute(site.cases)
+    assert (result["outcome"], result["version"]) == ("published", "v0003")
+    assert {v.version: v.weights_state for v in site.registry.versions()} == {
+        "v0001": "sealed", "v0002": "destroyed", "v0003": "here",
+    }  # fmt: skip
+    undo = Undo(site.home, site.records, MODEL, "test")
+    assert undo.restore(request)["version"] == "v0001"
+    assert site.registry.get("v0001").weights.read_bytes() == weights

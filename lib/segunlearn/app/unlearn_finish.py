@@ -94,8 +94,9 @@ class Finisher:
         if journal.candidate:
             registry.promote(journal.candidate)
         for version in journal.retire:
-            registry.retire(version)
-            registry.destroy_weights(version, sealed=True)
+            # a candidate that was refused before knew the studies too, and is destroyed already
+            if registry.retire(version).weights_state != "destroyed":
+                registry.destroy_weights(version, sealed=True)
         self.records.drop_marked_checkpoints()
         for request_id in self._in(journal.requests, "working"):
             self._move(journal, request_id, "fulfilled", journal.why, journal.reached)
