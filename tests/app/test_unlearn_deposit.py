@@ -69,3 +69,23 @@ def test_a_refused_candidate_does_not_stand_in_the_way_of_the_next_one(tmp_path:
     undo = Undo(site.home, site.records, MODEL, "test")
     assert undo.restore(request)["version"] == "v0001"
     assert site.registry.get("v0001").weights.read_bytes() == weights
+
+
+def test_what_only_an_older_version_knows_is_sealed_and_the_served_one_goes_on(
+    tmp_path: Path,
+) -> None:
+    site = site_in(tmp_path, forget=1, retain=3, unseen=6)
+    site.publish(1, [*site.forget, *site.retain])
+    site.publish(2, site.retain)
+    (request,) = site.mark(site.forget)
+    order = UnlearnOrder(MODEL, (request,), device="cpu")
+    result = UnlearnRun(order, site.home, site.records, "test").execute(site.cases)
+    assert result["outcome"] == "not needed"
+    assert result["requests"][request]["state"] == "fulfilled"
+    assert {v.version: v.weights_state for v in site.registry.versions()} == {
+        "v0001": "sealed", "v0002": "here",
+    }  # fmt: skip
+    back = Undo(site.home, site.records, MODEL, "test").restore(request)
+    assert back["version"] == "v0002"
+    states = {v.version: (v.state, v.weights_state) for v in site.registry.versions()}
+    assert states == {"v0001": ("available", "here"), "v0002": ("active", "here")}

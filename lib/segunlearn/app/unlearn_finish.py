@@ -152,7 +152,8 @@ class Finisher:
                 if entry.kind == "adapter":
                     payload = self._original_from(payload, registry.get(journal.candidate))
                 registry.put_back(entry.version, payload, state)  # type: ignore[arg-type]
-            registry.activate(journal.original)
+            if journal.candidate:  # else what is in service never knew it, and goes on
+                registry.activate(journal.original)
         for request_id in self._in(journal.requests, "fulfilled"):
             self._move(journal, request_id, "restored", journal.why)
         self._destroy_deposits(journal.requests)

@@ -72,16 +72,19 @@ class Undo:
             self._check_order(deposit)
             served = self.registry.get(registry_active(self.registry))
             original = self._original(deposit)
-            run_id = self._start("restore", deposit.requests, original)
+            replaced = original if original is not None else served.version
+            run_id = self._start("restore", deposit.requests, replaced)
+            candidate = self.registry.get(deposit.replaced_by).version if original else ""
             journal = Journal(
-                run_id, "restore", self.model, deposit.requests, self.actor, original,
-                candidate=self.registry.get(deposit.replaced_by).version,
-                decided=True, why=why or "restored on request",
+                run_id, "restore", self.model, deposit.requests, self.actor, replaced,
+                candidate=candidate, decided=True, why=why or "restored on request",
             ).written(self.home)  # fmt: skip
             Finisher(self.home, self.records).finish(journal)
-            self.records.runs.finish(run_id, "done", f"{original} is in service again")
+            self.records.runs.finish(run_id, "done", f"{replaced} is in service")
+        if original is None:
+            return {"version": served.version, "requests": list(deposit.requests), "lost": []}
         lost = [] if served.sha256 == deposit.replaced_by else [served.version]
-        return {"version": original, "requests": list(deposit.requests), "lost": lost}
+        return {"version": replaced, "requests": list(deposit.requests), "lost": lost}
 
     def purge(self, request_id: str, why: str = "") -> dict[str, Any]:
         """Destroy everything that leads back: keys, old weights, checkpoints, caches. Final.
@@ -193,9 +196,11 @@ class Undo:
                     "come back knows it too. Restore that one first, or leave this one forgotten."
                 )
 
-    def _original(self, deposit: Deposit) -> str:
-        """Find the version that was served when the deposit was made."""
+    def _original(self, deposit: Deposit) -> str | None:
+        """Find the version that was replaced; None where only versions out of service were."""
         run = self.records.runs.get(deposit.deposit_id)
+        if run.parameters["method"] == "none":
+            return None
         return deposit.entry(str(run.parameters["original"])).version
 
     def _start(self, kind: str, requests: tuple[str, ...], version: str) -> str:
