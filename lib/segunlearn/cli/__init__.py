@@ -11,6 +11,7 @@ from segunlearn import __version__
 from segunlearn.app.forget_command import forget, ledger
 from segunlearn.app.serve_command import serve
 from segunlearn.cli.audit import audit
+from segunlearn.cli.demo import demo
 from segunlearn.cli.evaluate import evaluate
 from segunlearn.cli.infer import infer
 from segunlearn.cli.info import info
@@ -34,6 +35,7 @@ app.command()(serve)
 app.command()(unlearn)
 app.command()(restore)
 app.command()(purge)
+app.command()(demo)
 app.add_typer(forget, name="forget")
 app.add_typer(ledger, name="ledger")
 app.add_typer(audit, name="audit")
