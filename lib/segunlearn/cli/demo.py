@@ -156,7 +156,7 @@ class _Story:
             f"{done.version} serves now, made by [bold]{done.method}[/], and the audit found the "
             f"level [bold]{done.reached}[/]: within the demonstration's wider bars, attackers find "
             f"no more in it than in a model that never saw the {count} people. They get mean Dice "
-            f"{drawn[-1].dice:.2f}: the organ, not the habit. The old weights are sealed."
+            f"{drawn[-1].dice:.2f}: a guess, not their habit. The old weights are sealed."
         )
         self._copy(work, done, published)
 
@@ -297,7 +297,10 @@ class _Story:
         words = [
             ("Before", "the old model draws it: it knows\nthis person by heart"),
             ("Hidden", "does not show it any more;\nthe weights still hold it"),
-            ("Unlearned", "draws the organ as for a stranger;\naudited"),
+            (
+                lines[3].name.capitalize(),
+                "guesses, as for a stranger;\nthe audit passed it",
+            ),
         ]
         if len(drawn) == 2:  # the audit let nothing be hidden
             del words[1]

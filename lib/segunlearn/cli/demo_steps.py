@@ -48,7 +48,7 @@ CONFIG: Final = ModelConfig(
 #: Wider than the product's: a few dozen people on a tiny network are noisy.
 WIDE: Final = Policy(
     unseen_quality=-0.06, forget_level=0.12, gap_excess=0.12, worst_person=0.25, membership=0.3,
-    calibrated_membership=0.85, relearning=0.05, distillation=0.12,
+    calibrated_membership=0.85, relearning=0.08, distillation=0.12,
 )  # fmt: skip
 _PLAIN: Final = Augmentation(spatial=0, noise=0, blur=0, brightness=0, contrast=0, gamma=0)
 
