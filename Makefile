@@ -17,7 +17,7 @@ PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet --co
 
 help:
 	@echo "make run     set up, make sample studies and a sample model, serve on http://127.0.0.1:$(PORT)/"
-	@echo "make demo    set up and show unlearning on synthetic people: 3 minutes, a report and a picture"
+	@echo "make demo    set up and show unlearning on synthetic people, in minutes: a report and a picture"
 	@echo "make test    set up and run the tests"
 	@echo "make check   make test, and before it formatting, lint, types and import rules"
 	@echo "make clean   remove the environment, the sample studies and the sample home"
