@@ -281,6 +281,8 @@ def bars_of_methods(rows: Rows, shown: str) -> list[dict[str, Any]]:
             if hidden and column not in ("dT", "dS", "gap_excess", "worst_person"):
                 continue
             value = mean(entries, column)
+            if np.isnan(value):
+                continue  # an attack that is made only on what nothing else refuses
             target = f"<= {high}" if low in (-9.0, 0.0) else f">= {low}"
             target = f"|.| <= {high}" if low == -high else target
             add(what, value, target, low <= value <= high)
