@@ -111,35 +111,40 @@ class Undo:
                     "weights can bring the study back, so destroying the old ones erases nothing. "
                     "Mark it for the level 'unlearned' and unlearn it first."
                 )
-            cases = ledger_cases(self.records.ledger, request)
-            series = {c.series for c in cases}
-            know = versions_that_know(self.home, self.records, self.registry, series)
+            retire, others = self.would_destroy(request)
             active = registry_active(self.registry)
-            if series and active in {v.version for v in know}:
+            if active in retire:
                 raise ConflictError(
                     f"{active}, which is in service, was taught by what is to be purged. Unlearn "
                     "it first."
                 )
-            retire = tuple(v.version for v in know) if series else ()
             run_id = self._start("purge", (request_id,), active)
             journal = Journal(
                 run_id, "purge", self.model, (request_id,), self.actor, active, retire=retire,
                 decided=True, why=why or "purged on request",
             ).written(self.home)  # fmt: skip
-            finisher = Finisher(self.home, self.records)
-            others = {
-                r
-                for d in finisher.deposits.all()
-                if request_id in d.requests or any(e.version in retire for e in d.entries)
-                for r in d.requests
-            }
-            finisher.finish(journal)
+            Finisher(self.home, self.records).finish(journal)
             self.records.runs.finish(run_id, "done", f"{len(retire)} versions destroyed")
+        cases = ledger_cases(self.records.ledger, request)
         return {
             "destroyed": list(retire),
-            "requests": sorted(others - {request_id}),
+            "requests": list(others),
             "places": [p.to_json() for p in self._open_places(cases)] if cases else [],
         }
+
+    def would_destroy(self, request: ForgetRequest) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Versions whose weights a purge destroys, and other requests that lose their way back."""
+        series = {c.series for c in ledger_cases(self.records.ledger, request)}
+        know = versions_that_know(self.home, self.records, self.registry, series) if series else []
+        versions = tuple(v.version for v in know)
+        others = {
+            r
+            for d in Finisher(self.home, self.records).deposits.all()
+            if request.request_id in d.requests
+            or (d.model == self.model and any(e.version in versions for e in d.entries))
+            for r in d.requests
+        }
+        return versions, tuple(sorted(others - {request.request_id}))
 
     def _open_places(self, cases: Any) -> list[Place]:
         pseudonyms = self.records.pseudonyms

@@ -149,7 +149,7 @@ def unlearn(
     else:
         raise InvalidInputError("give either --data or --studies: where the labelled cases lie.")
     choice = work.prepare(cases)
-    if run or method:
+    if run or method:  # again under the lock; here a mistake is told before there is a bar
         check(order, choice)
     if not run:
         found = plan_of(choice, records, order)
@@ -241,25 +241,15 @@ def _undo(home: Path, model: str, store: str) -> Undo:
 
 
 def _would_be_destroyed(undo: Undo, request_id: str) -> list[str]:
-    from segunlearn.app.unlearn_choice import ledger_cases
-    from segunlearn.app.unlearn_finish import Finisher
-    from segunlearn.app.unlearn_reach import versions_that_know
-
     request = undo.records.forget_set.get(request_id)
-    series = {case.series for case in ledger_cases(undo.records.ledger, request)}
-    know = versions_that_know(undo.home, undo.records, undo.registry, series) if series else []
-    together = {
-        other
-        for deposit in Finisher(undo.home, undo.records).deposits.of_request(request_id)
-        for other in deposit.requests
-    } - {request_id}
+    versions, together = undo.would_destroy(request)
     lines = [
         f"forget request {request_id} is {request.state}, reached {request.reached}.",
-        f"would be destroyed: its key, {', '.join(v.version for v in know) or 'no version'}, "
+        f"would be destroyed: its key, {', '.join(versions) or 'no version'}, "
         "checkpoints, measures of audits, and cached images of the home.",
     ]
     if together:
-        lines.append(f"would lose their way back, too: {', '.join(sorted(together))}.")
+        lines.append(f"would lose their way back, too: {', '.join(together)}.")
     return [*lines, "this is final: nobody can restore it. Nothing was changed; add --yes."]
 
 
