@@ -64,8 +64,10 @@ class Made:
 class Bench:
     """One seed: its split, its original, its forget sets."""
 
-    def __init__(self, task: Task, seed: int, work: Path, say: Callable[[str], None]) -> None:
-        self.task, self.seed, self.say = task, seed, say
+    def __init__(
+        self, task: Task, seed: int, work: Path, methods: list[str], say: Callable[[str], None]
+    ) -> None:
+        self.task, self.seed, self.methods, self.say = task, seed, methods, say
         self.dir = work / f"seed-{seed}"
         self.split = task.split(seed)
 
@@ -173,9 +175,8 @@ class ForgetSet:
         self.left_out()
         short = self.bench.trained(self.dir, "short", self.sets.retain, self.task.short_epochs, 13)
         self.audited("short", short, {"retain": len(self.sets.retain)})
-        for name, method in METHODS.items():
-            if method.exact:
-                continue
+        for name in self.bench.methods:
+            method = METHODS[name]
             settings = settings_of(name, self.task.steps)
             made = self.bench.kept(
                 self.dir,
@@ -322,6 +323,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only-seed", type=int, help="run one seed and stop, for a second core")
     parser.add_argument("--work", type=Path, help="kept between runs; default .bench/<task>")
+    every = [name for name, method in METHODS.items() if not method.exact]
+    parser.add_argument("--methods", nargs="+", choices=every, default=every, metavar="METHOD")
     parser.add_argument("--summary", action="store_true", help="only from what is there")
     parser.add_argument("--quick", action="store_true", help="coarse, one set, writes nothing")
     options = parser.parse_args()
@@ -338,7 +341,7 @@ def main() -> int:
             sys.stdout.flush()
 
         if not options.summary:
-            Bench(task, seed, work, say).run()
+            Bench(task, seed, work, options.methods, say).run()
     if options.only_seed is not None:
         return 0
     rows = table.collect(work, seeds)

@@ -180,5 +180,6 @@ def _chase(data: Path) -> Task:
         hard=0,  # of seven children, two chosen for memory are hardly others than two at random
         epochs=80,
         short_epochs=10,
+        references=3,
         thorough=frozenset({"2 children"}),
     )
