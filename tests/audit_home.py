@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ class Site:
     retain: list[Case]
     unseen: list[Case]
 
-    @property
+    @cached_property  # a store that is collected takes its files from under a copying test
     def records(self) -> Records:
         return Records(self.home)
 
