@@ -1,0 +1,169 @@
+"""Site adapters: the tensors of a network that a hospital's adapter replaces, as one file.
+
+A modulation (FiLM) of an affine normalisation folds into its weight and bias, and gradient steps
+change tensors of the adapted part. So every adapter is a set of changed tensors, inference with it
+costs nothing more, and the base's file is never written.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import nn
+
+from segunlearn.errors import IntegrityError
+
+FORMAT: Final = "segunlearn-site-adapter-1"
+_HEADER: Final = "segunlearn"
+
+
+@dataclass(frozen=True, eq=False)
+class SiteAdapter:
+    """What turns a base network into the network of one site.
+
+    Parameters
+    ----------
+    base
+        SHA-256 of the base's weights file, hexadecimal.
+    tensors
+        Name of a parameter of the base to its new value, float32.
+    about
+        Plain JSON: method, k, steps, labels, support (pseudonyms), curve, leave-one-out Dice,
+        time, versions.
+
+    Raises
+    ------
+    IntegrityError
+        No tensor at all, or one that is not finite float32.
+    """
+
+    base: str
+    tensors: Mapping[str, torch.Tensor]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.tensors:
+            raise IntegrityError("the adapter changes no tensor; adapt the site again.")
+        for name, value in self.tensors.items():
+            if value.dtype != torch.float32 or not bool(torch.isfinite(value).all()):
+                raise IntegrityError(
+                    f"the adapter's tensor {name!r} is not finite float32; adapt the site again."
+                )
+
+    def to_bytes(self) -> bytes:
+        """Return the file's content: safetensors, with ``about`` and ``base`` in its header."""
+        return pack(FORMAT, self.tensors, self.base, self.about)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> SiteAdapter:
+        """Read what ``to_bytes`` gave.
+
+        Raises
+        ------
+        IntegrityError
+            It is anything else.
+        """
+        tensors, base, about = unpack(FORMAT, data, "site adapter")
+        return cls(base, tensors, about)
+
+    def applied_to(self, network: nn.Module, base_sha256: str) -> nn.Module:
+        """Make the site's network; the given one stays as it is.
+
+        Parameters
+        ----------
+        network
+            The base, loaded.
+        base_sha256
+            Digest of the file it was loaded from.
+
+        Returns
+        -------
+        torch.nn.Module
+            A copy in evaluation mode, on the device of ``network``.
+
+        Raises
+        ------
+        IntegrityError
+            The adapter was made for another base, or does not fit the network.
+        """
+        check_base(self.base, base_sha256, "site adapter")
+        return with_tensors(network, self.tensors)
+
+
+def with_tensors(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+    """Copy a network and put tensors in, in evaluation mode.
+
+    Raises
+    ------
+    IntegrityError
+        A name is unknown, or a shape differs; nothing was changed.
+    """
+    adapted = copy.deepcopy(network).eval()
+    parameters = dict(adapted.named_parameters())
+    for name, value in tensors.items():
+        have = tuple(parameters[name].shape) if name in parameters else None
+        if have != tuple(value.shape):
+            raise IntegrityError(
+                f"tensor {name!r} has shape {tuple(value.shape)}, the network {have}: they do not "
+                "belong together. Adapt the site again."
+            )
+    with torch.no_grad():
+        for name, value in tensors.items():
+            parameters[name].copy_(value)
+    return adapted
+
+
+def check_base(made_for: str, base_sha256: str, what: str) -> None:
+    """Refuse what was made for another base.
+
+    Raises
+    ------
+    IntegrityError
+        The digests differ.
+    """
+    if made_for != base_sha256:
+        raise IntegrityError(
+            f"the {what} was made for weights {made_for[:12]}…, the base is {base_sha256[:12]}…. "
+            "It would give a network that nobody has measured; make it again for this base."
+        )
+
+
+def pack(
+    kind: str, tensors: Mapping[str, torch.Tensor], base: str, about: Mapping[str, Any]
+) -> bytes:
+    """Write tensors and facts about them as safetensors; the same content gives the same bytes."""
+    facts = {"format": kind, "base": base, "about": dict(about)}
+    plain = {k: v.detach().to("cpu").contiguous().clone() for k, v in tensors.items()}
+    # one entry: safetensors writes several in any order
+    return save_safetensors(plain, {_HEADER: json.dumps(facts, sort_keys=True, allow_nan=False)})
+
+
+def unpack(
+    kind: str, data: bytes, what: str
+) -> tuple[dict[str, torch.Tensor], str, dict[str, Any]]:
+    """Read tensors, base digest and facts that ``pack`` wrote.
+
+    Raises
+    ------
+    IntegrityError
+        It is no such file, or damaged.
+    """
+    try:
+        tensors = load_safetensors(data)
+        (length,) = struct.unpack("<Q", data[:8])
+        facts = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_HEADER])
+        found, base, about = facts["format"], facts["base"], dict(facts["about"])
+    except (SafetensorError, struct.error, ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"this is no valid {what} ({error!r:.200}); make it again.") from error
+    if found != kind or not isinstance(base, str):
+        raise IntegrityError(f"the {what} says it is {found!r:.60}, needed is {kind!r}.")
+    return tensors, base, about
