@@ -40,9 +40,10 @@ from segunlearn.audit.scores import person_means, score
 from segunlearn.audit.sets import AuditSets
 from segunlearn.audit.settings import AttackName, AuditSettings
 from segunlearn.dicom.identifiers import Pseudonyms
+from segunlearn.errors import InvalidInputError
 from segunlearn.networks import build_network, load_weights, save_weights
 from segunlearn.records.durable import read_json, write_json_durably
-from segunlearn.unlearning import METHODS, UnlearningSets, unlearn
+from segunlearn.unlearning import METHODS, UnlearningSets, checked, unlearn
 from segunlearn.unlearning.loop import mean_dice
 from segunlearn.unlearning.retrain import RetrainSettings, retrain
 
@@ -65,9 +66,15 @@ class Bench:
     """One seed: its split, its original, its forget sets."""
 
     def __init__(
-        self, task: Task, seed: int, work: Path, methods: list[str], say: Callable[[str], None]
+        self,
+        task: Task,
+        seed: int,
+        work: Path,
+        methods: list[str],
+        only: list[str],
+        say: Callable[[str], None],
     ) -> None:
-        self.task, self.seed, self.methods, self.say = task, seed, methods, say
+        self.task, self.seed, self.methods, self.only, self.say = task, seed, methods, only, say
         self.dir = work / f"seed-{seed}"
         self.split = task.split(seed)
 
@@ -113,6 +120,8 @@ class Bench:
             sets["hard"] = self.most_memorised(order)[: task.hard]
         # the sets that say most come first: a benchmark may be stopped
         for name in sorted(sets, key=lambda n: (n not in task.thorough, -len(sets[n]))):
+            if self.only and name not in self.only:
+                continue
             ForgetSet(self, name, sets[name]).run()
 
     def most_memorised(self, persons: list[str]) -> list[str]:
@@ -178,6 +187,11 @@ class ForgetSet:
         for name in self.bench.methods:
             method = METHODS[name]
             settings = settings_of(name, self.task.steps)
+            try:
+                checked(name, self.bench.original.network, self.sets, settings)
+            except InvalidInputError as error:
+                self.bench.say(f"{self.dir.name}: {name} does not run: {error}")
+                continue
             made = self.bench.kept(
                 self.dir,
                 name,
@@ -325,6 +339,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="kept between runs; default .bench/<task>")
     every = [name for name, method in METHODS.items() if not method.exact]
     parser.add_argument("--methods", nargs="+", choices=every, default=every, metavar="METHOD")
+    parser.add_argument("--sets", nargs="+", default=[], help="forget sets; default all")
     parser.add_argument("--summary", action="store_true", help="only from what is there")
     parser.add_argument("--quick", action="store_true", help="coarse, one set, writes nothing")
     options = parser.parse_args()
@@ -341,7 +356,7 @@ def main() -> int:
             sys.stdout.flush()
 
         if not options.summary:
-            Bench(task, seed, work, options.methods, say).run()
+            Bench(task, seed, work, options.methods, options.sets, say).run()
     if options.only_seed is not None:
         return 0
     rows = table.collect(work, seeds)

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from segunlearn.errors import InvalidInputError
-from segunlearn.unlearning.calibration import Batch, Retain, Terms, Weights, check_common
+from segunlearn.unlearning.calibration import Batch, Heir, Retain, Terms, Weights, check_common
 from segunlearn.unlearning.loop import (
     Cancel,
     Report,
@@ -44,6 +44,8 @@ class AdversarialSettings:
     ----------
     structure
         Label value to withdraw from the model; 0: the studies are to look unseen.
+    heir
+        Who gets the structure's probability; see ``calibration.logits_without``.
     attack
         ``"fgsm"``: one step on the input; ``"pgd"``: ``pgd_steps`` steps; ``"relearn"``: SGD steps
         on the weights, the inner loop of MAML; or two of them.
@@ -62,6 +64,7 @@ class AdversarialSettings:
     """
 
     structure: int = 0
+    heir: Heir = "background"
     attack: Attack = "fgsm"
     epsilon: float = 0.1
     pgd_steps: int = 3
@@ -82,7 +85,7 @@ class AdversarialSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_common(self.structure, self.retain, self.warm_up)
+        check_common(self.structure, self.retain, self.warm_up, heir=self.heir)
         if self.attack not in get_args(Attack):
             raise InvalidInputError(f"no attack {self.attack!r}: {', '.join(get_args(Attack))}.")
         if not 0 < self.epsilon < math.inf or self.pgd_steps < 1 or self.relearn_steps < 1:
@@ -114,7 +117,15 @@ def adversarial(
     weights = Weights(
         settings.up, settings.back, settings.retain_weight, settings.calibration_weight
     )
-    terms = Terms(network, sets, settings.structure, weights, settings.batch_size, settings.seed)
+    terms = Terms(
+        network,
+        sets,
+        settings.structure,
+        weights,
+        settings.batch_size,
+        settings.seed,
+        settings.heir,
+    )
     adapter = LoraSettings(settings.rank, settings.alpha, settings.layers)
     adapted = adapt(network, adapter, settings.seed)
     student = adapted.network

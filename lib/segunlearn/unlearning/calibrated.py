@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import nn
 
-from segunlearn.unlearning.calibration import Retain, Terms, Weights, check_common
+from segunlearn.unlearning.calibration import Heir, Retain, Terms, Weights, check_common
 from segunlearn.unlearning.loop import (
     Cancel,
     Report,
@@ -33,6 +33,8 @@ class CalibratedSettings:
     ----------
     structure
         Label value to withdraw from the model; 0: the studies are to look unseen.
+    heir
+        Who gets the structure's probability; see ``calibration.logits_without``.
     layers, rank, alpha
         Of the adapter; the head is trained whole.
     up, back
@@ -51,6 +53,7 @@ class CalibratedSettings:
     """
 
     structure: int = 0
+    heir: Heir = "background"
     layers: Layers = "decoder"
     rank: int = 8
     alpha: float = 16.0
@@ -67,7 +70,7 @@ class CalibratedSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_common(self.structure, self.retain)
+        check_common(self.structure, self.retain, heir=self.heir)
 
 
 def calibrated(
@@ -84,7 +87,7 @@ def calibrated(
         + w_R (L(R) + KL(\theta_o; R)) + w_C KL(\theta_o; C)
 
     with :math:`q_i` the rank-matched quantile of the original's losses on C. With a structure c
-    every term is :math:`KL(p' \| p_s)`, :math:`p'(k) = p(k) / (1 - p(c))`.
+    every term is :math:`KL(p' \| p_s)` with p' of ``calibration.logits_without``.
 
     For the level ``hidden``: outputs no longer show the studies, the weights still know them. The
     loss is our own; forgetting by an adapter on intact weights as in arXiv 2511.16574, the class
@@ -97,7 +100,15 @@ def calibrated(
         settings.calibration_weight,
         settings.noise,
     )
-    terms = Terms(network, sets, settings.structure, weights, settings.batch_size, settings.seed)
+    terms = Terms(
+        network,
+        sets,
+        settings.structure,
+        weights,
+        settings.batch_size,
+        settings.seed,
+        settings.heir,
+    )
     adapter = LoraSettings(settings.rank, settings.alpha, settings.layers)
     adapted = adapt(network, adapter, settings.seed)
     student = adapted.network

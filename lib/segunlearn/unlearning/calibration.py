@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -25,11 +24,15 @@ from segunlearn.unlearning.loop import (
 from segunlearn.unlearning.sets import Draw, SetName, Study, UnlearningSets
 
 Retain = Literal["stored", "none"]
+#: Who gets the probability of a withdrawn structure; see :func:`logits_without`.
+Heir = Literal["background", "others"]
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 #: Patches by which a study larger than one patch is scored.
 _PATCHES_OF_A_STUDY = 4
 _SCORED_TOGETHER = 8
+#: Logit of what is never said: its probability is 0 in float32, and 0 times it is a number.
+_NEVER = -1e4
 
 
 def study_losses(
@@ -77,21 +80,35 @@ def unseen_levels(forget: torch.Tensor, unseen: torch.Tensor) -> torch.Tensor:
     return torch.quantile(unseen.double(), (ranks + 0.5).double() / len(forget)).to(forget.dtype)
 
 
-def renormalised_logits(logits: torch.Tensor, structure: int) -> torch.Tensor:
-    r"""Logits whose softmax is :math:`p'(k) = p(k) / (1 - p(c))`, :math:`p'(c) = 0`.
+def logits_without(logits: torch.Tensor, structure: int, heir: Heir) -> torch.Tensor:
+    r"""Logits of the answer p' without a structure c, :math:`p'(c) = 0`.
+
+    ``"background"``: :math:`p'(0) = p(0) + p(c)`, and the others as they are. So answers a
+    perfect model of labels in which the structure's voxels are background. ``"others"``:
+    :math:`p'(k) = p(k) / (1 - p(c))`, as one of labels in which these voxels count for nothing.
 
     Parameters
     ----------
     logits
         ``(B, K, ...)``.
     structure
-        c.
+        c; 0 changes nothing.
+    heir
+        Of its probability.
     """
+    if structure == 0:
+        return logits
     index = torch.tensor([structure], device=logits.device)
-    return logits.index_fill(1, index, -math.inf)
+    left = logits.index_fill(1, index, _NEVER)
+    if heir == "background":
+        both = torch.logaddexp(logits[:, :1], logits[:, structure : structure + 1])
+        left = torch.cat([both, left[:, 1:]], dim=1)
+    return left
 
 
-def withdrawal_loss(student: torch.Tensor, teacher: torch.Tensor, structure: int) -> torch.Tensor:
+def withdrawal_loss(
+    student: torch.Tensor, teacher: torch.Tensor, structure: int, heir: Heir
+) -> torch.Tensor:
     r"""Divergence :math:`KL(p' \| p_s)` from the teacher without the structure.
 
     Mean over the voxels that the teacher gives to the structure, and mean over the others, half
@@ -101,11 +118,11 @@ def withdrawal_loss(student: torch.Tensor, teacher: torch.Tensor, structure: int
     ----------
     student, teacher
         Logits ``(B, K, ...)``.
+    structure, heir
+        Of :func:`logits_without`.
     """
-    log_target = functional.log_softmax(renormalised_logits(teacher, structure), dim=1)
-    target = log_target.exp()
-    log_target = log_target.masked_fill(target == 0, 0.0)  # 0 log 0 is 0
-    divergence = (target * (log_target - functional.log_softmax(student, dim=1))).sum(dim=1)
+    log_target = functional.log_softmax(logits_without(teacher, structure, heir), dim=1)
+    divergence = (log_target.exp() * (log_target - functional.log_softmax(student, dim=1))).sum(dim=1)
     inside = teacher.argmax(dim=1) == structure
     parts = [divergence[where] for where in (inside, ~inside) if bool(where.any())]
     return torch.stack([part.mean() for part in parts]).mean()
@@ -131,8 +148,8 @@ class Terms:
         Gives the targets.
     sets
         R may be empty.
-    structure
-        Label value to withdraw; 0: study mode.
+    structure, heir
+        Label value to withdraw, and who gets its probability; 0: study mode.
     weights
         Of the terms.
     batch_size
@@ -149,8 +166,10 @@ class Terms:
         weights: Weights,
         batch_size: int,
         seed: int,
+        heir: Heir = "background",
     ) -> None:
         self.teacher, self.structure, self.weights = frozen(original), structure, weights
+        self.heir = heir
         self._forget = Draw(sets.forget, sets.config, batch_size, seed)
         self._others = {
             name: Draw(studies, sets.config, batch_size, seed + 1 + i)
@@ -189,7 +208,7 @@ class Terms:
         if self.structure:
             with torch.no_grad():
                 target = self.teacher(batch[0].to(logits.device))
-            return withdrawal_loss(logits, target, self.structure)
+            return withdrawal_loss(logits, target, self.structure, self.heir)
         losses = sample_losses(logits, batch[1])
         level = self.levels[list(self._forget.last[part])].to(losses)
         away = self.weights.up * functional.relu(level - losses)
@@ -216,7 +235,7 @@ class Terms:
                 target = self.teacher(image)
             logits = student(image)
             if self.structure:
-                term = withdrawal_loss(logits, target, self.structure)
+                term = withdrawal_loss(logits, target, self.structure, self.heir)
             else:
                 term = distillation(logits, target)
             if name == "calibration":
@@ -244,8 +263,8 @@ def reads(settings: object) -> tuple[SetName, ...]:
     return ("forget", "retain", "calibration") if stored else ("forget", "calibration")
 
 
-def check_common(structure: int, retain: str, warm_up: float = 0.0) -> None:
-    """Refuse settings that make no sense.
+def check_structure(structure: int, heir: str) -> None:
+    """Refuse a structure that cannot be one.
 
     Raises
     ------
@@ -254,6 +273,21 @@ def check_common(structure: int, retain: str, warm_up: float = 0.0) -> None:
     """
     if structure < 0:
         raise InvalidInputError(f"structure is {structure}; 0 is study mode, else a label value.")
+    if heir not in get_args(Heir):
+        raise InvalidInputError(f"heir is {heir!r}, must be one of {', '.join(get_args(Heir))}.")
+
+
+def check_common(
+    structure: int, retain: str, warm_up: float = 0.0, heir: str = "background"
+) -> None:
+    """Refuse settings that make no sense.
+
+    Raises
+    ------
+    InvalidInputError
+        As said.
+    """
+    check_structure(structure, heir)
     if retain not in ("stored", "none"):
         raise InvalidInputError(f"retain is {retain!r}, must be 'stored' or 'none'.")
     if not 0 <= warm_up <= 1:

@@ -22,12 +22,12 @@ from segunlearn.unlearning.loop import (
     Cancel,
     Report,
     Steps,
+    Targets,
     copy_of,
     descend,
     device_of,
     dice_ce_of,
     distillation,
-    frozen,
     never,
     no_report,
     seeded,
@@ -139,17 +139,15 @@ def repair(
     cancel: Cancel = never,
 ) -> None:
     r"""Minimise :math:`L(R) + w KL(\theta_o; R)` over what may change of the student, in place."""
-    teacher = frozen(original)
+    targets = Targets(original, sets.retain, sets.config)
     draw = Draw(sets.retain, sets.config, settings.batch_size, settings.seed)
     count = max(2, -(-settings.epochs * len(sets.retain) // settings.batch_size))
 
     def objective(_: int) -> torch.Tensor:
         image, label = draw.next()
         image = image.to(device_of(student))
-        with torch.no_grad():
-            target = teacher(image)
         logits = student(image)  # once for both terms: it is what the repair costs
-        kept = distillation(logits, target, settings.temperature)
+        kept = distillation(logits, targets.of(image, draw.last), settings.temperature)
         return dice_ce_of(logits, label) + settings.distillation_weight * kept
 
     with seeded(settings.seed):

@@ -48,6 +48,14 @@ class Study:
                 f"{tuple(self.image.shape)} and {tuple(self.label.shape)}."
             )
 
+    def without(self, structure: int) -> Study:
+        """Make the same study with the voxels of a label value as background; 0 changes nothing."""
+        if structure == 0:
+            return self
+        return dataclasses.replace(
+            self, label=torch.where(self.label == structure, 0, self.label)
+        )
+
     @cached_property
     def foreground(self) -> list[torch.Tensor]:
         """Voxels of each structure that is there, ``(N, 3)``: possible centres of patches."""
@@ -156,6 +164,16 @@ class UnlearningSets:
                     "method that does without."
                 )
         return UnlearningSets(self.config, **{name: getattr(self, name) for name in names})
+
+    def without(self, structure: int) -> UnlearningSets:
+        """Take a label value out of the labels of all sets; see ``Study.without``."""
+        return UnlearningSets(
+            self.config,
+            *(
+                tuple(s.without(structure) for s in studies)
+                for studies in (self.forget, self.retain, self.calibration)
+            ),
+        )
 
 
 def check_disjoint(sets: dict[str, tuple[Study, ...]], config: ModelConfig) -> None:
