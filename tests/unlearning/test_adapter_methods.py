@@ -25,10 +25,12 @@ from segunlearn.unlearning.adversarial import (
 )
 from segunlearn.unlearning.calibrated import CalibratedSettings
 from segunlearn.unlearning.calibration import (
+    Heir,
     Retain,
     Terms,
     Weights,
-    renormalised_logits,
+    Without,
+    logits_without,
     study_losses,
     unseen_levels,
     withdrawal_loss,
@@ -64,7 +66,13 @@ WITH_ADAPTER = (
     "erase_to_retain",
     "erase_to_retain_released",
 )
-STRUCTURES = ("calibrated", "adversarial", "recoverable")
+STRUCTURES = {
+    "calibrated": "forget",
+    "adversarial": "forget",
+    "recoverable": "forget",
+    "erode_and_repair": "retain",
+    "erode_and_repair_lora": "retain",
+}
 
 TWO = replace(CONFIG, labels=("bright", "dark"))
 
@@ -180,21 +188,54 @@ def test_a_study_larger_than_a_patch_is_scored_too() -> None:
 def test_the_withdrawn_class_gets_nothing_and_the_others_their_share() -> None:
     logits = random_logits(2, 4, 5, 5)
     p = logits.softmax(1)
-    target = renormalised_logits(logits, 2).softmax(1)
+    target = logits_without(logits, 2, "others").softmax(1)
     assert not target[:, 2].any()
     for k in (0, 1, 3):
         torch.testing.assert_close(target[:, k], p[:, k] / (1 - p[:, 2]))
-    assert float(withdrawal_loss(logits, logits, 2)) > 0
+    assert float(withdrawal_loss(logits, logits, 2, "others")) > 0
     perfect = logits.clone()
     perfect[:, 2] = -50.0
-    assert float(withdrawal_loss(perfect, logits, 2)) == pytest.approx(0, abs=1e-6)
+    assert float(withdrawal_loss(perfect, logits, 2, "others")) == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("retain", ["stored", "none"])
-def test_voxels_of_a_withdrawn_structure_become_the_next_best_answer(retain: Retain) -> None:
-    """Dice of the structure 0, the other's kept, and the renormalised argmax on its voxels."""
+def test_the_withdrawn_class_becomes_background() -> None:
+    logits = random_logits(2, 4, 5, 5)
+    p = logits.softmax(1)
+    target = logits_without(logits, 2, "background").softmax(1)
+    assert not target[:, 2].any()
+    torch.testing.assert_close(target[:, 0], p[:, 0] + p[:, 2])
+    for k in (1, 3):
+        torch.testing.assert_close(target[:, k], p[:, k])
+    assert logits_without(logits, 0, "background") is logits
+
+
+@pytest.mark.parametrize("heir", ["background", "others"])
+def test_each_heir_is_the_best_answer_to_its_own_labels(heir: Heir) -> None:
+    """Relabelled to background, or left out: the cross-entropy's minimum over all answers."""
+    p = random_logits(6, 4, 1).softmax(1).double()
+    best = logits_without(p.log(), 2, heir).softmax(1)
+
+    def expected(answer: torch.Tensor) -> torch.Tensor:
+        labels = p.clone()
+        labels[:, 2] = 0
+        if heir == "background":
+            labels[:, 0] += p[:, 2]
+        return -(labels * answer.clamp_min(1e-12).log()).sum()
+
+    for seed in range(20):
+        noise = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
+        other = (best.clamp_min(1e-9).log() + 0.1 * noise).softmax(1)
+        assert float(expected(other)) > float(expected(best))
+
+
+@pytest.mark.parametrize(
+    ("retain", "heir"), [("stored", "others"), ("none", "others"), ("none", "background")]
+)
+def test_voxels_of_a_withdrawn_structure_become_the_heirs(retain: Retain, heir: Heir) -> None:
+    """Dice of the structure 0, the other's kept, and the filtered argmax on its voxels."""
     settings = CalibratedSettings(
         structure=2,
+        heir=heir,
         steps=40,
         learning_rate=1e-2,
         batch_size=8,
@@ -216,9 +257,29 @@ def test_voxels_of_a_withdrawn_structure_become_the_next_best_answer(retain: Ret
 
     assert one(new) > one(old) - 0.03
     logs = torch.stack(list(log_probabilities(before, unseen, TWO)))
-    expected = renormalised_logits(logs, 2).argmax(1)
+    expected = logits_without(logs, 2, heir).argmax(1)
     inside = old == 2
     assert float((new == expected)[inside].float().mean()) > 0.95
+
+
+@pytest.mark.parametrize("name", ["erode_and_repair", "erode_and_repair_lora"])
+def test_repair_withdraws_a_structure(name: str) -> None:
+    """It is not drawn any more, its voxels are background, and the other structure is kept."""
+    sets = two_sets()
+    trained = replace(sets, forget=(), retain=(*sets.forget, *sets.retain))
+    before = two_original()
+    settings = METHODS[name].settings(structure=2, epochs=60, learning_rate=1e-2, batch_size=8)
+    made = unlearn(name, before, trained, settings)
+    unseen = [two_discs(n) for n in range(50, 62)]
+    label = torch.stack([s.label for s in unseen])
+    filtered = masks_of(Without(before, 2, "background"), unseen, TWO)
+    new = masks_of(made.network, unseen, TWO)
+    assert int((filtered == 2).sum()) == 0
+    assert float((new == 2).float().mean()) < 0.002
+    inside = label == 2
+    assert float((new == 0)[inside].float().mean()) > 0.9
+    kept = 2 * ((new == 1) & (label == 1)).sum() / ((new == 1).sum() + (label == 1).sum())
+    assert float(kept) > 0.8
 
 
 def test_recoverable_withdraws_a_structure_by_its_filters() -> None:
@@ -451,12 +512,11 @@ def test_batch_normalisation_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_a_structure_that_is_not_there_is_refused(name: str) -> None:
     method = METHODS[name]
-    empty = tuple(
-        replace(s, label=torch.where(s.label == 2, 0, s.label)) for s in two_sets().forget
-    )
-    sets = replace(two_sets(), forget=empty)
+    shown_by = STRUCTURES[name]
+    empty = tuple(s.without(2) for s in getattr(two_sets(), shown_by))
+    sets = replace(two_sets(), **{shown_by: empty})
     network = build_network(TWO, 0)
-    with pytest.raises(InvalidInputError, match="no study of the forget set shows"):
+    with pytest.raises(InvalidInputError, match=f"no study of the {shown_by} set shows"):
         checked(name, network, sets, method.settings(structure=2))
     with pytest.raises(InvalidInputError, match=r"no structure 3; it has 1 \(bright\), 2 \(dark\)"):
         checked(name, network, sets, method.settings(structure=3))

@@ -7,12 +7,11 @@ background. The confusion row of the structure is compared with a model trained 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import nn
 
 from segunlearn.errors import InvalidInputError, LabelError
@@ -235,10 +234,7 @@ def class_mode(
 def without(studies: Sequence[Study], config: ModelConfig, label: str) -> tuple[Study, ...]:
     """Studies whose labels no longer hold a structure; its voxels become background."""
     value = _value(config, label)
-    return tuple(
-        replace(s, label=torch.where(s.label == value, torch.zeros_like(s.label), s.label))
-        for s in studies
-    )
+    return tuple(s.without(value) for s in studies)
 
 
 def _value(config: ModelConfig, label: str) -> int:

@@ -155,6 +155,7 @@ METHODS: dict[str, Method] = {
         erode_and_repair.READS,
         False,
         "throw most of every weight away, repair the rest on the retain set",
+        check=checks.structure_in_retain,
     ),
     "erode_and_repair_lora": Method(
         erode_and_repair_lora.erode_and_repair_lora,
@@ -163,7 +164,7 @@ METHODS: dict[str, Method] = {
         False,
         "throw most of every weight away, repair by a low-rank adapter: can be undone by its key",
         erode_and_repair_lora.reads,
-        checks.adapters_fit,
+        checks.adapters_and_structure_in_retain,
     ),
     "calibrated": Method(
         calibrated.calibrated,

@@ -106,6 +106,26 @@ def logits_without(logits: torch.Tensor, structure: int, heir: Heir) -> torch.Te
     return left
 
 
+class Without(nn.Module):
+    """A network whose answers no longer name a structure; its weights know it as before.
+
+    Parameters
+    ----------
+    network
+        Of which it is a filter.
+    structure, heir
+        Of :func:`logits_without`.
+    """
+
+    def __init__(self, network: nn.Module, structure: int, heir: Heir) -> None:
+        super().__init__()
+        self.network, self.structure, self.heir = network, structure, heir
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Logits ``(B, K, ...)`` of images ``(B, C, ...)``."""
+        return logits_without(self.network(image), self.structure, self.heir)
+
+
 def withdrawal_loss(
     student: torch.Tensor, teacher: torch.Tensor, structure: int, heir: Heir
 ) -> torch.Tensor:
@@ -122,7 +142,9 @@ def withdrawal_loss(
         Of :func:`logits_without`.
     """
     log_target = functional.log_softmax(logits_without(teacher, structure, heir), dim=1)
-    divergence = (log_target.exp() * (log_target - functional.log_softmax(student, dim=1))).sum(dim=1)
+    divergence = (log_target.exp() * (log_target - functional.log_softmax(student, dim=1))).sum(
+        dim=1
+    )
     inside = teacher.argmax(dim=1) == structure
     parts = [divergence[where] for where in (inside, ~inside) if bool(where.any())]
     return torch.stack([part.mean() for part in parts]).mean()

@@ -8,7 +8,7 @@ from torch import nn
 
 from segunlearn.errors import InvalidInputError
 from segunlearn.unlearning.lora import refuse_batch_normalisation
-from segunlearn.unlearning.sets import UnlearningSets
+from segunlearn.unlearning.sets import SetName, UnlearningSets
 
 #: Fewer unseen people say too little about how losses of unseen people are spread.
 FEWEST_CALIBRATION_PEOPLE: Final = 5
@@ -25,13 +25,13 @@ def adapters_fit(network: nn.Module, _: UnlearningSets, __: Any) -> None:
     refuse_batch_normalisation(network)
 
 
-def structure_is_there(sets: UnlearningSets, structure: int) -> None:
+def structure_is_there(sets: UnlearningSets, structure: int, shown_by: SetName = "forget") -> None:
     """Refuse a structure that cannot be withdrawn; 0 (study mode) always can.
 
     Raises
     ------
     InvalidInputError
-        The model has no such label value, or no study of the forget set shows it.
+        The model has no such label value, or no study of the set shows it.
     """
     if structure == 0:
         return
@@ -39,10 +39,35 @@ def structure_is_there(sets: UnlearningSets, structure: int) -> None:
     if structure not in values.values():
         known = ", ".join(f"{v} ({name})" for name, v in values.items())
         raise InvalidInputError(f"the model has no structure {structure}; it has {known}.")
-    if not any(bool((s.label == structure).any()) for s in sets.forget):
+    if not any(bool((s.label == structure).any()) for s in getattr(sets, shown_by)):
         raise InvalidInputError(
-            f"no study of the forget set shows the structure {structure}; give studies that do."
+            f"no study of the {shown_by} set shows the structure {structure}; give some that do."
         )
+
+
+def structure_in_retain(_: nn.Module, sets: UnlearningSets, settings: Any) -> None:
+    """Check a method that takes a structure out of the labels of R.
+
+    Raises
+    ------
+    InvalidInputError
+        See :func:`structure_is_there`.
+    """
+    structure_is_there(sets, settings.structure, "retain")
+
+
+def adapters_and_structure_in_retain(
+    network: nn.Module, sets: UnlearningSets, settings: Any
+) -> None:
+    """Check the same with adapters.
+
+    Raises
+    ------
+    InvalidInputError
+        See the other checks.
+    """
+    refuse_batch_normalisation(network)
+    structure_in_retain(network, sets, settings)
 
 
 def adapters_and_calibration(network: nn.Module, sets: UnlearningSets, settings: Any) -> None:

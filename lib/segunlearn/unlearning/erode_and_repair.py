@@ -8,6 +8,7 @@ from typing import Final
 from torch import nn
 
 from segunlearn.errors import InvalidInputError
+from segunlearn.unlearning.calibration import Heir, Without, check_structure
 from segunlearn.unlearning.erosion import RepairSettings, checked_key, eroded, key_of, repair
 from segunlearn.unlearning.loop import Cancel, Report, never, no_report
 from segunlearn.unlearning.sets import SetName, UnlearningSets
@@ -28,6 +29,9 @@ class ErodeAndRepairSettings:
         Of the repair: passes over R, peak of a one-cycle schedule, patches of a step.
     distillation_weight, temperature
         Of the divergence to the original on R.
+    structure, heir
+        Label value to withdraw from the model, and who gets its probability in the original's
+        answers; see ``calibration.logits_without``. 0: studies are forgotten.
     key
         64 hexadecimal digits from which the fresh weights are drawn; empty: made from the seed,
         which is enough where nobody is to be kept from undoing the erosion.
@@ -41,6 +45,8 @@ class ErodeAndRepairSettings:
     batch_size: int = 3
     distillation_weight: float = 1.0
     temperature: float = 2.0
+    structure: int = 0
+    heir: Heir = "background"
     key: str = ""
     seed: int = 0
 
@@ -49,6 +55,7 @@ class ErodeAndRepairSettings:
             raise InvalidInputError(
                 "erode and repair needs keep in [0, 1), epochs >= 1 and a weight >= 0."
             )
+        check_structure(self.structure, self.heir)
         checked_key(self.key)
 
 
@@ -63,7 +70,7 @@ def erode_and_repair(
 
     Shrink and perturb (Ash & Adams, arXiv 1910.08475) with P a fresh initialisation instead of
     small noise. It never reads the forget set: what it takes away is whatever the retain set does
-    not bring back.
+    not bring back. A structure is taken out of the labels of R and of the original's answers.
     """
     student = eroded(network, key_of(settings.key, settings.seed), settings.keep)
     how = RepairSettings(
@@ -74,5 +81,9 @@ def erode_and_repair(
         settings.temperature,
         settings.seed,
     )
-    repair(student, network, sets, how, report=report, cancel=cancel)
+    teacher, sets = (
+        Without(network, settings.structure, settings.heir),
+        sets.without(settings.structure),
+    )
+    repair(student, teacher, sets, how, report=report, cancel=cancel)
     return student.eval()

@@ -8,6 +8,7 @@ from typing import Final
 from torch import nn
 
 from segunlearn.errors import InvalidInputError
+from segunlearn.unlearning.calibration import Heir, Without, check_structure
 from segunlearn.unlearning.erosion import (
     Deposit,
     RepairSettings,
@@ -40,6 +41,9 @@ class ErodeAndRepairLoraSettings:
         Of the adapter on all 3x3(x3) convolutions; norms, biases and head are trained whole.
     distillation_weight, temperature
         Of the divergence to the original on R.
+    structure, heir
+        Label value to withdraw from the model, and who gets its probability in the original's
+        answers; see ``calibration.logits_without``. 0: studies are forgotten.
     inits
         Repairs from so many keyed fresh weights, of which the best mean Dice on C is kept. With 1
         nothing is chosen, and C is not read.
@@ -58,6 +62,8 @@ class ErodeAndRepairLoraSettings:
     alpha: float = 16.0
     distillation_weight: float = 1.0
     temperature: float = 2.0
+    structure: int = 0
+    heir: Heir = "background"
     inits: int = 2
     key: str = ""
     seed: int = 0
@@ -69,6 +75,7 @@ class ErodeAndRepairLoraSettings:
             )
         if self.inits < 1:
             raise InvalidInputError(f"inits is {self.inits}, must be at least 1.")
+        check_structure(self.structure, self.heir)
         checked_key(self.key)
         self.adapter()
 
@@ -121,7 +128,8 @@ def erode_and_repair_lora(
 
     Shrink and perturb (Ash & Adams, arXiv 1910.08475) with a repair of low rank (Hu et al., arXiv
     2106.09685): A, B, norms, biases and head minimise :math:`L(R) + w KL(\theta_o; R)`, everything
-    else stays eroded. It never reads the forget set. See :func:`repaired` for what undoes it.
+    else stays eroded. It never reads the forget set; a structure is taken out of the labels and of
+    the original's answers. See :func:`repaired` for what undoes it.
     """
     return repaired(network, sets, settings, report, cancel).network
 
@@ -150,6 +158,10 @@ def repaired(
         settings.temperature,
         settings.seed,
     )
+    teacher, sets = (
+        Without(network, settings.structure, settings.heir),
+        sets.without(settings.structure),
+    )
     best: tuple[nn.Module, Adapted, str] | None = None
     dices: list[float] = []
     for number in range(settings.inits):
@@ -157,7 +169,7 @@ def repaired(
         base = eroded(network, key, settings.keep)
         adapted = adapt(base, settings.adapter(), settings.seed + number)
         phase = f"repair {number + 1} of {settings.inits}" if settings.inits > 1 else "repair"
-        repair(adapted.network, network, sets, how, phase, report, cancel)
+        repair(adapted.network, teacher, sets, how, phase, report, cancel)
         shorten(adapted)
         merged = adapted.merged()
         if settings.inits > 1:

@@ -52,9 +52,7 @@ class Study:
         """Make the same study with the voxels of a label value as background; 0 changes nothing."""
         if structure == 0:
             return self
-        return dataclasses.replace(
-            self, label=torch.where(self.label == structure, 0, self.label)
-        )
+        return dataclasses.replace(self, label=torch.where(self.label == structure, 0, self.label))
 
     @cached_property
     def foreground(self) -> list[torch.Tensor]:
