@@ -16,8 +16,9 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +36,7 @@ from segunlearn.audit.attestation import (
 from segunlearn.audit.run import read_result
 from segunlearn.errors import IntegrityError, InvalidInputError, NotFoundError
 from segunlearn.records.durable import sync_folder, write_durably, write_json_durably
+from segunlearn.records.forget_states import Level, at_least
 from segunlearn.records.versions import file_sha256
 
 RESULT: Final = "audit.json"
@@ -158,6 +160,15 @@ class Audits:
         """Signed statement of an audit; errors as for :meth:`get`."""
         return self._verified(self.folder(audit_id))
 
+    @cached_property
+    def statements(self) -> list[dict[str, Any]]:
+        """Signed statements of all audits that can be believed, each verified once."""
+        found = []
+        for audit_id in self.ids():
+            with contextlib.suppress(IntegrityError, NotFoundError):
+                found.append(self.statement(audit_id))
+        return found
+
     def _verified(self, folder: Path, *names: str) -> dict[str, Any]:
         return verify_folder(
             folder, public_key=self.public_key, artefacts={n: folder / n for n in names}
@@ -189,6 +200,7 @@ class Audits:
         folder = self._root / audit_id
         os.replace(staging, folder)  # noqa: PTH105 - see records.durable
         sync_folder(self._root)
+        self.__dict__.pop("statements", None)
         return folder
 
     def _signing_key(self) -> Ed25519PrivateKey:
@@ -264,20 +276,16 @@ def verify_folder(
     return content
 
 
-def passed_without(audits: Audits, series: frozenset[str]) -> set[str]:
-    """SHA-256 of candidates that an audit of these series (pseudonyms) found to be without them."""
-    found = set()
-    for audit_id in audits.ids():
-        try:
-            content = audits.statement(audit_id)
-        except (IntegrityError, NotFoundError):
-            continue
-        predicate = content["predicate"]
-        if predicate["verdict"]["reached"] in ("unlearned", "retrained") and series <= set(
-            predicate["forgotten"]
-        ):
-            found |= {s["digest"]["sha256"] for s in content["subject"] if s["name"] == "candidate"}
-    return found
+def passed_without(audits: Audits, series: Collection[str], level: Level = "unlearned") -> set[str]:
+    """SHA-256 of candidates that an audit of these series (pseudonyms) found at least so far."""
+    return {
+        subject["digest"]["sha256"]
+        for content in audits.statements
+        if at_least(content["predicate"]["verdict"]["reached"], level)
+        and set(series) <= set(content["predicate"]["forgotten"])
+        for subject in content["subject"]
+        if subject["name"] == "candidate"
+    }
 
 
 def _summary_of(

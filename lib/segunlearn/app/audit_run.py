@@ -220,7 +220,7 @@ class AuditRun(WatchedRun):
         self, choice: Choice, result: AuditResult, pseudonyms: Pseudonyms
     ) -> tuple[Any, ...]:
         """Sweep the home; the candidate is without S only if this very audit says so."""
-        series = frozenset(pseudonyms.of(c.series) for c in choice.forget)
+        series = {pseudonyms.of(c.series) for c in choice.forget}
         without = passed_without(Audits(self.home), series)
         without |= {d for n, d in result.digests.items() if n.startswith("reference")}
         if result.verdict.reached in ("unlearned", "retrained"):

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from segunlearn.app.audit_choice import Choice, choose
-from segunlearn.app.audit_targets import TAUGHT, People, Targets, version_of
+from segunlearn.app.audit_files import Audits
+from segunlearn.app.audit_targets import Targets, version_of
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.app.unlearn_order import UnlearnOrder
-from segunlearn.app.unlearn_reach import versions_that_know
+from segunlearn.app.unlearn_reach import ledger_cases, versions_that_know
 from segunlearn.audit.policy import Level
 from segunlearn.cases import Case
 from segunlearn.errors import ConflictError, InvalidInputError
 from segunlearn.records.forget_requests import ForgetRequest
 from segunlearn.records.forget_states import LEVELS
-from segunlearn.records.ledger import Ledger, LedgerCase
-from segunlearn.records.targets import person_name
+from segunlearn.records.ledger import LedgerCase
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 
 #: States in which a request may be worked on.
@@ -123,36 +123,12 @@ def versions_that_know_cases(
     home: Home, records: Records, registry: VersionRegistry, requests: Sequence[ForgetRequest]
 ) -> list[tuple[ForgetRequest, list[LedgerCase], list[VersionInfo]]]:
     """For each request: its cases in the ledger, and the versions that know one of them."""
-    found = []
+    found, audits = [], Audits(home)
     for request in requests:
         cases = ledger_cases(records.ledger, request)
-        series = {c.series for c in cases}
-        know = versions_that_know(home, records, registry, series) if series else []
+        know = versions_that_know(audits, records, registry, {c.series for c in cases})
         found.append((request, cases, know))
     return found
-
-
-def ledger_cases(ledger: Ledger, request: ForgetRequest) -> list[LedgerCase]:
-    """Cases of a request's target that taught a version of any model; each series once."""
-    target = request.target
-    name = person_name(target.id, target.issuer) if target.kind == "patient" else target.id
-    by = {"patient": "person"}.get(target.kind, target.kind)
-    found: dict[str, LedgerCase] = {}
-    for sighting in ledger.versions_that_saw(**{by: name}):
-        if not sighting.direct:
-            continue  # an ancestor read it, and is among the sightings itself
-        for case in ledger.lineage_cases(sighting.version_sha256):
-            if case.role in TAUGHT and is_of(request, case):
-                found.setdefault(case.series, case)
-    return list(found.values())
-
-
-def is_of(request: ForgetRequest, case: LedgerCase) -> bool:
-    """Whether a case belongs to a request's target."""
-    target = request.target
-    if target.kind == "patient":
-        return case.person in People([person_name(target.id, target.issuer)])
-    return bool(getattr(case, target.kind) == target.id)
 
 
 def asked_for(ids: Sequence[str], records: Records) -> list[ForgetRequest]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 
 from segunlearn.app.audit_files import Audits, passed_without
-from segunlearn.app.audit_targets import TAUGHT
-from segunlearn.app.options import Home
+from segunlearn.app.audit_targets import TAUGHT, People
 from segunlearn.app.records import Records
 from segunlearn.errors import NotFoundError
+from segunlearn.records.forget_requests import ForgetRequest
+from segunlearn.records.forget_states import LIVE
+from segunlearn.records.ledger import Ledger, LedgerCase
+from segunlearn.records.targets import person_name
 from segunlearn.records.versions import VersionInfo, VersionRegistry
+
+_PAGE = 500
 
 
 def versions_that_know(
-    home: Home, records: Records, registry: VersionRegistry, series: Collection[str]
+    audits: Audits, records: Records, registry: VersionRegistry, series: Collection[str]
 ) -> list[VersionInfo]:
     """Versions of a model, candidates aside, whose weights hold what some series taught.
 
@@ -24,14 +29,15 @@ def versions_that_know(
 
     Parameters
     ----------
-    home, records, registry
+    audits, records, registry
         Of the installation.
     series
-        As the ledger names them.
+        As the ledger names them; without any nobody knows them.
     """
     wanted = frozenset(series)
-    pseudonyms = records.pseudonyms
-    clean = passed_without(Audits(home), frozenset(pseudonyms.of(s) for s in wanted))
+    if not wanted:
+        return []
+    clean = passed_without(audits, pseudonyms_of(records, wanted))
     versions = [v for v in registry.versions() if v.state != "candidate"]
     by_digest = {v.sha256: v for v in versions}
     known: dict[str, bool] = {}
@@ -45,6 +51,82 @@ def versions_that_know(
         return known[sha256]
 
     return [v for v in versions if knows(v.sha256)]
+
+
+def show_what_was_forgotten(
+    audits: Audits,
+    records: Records,
+    registry: VersionRegistry,
+    versions: Sequence[VersionInfo],
+) -> Iterator[tuple[ForgetRequest, frozenset[str]]]:
+    """Live requests that took something out of service which some versions would show again.
+
+    Parameters
+    ----------
+    audits, records, registry
+        Of the installation.
+    versions
+        That may be served, or put back.
+
+    Yields
+    ------
+    request, versions
+        The names of those that know its studies; of a request that is only ``hidden``, without
+        those that an audit found to hide them.
+    """
+    taught = _taught_any(records, versions)
+    offset = 0
+    while page := records.forget_set.list(states=tuple(sorted(LIVE)), limit=_PAGE, offset=offset):
+        offset += len(page)
+        for request in page:
+            if request.reached == "none" or request.target.kind == "structure":
+                continue
+            if taught is not None and not any(is_of(request, case) for case in taught):
+                continue
+            series = {case.series for case in ledger_cases(records.ledger, request)}
+            know = {v.sha256 for v in versions_that_know(audits, records, registry, series)}
+            if request.reached == "hidden":
+                know -= passed_without(audits, pseudonyms_of(records, series), "hidden")
+            if found := frozenset(v.version for v in versions if v.sha256 in know):
+                yield request, found
+
+
+def ledger_cases(ledger: Ledger, request: ForgetRequest) -> list[LedgerCase]:
+    """Cases of a request's target that taught a version of any model; each series once."""
+    target = request.target
+    name = person_name(target.id, target.issuer) if target.kind == "patient" else target.id
+    by = {"patient": "person"}.get(target.kind, target.kind)
+    found: dict[str, LedgerCase] = {}
+    for sighting in ledger.versions_that_saw(**{by: name}):
+        if not sighting.direct:
+            continue  # an ancestor read it, and is among the sightings itself
+        for case in ledger.lineage_cases(sighting.version_sha256):
+            if case.role in TAUGHT and is_of(request, case):
+                found.setdefault(case.series, case)
+    return list(found.values())
+
+
+def is_of(request: ForgetRequest, case: LedgerCase) -> bool:
+    """Whether a case belongs to a request's target."""
+    target = request.target
+    if target.kind == "patient":
+        return case.person in People([person_name(target.id, target.issuer)])
+    return bool(getattr(case, target.kind) == target.id)
+
+
+def pseudonyms_of(records: Records, series: Collection[str]) -> frozenset[str]:
+    """Names of series in audits."""
+    pseudonyms = records.pseudonyms
+    return frozenset(pseudonyms.of(s) for s in series)
+
+
+def _taught_any(records: Records, versions: Sequence[VersionInfo]) -> list[LedgerCase] | None:
+    """Cases that shaped versions or their ancestors; None when the ledger does not know one."""
+    try:
+        found = [c for v in versions for c in records.ledger.lineage_cases(v.sha256)]
+    except NotFoundError:
+        return None
+    return [case for case in found if case.role in TAUGHT]
 
 
 def _taught(

@@ -10,10 +10,9 @@ from segunlearn.app.audit_files import Audits, passed_without
 from segunlearn.app.locks import training_lock
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
-from segunlearn.app.unlearn_choice import ledger_cases
 from segunlearn.app.unlearn_finish import Finisher, registry_active
 from segunlearn.app.unlearn_journal import Journal
-from segunlearn.app.unlearn_reach import versions_that_know
+from segunlearn.app.unlearn_reach import ledger_cases, pseudonyms_of, versions_that_know
 from segunlearn.app.unlearn_settle import settle
 from segunlearn.audit.sweep import Place, sweep
 from segunlearn.errors import ConflictError, NotFoundError
@@ -135,7 +134,7 @@ class Undo:
     def would_destroy(self, request: ForgetRequest) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Versions whose weights a purge destroys, and other requests that lose their way back."""
         series = {c.series for c in ledger_cases(self.records.ledger, request)}
-        know = versions_that_know(self.home, self.records, self.registry, series) if series else []
+        know = versions_that_know(Audits(self.home), self.records, self.registry, series)
         versions = tuple(v.version for v in know)
         others = {
             r
@@ -151,7 +150,7 @@ class Undo:
         series = frozenset(c.series for c in cases)
         names = series | {c.study for c in cases}
         names |= {p for p in (split_person(c.person)[0] for c in cases) if len(p) > 3}
-        without = passed_without(Audits(self.home), frozenset(pseudonyms.of(s) for s in series))
+        without = passed_without(Audits(self.home), pseudonyms_of(self.records, series))
         saw = {
             s.version_sha256 for c in cases for s in self.records.ledger.versions_that_saw(
                 series=c.series

@@ -338,7 +338,7 @@ class Demonstration:
             if finisher.deposits.is_openable(deposit.deposit_id):
                 found.append(f"deposit {deposit.deposit_id}")
         series = {case.series for case in self.crowd.forget}
-        know = versions_that_know(self.home, self.records, self.registry, series)
+        know = versions_that_know(Audits(self.home), self.records, self.registry, series)
         old = {version.sha256 for version in know}
         for path in self.home.root.rglob("*"):
             if path.is_file() and not path.is_symlink() and file_sha256(path) in old:
