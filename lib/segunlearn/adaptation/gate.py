@@ -1,0 +1,116 @@
+"""Whether an adapter is adopted: leave one person of the support out, and look at that one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from segunlearn.adaptation.adapt import AdaptSettings, adapt, check_support
+from segunlearn.adaptation.meta_model import MetaModel
+from segunlearn.errors import InvalidInputError
+from segunlearn.networks import ModelConfig
+from segunlearn.records.runs import Progress
+from segunlearn.unlearning.loop import (
+    Cancel,
+    Report,
+    dice_of,
+    log_probabilities,
+    never,
+    no_report,
+)
+from segunlearn.unlearning.sets import Study
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """Dice of every person of the support under networks that never saw that person.
+
+    Parameters
+    ----------
+    adapted, base
+        Mean Dice of each person, in the order of their series' names; 0 to 1.
+    """
+
+    adapted: tuple[float, ...]
+    base: tuple[float, ...]
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Mean over the people: ``adapted`` and ``base``."""
+        return {"adapted": float(np.mean(self.adapted)), "base": float(np.mean(self.base))}
+
+
+def dice_by_person(
+    network: nn.Module, studies: Sequence[Study], config: ModelConfig, values: Sequence[int]
+) -> dict[str, float]:
+    """Mean hard Dice of some structures for each person."""
+    persons: dict[str, list[float]] = {}
+    for study, logs in zip(studies, log_probabilities(network, studies, config), strict=True):
+        score = dice_of(logs.argmax(dim=0), study.label, values)
+        persons.setdefault(study.person, []).append(score)
+    return {person: float(np.mean(scores)) for person, scores in persons.items()}
+
+
+def leave_one_out(
+    network: nn.Module,
+    meta: MetaModel | None,
+    support: Sequence[Study],
+    config: ModelConfig,
+    settings: AdaptSettings,
+    report: Report = no_report,
+    cancel: Cancel = never,
+) -> LeaveOneOut:
+    """Adapt once for each person, without that person, and score it beside the base.
+
+    Parameters
+    ----------
+    network, meta, support, config, settings, report, cancel
+        As for ``adapt``; phase ``leave one out``.
+
+    Raises
+    ------
+    InvalidInputError
+        There is one person only: nobody could be left out.
+    LabelError
+        A structure is shown by one person only, so nobody else could teach it.
+    """
+    values = check_support(support, config, settings.structures)
+    support = sorted(support, key=lambda s: s.series)
+    persons = list(dict.fromkeys(s.person for s in support))
+    if len(persons) < 2:
+        raise InvalidInputError(
+            "leaving one person out needs two; the support shows one. Annotate a study of another "
+            "person, or adopt the adapter without this check on your own judgement."
+        )
+    base = dice_by_person(network, support, config, values)
+    found = []
+    for number, person in enumerate(persons):
+        report(Progress("leave one out", number, len(persons)))
+        others = [s for s in support if s.person != person]
+        theirs = [s for s in support if s.person == person]
+        adapted = adapt(network, meta, others, config, settings, cancel=cancel)
+        found.append(dice_by_person(adapted.network, theirs, config, values)[person])
+    report(Progress("leave one out", len(persons), len(persons)))
+    return LeaveOneOut(tuple(found), tuple(base[p] for p in persons))
+
+
+def gate(loo: LeaveOneOut, margin: float = 0.0) -> tuple[bool, str]:
+    """Decide whether an adapter is adopted, and say why.
+
+    Parameters
+    ----------
+    loo
+        See ``leave_one_out``.
+    margin
+        Dice by which the mean may fall below the base's.
+    """
+    means = loo.means
+    adopted = means["adapted"] >= means["base"] - margin
+    figures = (
+        f"on {len(loo.base)} people, each left out once, Dice is {means['adapted']:.3f} with the "
+        f"adapter and {means['base']:.3f} with the base"
+    )
+    return adopted, figures if adopted else f"{figures}; the base stays"
