@@ -47,3 +47,15 @@ def test_values_from_functional_groups() -> None:
     item.ReferencedImageSequence = [inner]
     ds.PerFrameFunctionalGroupsSequence = [item]
     assert SiteKey.of(ds).station == "enhanced"
+
+
+def test_rungs_go_from_the_scanner_to_the_kind_of_scanner() -> None:
+    full = SiteKey("a", "siemens", "avanto", "42")
+    assert [(rule, str(key)) for rule, key in full.rungs()] == [
+        ("scanner", "a||avanto|42"), ("institution", "a||avanto|"), ("model", "|siemens|avanto|"),
+    ]  # fmt: skip
+    assert SiteKey(station="42", model="avanto").rungs() == []  # a station's name is no place
+    ds = header(Manufacturer="Siemens", ManufacturerModelName="Avanto")
+    assert SiteKey.of(ds) == SiteKey()
+    assert [rule for rule, _ in SiteKey.read(ds).rungs()] == ["model"]
+    assert SiteKey.parse(str(full)) == full

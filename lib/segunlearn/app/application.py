@@ -78,7 +78,9 @@ class SegUnlearnApp(MONAILabelApp):
         pacs = str(studies) if is_url(str(studies)) else ""
         self.records = Records(self.home, self.options.store, reports=bool(pacs))
         self.model = ActiveModel(
-            VersionRegistry(self.home.model(self.options.model)), device=self.options.device
+            VersionRegistry(self.home.model(self.options.model)),
+            sites=self.home.sites / self.options.model,
+            device=self.options.device,
         )
         self.forget_service = ForgetService(
             self.records,
@@ -292,6 +294,7 @@ class SegUnlearnApp(MONAILabelApp):
         elif isinstance(image, str) and image:
             record = studies.record(image)
             path, modality = Path(studies.get_image_uri(image)), record.modality
+            request = {**request, "header": studies.header_of(image)}
         else:
             raise InvalidInputError("nothing to segment: give the id of an image.")
         image_id = image if isinstance(image, str) else None

@@ -86,15 +86,15 @@ def drop(home: Home, connection: Connection, targets: Iterable[Target]) -> list[
     if not wanted or not left_behind(home):
         return []
     pseudonyms = Pseudonyms(load_or_create_key(home.site_key))
-    named = {(t.kind, pseudonyms.of(t.id), _issuer(t.issuer, pseudonyms)) for t in wanted}
+    named = named_by(wanted, pseudonyms)
     dropped = []
     for run_id in Runs.ended(connection, "train", [p.name for p in _folders(home.runs)]):
-        if _saw(home.runs / run_id, named, pseudonyms):
+        if saw(home.runs / run_id, named, pseudonyms):
             shutil.rmtree(home.runs / run_id)
             logger.info("the checkpoint of run %s saw what was marked: deleted", run_id)
             dropped.append(run_id)
     for folder in _folders(home.audits / "work"):
-        if _saw(folder, named, pseudonyms):
+        if saw(folder, named, pseudonyms):
             _drop_references(home, folder)
     return dropped
 
@@ -160,8 +160,23 @@ def _issuer(issuer: str, pseudonyms: Pseudonyms) -> str:
     return pseudonyms.of(issuer) if issuer else ""
 
 
-def _saw(folder: Path, named: Collection[tuple[str, str, str]], pseudonyms: Pseudonyms) -> bool:
-    """Whether a run read one of the targets; also when its list of cases is gone or damaged."""
+def named_by(targets: Iterable[Target], pseudonyms: Pseudonyms) -> set[tuple[str, str, str]]:
+    """Name targets as ``saw`` looks for them: kind, pseudonym and the issuer's pseudonym."""
+    return {(t.kind, pseudonyms.of(t.id), _issuer(t.issuer, pseudonyms)) for t in targets}
+
+
+def saw(folder: Path, named: Collection[tuple[str, str, str]], pseudonyms: Pseudonyms) -> bool:
+    """Whether a run read one of the targets; also when its list of cases is gone or damaged.
+
+    Parameters
+    ----------
+    folder
+        Where ``note`` wrote.
+    named
+        From ``named_by``.
+    pseudonyms
+        Of the home.
+    """
     try:
         listed = read_json(folder / _CASES)
         if listed["key"] != pseudonyms.of(_KEY_PROBE):

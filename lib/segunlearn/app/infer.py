@@ -13,8 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
+from segunlearn.app.adapter_store import AdapterInfo
 from segunlearn.app.models import ActiveModel
+from segunlearn.app.site_choice import AUTO, BASE, Aliases, SiteChoice, choose_site
+from segunlearn.dicom.site import SiteKey
 from segunlearn.errors import InvalidInputError, UnsupportedSeriesError
+from segunlearn.records.versions import VersionInfo
 from segunlearn.volumes import Volume, read_volume, write_volume
 
 #: Endings of a mask that a client may ask for.
@@ -69,6 +73,11 @@ class SegmentationInferTask(InferTask):
             **self._model.summary(),
         }
 
+    def config(self) -> dict[str, Any]:
+        """Options that clients offer: the site, of which they take the first unless told."""
+        served = (s for s in self._model.adapters.sites() if self._model.adapters.current(s))
+        return {"site": [AUTO, BASE, *served]}
+
     def get_path(self, validate: bool = True) -> str | None:
         """Path of the active weights, None before the first training."""
         active = self._model.registry.active()
@@ -80,29 +89,45 @@ class SegmentationInferTask(InferTask):
         Parameters
         ----------
         request
-            ``image``; ``result_extension`` (``.nii.gz``), ``result_dtype``, ``result_compress``.
+            ``image``; ``header``: what its DICOM header says of the scanner; ``site``: see
+            ``site_choice``; ``result_extension`` (``.nii.gz``), ``result_dtype``,
+            ``result_compress``.
 
         Returns
         -------
         str, dict
             The mask's file, and the parameters of the reply: ``label_names``, ``model``,
-            ``version``, ``sha256``, ``adapter``, ``latencies`` in seconds.
+            ``version``, ``sha256``, ``adapter`` with the other words of ``SiteChoice.params``,
+            ``latencies`` in seconds.
 
         Raises
         ------
         ConflictError
-            Nothing was trained yet.
+            Nothing was trained yet, or the named site's adapter is of other weights.
+        NotFoundError
+            The named site has no adapter.
         InvalidInputError
             An option is wrong, or the image cannot be read.
         """
         started = time.perf_counter()
         extension, dtype, compress = result_options(request)
-        self._model.version()  # before a large image is read
-        volume = request["image"]
+        asked = asked_site(request)
+        volume, header = request["image"], request.get("header")
+        if header is None and isinstance(volume, Path) and volume.is_dir():
+            header = header_of(volume)
+        chosen: list[SiteChoice] = []
+
+        def choose(info: VersionInfo) -> AdapterInfo | None:
+            adapters = self._model.adapters
+            aliases = Aliases.read(adapters.root.parent)
+            chosen.append(choose_site(adapters, aliases, header, asked, info.sha256))
+            return chosen[-1].adapter
+
+        choose(self._model.version())  # before a large image is read
         if not isinstance(volume, Volume):
             volume = read_image(Path(volume), str(request.get("modality") or "OT"))
         read = time.perf_counter()
-        info, mask, waited = self._model.predict(volume)
+        info, mask, waited = self._model.predict(volume, choose=choose)
         predicted = time.perf_counter()
         values = {n: i + 1 for i, n in enumerate(info.config["labels"])}
         descriptor, name = tempfile.mkstemp(suffix=extension, prefix="mask-", dir=self._scratch())
@@ -120,7 +145,7 @@ class SegmentationInferTask(InferTask):
             "model": self._model.name,
             "version": info.version,
             "sha256": info.sha256,
-            "adapter": "base",
+            **chosen[-1].params(),
             "latencies": {k: round(v, 4) for k, v in seconds.items()},
         }
 
@@ -145,6 +170,35 @@ def result_options(request: Mapping[str, Any]) -> tuple[str, type[np.generic], b
         )
     compress = request.get("result_compress", True)
     return extension, _DTYPES[dtype], str(compress).lower() not in ("false", "0", "no")
+
+
+def asked_site(request: Mapping[str, Any]) -> str:
+    """Read which site a client asks for; of a list, as ``config`` gives it, the first.
+
+    Raises
+    ------
+    InvalidInputError
+        It is no text.
+    """
+    asked = request.get("site") or AUTO
+    if isinstance(asked, list):
+        asked = asked[0]
+    if not isinstance(asked, str) or len(asked) > 300:
+        raise InvalidInputError(f"site {str(asked)!r:.40}: name one site, or {AUTO!r} or {BASE!r}.")
+    return asked.strip()
+
+
+def header_of(folder: Path) -> SiteKey | None:
+    """Read what the first DICOM file of an upload says of its scanner, None without any."""
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+
+    for file in sorted(p for p in folder.iterdir() if p.is_file() and p.name != "meta.info"):
+        try:
+            return SiteKey.read(pydicom.dcmread(file, stop_before_pixels=True))
+        except (InvalidDicomError, OSError):
+            continue
+    return None
 
 
 def read_image(path: Path, modality: str = "OT") -> Volume:

@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from segunlearn.app.adapter_store import AdapterInfo, SiteAdapters
 from segunlearn.errors import ConflictError, UnavailableError
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 
@@ -23,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+#: Networks of sites that are kept loaded, beside the base.
+KEPT_SITES = 4
+
 
 class ActiveModel:
     """What is served under one name.
@@ -31,19 +36,26 @@ class ActiveModel:
     ----------
     registry
         Its versions.
+    sites
+        Folder of its site adapters; without it there are none.
     device
         ``auto``, ``cpu`` or ``cuda:0``.
 
     Notes
     -----
     Networks are kept by the SHA-256 of their weights, never by a file's name or time: another
-    version, or the same version changed on the disk, is another network or an error.
+    version, or the same version changed on the disk, is another network or an error. Networks of
+    sites are kept by the digests of base and adapter, so another pointer is another network.
     """
 
-    def __init__(self, registry: VersionRegistry, *, device: str = "auto") -> None:
+    def __init__(
+        self, registry: VersionRegistry, *, sites: Path | None = None, device: str = "auto"
+    ) -> None:
         self.registry = registry
+        self.adapters = SiteAdapters(sites or registry.root / "sites")
         self._device = device
         self._loaded: tuple[str, Segmenter] | None = None
+        self._adapted: dict[tuple[str, str], Segmenter] = {}
         self._loading = threading.Lock()
         self._turn = threading.Lock()
 
@@ -89,10 +101,50 @@ class ActiveModel:
                     )  # fmt: skip
         return info, loaded[1]
 
+    def adapted(self, info: VersionInfo, base: Segmenter, adapter: AdapterInfo) -> Segmenter:
+        """Return the network of a site, made when it is not one of the last few.
+
+        Raises
+        ------
+        IntegrityError
+            The adapter's file was changed, or it was made for other weights.
+        """
+        key = (info.sha256, adapter.sha256)
+        with self._loading:
+            found = self._adapted.pop(key, None)
+            if found is None:
+                from segunlearn.inference import Segmenter
+
+                started = time.perf_counter()
+                network = adapter.load().applied_to(base.network, info.sha256)
+                found = Segmenter(network, base.config, base.device)
+                logger.info(
+                    "site adapter %s on %s made ready in %.3f s",
+                    adapter.name, info.version, time.perf_counter() - started,
+                )  # fmt: skip
+            self._adapted[key] = found  # the one used last comes last
+            for old in [k for k in self._adapted if k[0] != info.sha256]:
+                del self._adapted[old]
+            while len(self._adapted) > KEPT_SITES:
+                del self._adapted[next(iter(self._adapted))]
+        return found
+
     def predict(
-        self, volume: Volume, cancel: Callable[[], bool] | None = None
+        self,
+        volume: Volume,
+        cancel: Callable[[], bool] | None = None,
+        choose: Callable[[VersionInfo], AdapterInfo | None] | None = None,
     ) -> tuple[VersionInfo, Prediction, float]:
         """Segment a volume with the active version.
+
+        Parameters
+        ----------
+        volume
+            Any orientation and spacing.
+        cancel
+            Asked before each batch of windows.
+        choose
+            Gives the site adapter to a version; without it the base segments.
 
         Returns
         -------
@@ -107,6 +159,9 @@ class ActiveModel:
             The device has not enough memory.
         """
         info, segmenter = self.segmenter()
+        adapter = choose(info) if choose is not None else None
+        if adapter is not None:
+            segmenter = self.adapted(info, segmenter, adapter)
         with self.turn() as waited:
             try:
                 return info, segmenter.predict(volume, cancel=cancel), waited

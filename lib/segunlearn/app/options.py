@@ -158,6 +158,11 @@ class Home:
         return self.root / "deposits"
 
     @property
+    def sites(self) -> Path:
+        """Adapters of sites, one folder a model, and ``aliases.json``."""
+        return self.root / "sites"
+
+    @property
     def keys(self) -> Path:
         """Keys of the deposits; SEGUNLEARN_KEYS puts them on another disk than the models."""
         place = os.environ.get("SEGUNLEARN_KEYS")

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from typing import Literal
 
 from pydicom.dataset import Dataset
 
 from segunlearn.dicom.frames import deep_value
+
+#: How much of a header agrees: one scanner, a model of an institution, or a model anywhere.
+Rule = Literal["scanner", "institution", "model"]
 
 #: Values that de-identification and empty forms leave behind; they name no site.
 _PLACEHOLDERS = frozenset(
@@ -44,23 +48,54 @@ class SiteKey:
     @classmethod
     def of(cls, dataset: Dataset) -> SiteKey:
         """Read the key from any instance of a series."""
-        key = cls(
+        key = cls.read(dataset)
+        return key if key else cls()
+
+    @classmethod
+    def read(cls, dataset: Dataset) -> SiteKey:
+        """Read what a header says, also where it names a kind of scanner and no site."""
+        return cls(
             institution=_value(dataset, "InstitutionName"),
             manufacturer=_value(dataset, "Manufacturer"),
             model=_value(dataset, "ManufacturerModelName"),
             station=_value(dataset, "DeviceSerialNumber") or _value(dataset, "StationName"),
         )
-        return key if key.institution or key.station else cls()
+
+    @classmethod
+    def parse(cls, text: str) -> SiteKey:
+        """Read what ``str`` wrote; another text is a site's name and stands as institution.
+
+        Examples
+        --------
+        >>> SiteKey.parse("a|siemens|avanto|42").station, SiteKey.parse("North  Wing")
+        ('42', SiteKey(institution='north wing', manufacturer='', model='', station=''))
+        """
+        parts = text.split("|")
+        return cls(*map(normalise, parts)) if len(parts) == 4 else cls(normalise(text))
+
+    def rungs(self) -> list[tuple[Rule, SiteKey]]:
+        """Keys from the narrowest to the widest that this header can be known by.
+
+        The scanner needs institution and station; a wider key leaves the station out; the widest
+        is a model of a manufacturer, wherever it stands. Empty when the header tells too little.
+        """
+        found: list[tuple[Rule, SiteKey]] = []
+        if self.institution and self.station:
+            key = SiteKey(self.institution, model=self.model, station=self.station)
+            found.append(("scanner", key))
+        if self.institution:
+            found.append(("institution", SiteKey(self.institution, model=self.model)))
+        if self.manufacturer and self.model:
+            found.append(("model", SiteKey(manufacturer=self.manufacturer, model=self.model)))
+        return found
 
     def __bool__(self) -> bool:
         return bool(self.institution or self.station)
 
     def __str__(self) -> str:
-        """Parts joined by ``|``; empty for an unknown site."""
-        if not self:
-            return ""
+        """Parts joined by ``|``; empty when nothing is known."""
         parts = (self.institution, self.manufacturer, self.model, self.station)
-        return "|".join(part.replace("|", "/") for part in parts)
+        return "|".join(part.replace("|", "/") for part in parts) if any(parts) else ""
 
 
 def normalise(text: str) -> str:

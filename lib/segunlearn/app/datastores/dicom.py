@@ -209,10 +209,19 @@ class DicomDatastore(StudiesDatastore):
             note = {
                 "instances": count,
                 "site": str(SiteKey.of(headers[0]) if headers else ""),
+                "header": str(SiteKey.read(headers[0]) if headers else ""),
                 "issuer": text(headers[0], "IssuerOfPatientID") if headers else "",
             }
             write_json_durably(path.with_name(f"{record.id}.json"), note)
         return path
+
+    def header_of(self, image_id: str) -> SiteKey | None:
+        """Return what a series' header says of its scanner."""
+        note = self._cached(self.record(image_id).id)
+        if "header" in note:
+            return SiteKey.parse(str(note["header"]))
+        headers = self.archive.headers(image_id)
+        return SiteKey.read(headers[0]) if headers else None
 
     def case_of(self, record: ImageRecord, label: Path | None = None) -> Case:
         """Say who is shown; a header that was read since the list was knows the issuer."""
@@ -303,6 +312,7 @@ class DicomDatastore(StudiesDatastore):
             algorithm=Algorithm(
                 name=f"SegUnlearn {params['model']}",
                 version=f"{params['version']} {params['sha256'][:12]}",
+                parameters={"site adapter": params["adapter"], "site rule": params["site_rule"]},
             ),
         )
 

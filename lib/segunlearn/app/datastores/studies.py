@@ -21,6 +21,7 @@ from segunlearn.app.datastores.infos import Infos, check_name, check_tag
 from segunlearn.app.datastores.labels import named_values, on_grid_of, renumber
 from segunlearn.app.options import Home
 from segunlearn.cases import Case
+from segunlearn.dicom.site import SiteKey
 from segunlearn.errors import NotFoundError, SegUnlearnError, UnavailableError
 from segunlearn.volumes import Volume, read_volume
 
@@ -193,6 +194,19 @@ class StudiesDatastore(Datastore):
         if found is None:
             raise NotFoundError(f"image {image_id!r:.80} has no label tagged {tag!r:.70}.")
         return found
+
+    def header_of(self, image_id: str) -> SiteKey | None:
+        """Return what an image's DICOM header says of its scanner; None where it has none.
+
+        Raises
+        ------
+        NotFoundError
+            There is no such image.
+        UnavailableError
+            The archive cannot be reached.
+        """
+        self.record(image_id)
+        return None
 
     def case_of(self, record: ImageRecord, label: Path | None = None) -> Case:
         """Say who is shown; the image's file need not exist yet."""

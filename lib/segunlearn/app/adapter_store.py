@@ -1,0 +1,420 @@
+"""Site adapters of a model: folders that never change but in their state, and a pointer a site.
+
+::
+
+    home/sites/<model>/<site>/site.json                  {"site"}: the key it stands for
+    home/sites/<model>/<site>/v0001/adapter.safetensors  changed tensors, see adapters.site
+    home/sites/<model>/<site>/v0001/about.json           digest, base, run, state, how it was made
+    home/sites/<model>/<site>/v0001/cases.json           pseudonyms of what it saw: checkpoints
+    home/sites/<model>/<site>/current                    {"version", "sha256"}; empty: the base
+
+``<site>`` is the beginning of the key's SHA-256. As with versions, an adapter appears by one rename
+and the pointer changes by one rename. Nothing is deleted but the tensors of an adapter that must be
+forgotten; what is known of it stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+
+from segunlearn.errors import ConflictError, IntegrityError, NotFoundError
+from segunlearn.records.durable import (
+    read_json,
+    sync_folder,
+    write_durably,
+    write_json_durably,
+)
+
+if TYPE_CHECKING:  # it loads torch
+    from segunlearn.adapters.site import SiteAdapter
+
+AdapterState = Literal["current", "available", "retired"]
+
+_VERSION: Final = re.compile(r"v\d{4,}")
+_SITE: Final = re.compile(r"[0-9a-f]{16}")
+_STAGING: Final = ".staging-"
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """One adapter of a site.
+
+    Parameters
+    ----------
+    model, site
+        Name of the model; key of the site as text.
+    version
+        Name, ``v0001`` and on; counted for each site.
+    sha256, base
+        Digests of its file and of the weights it was made for.
+    created, run_id
+        UTC, ISO 8601; the run that made it.
+    state
+        ``"current"``: it is chosen for the site, ``"available"``, or ``"retired"``: never again.
+    here
+        Its tensors are on the disk; otherwise they were destroyed.
+    why
+        It was retired.
+    about
+        How it was made, see ``adapters.site.SiteAdapter``.
+    path
+        Its folder.
+    """
+
+    model: str
+    site: str
+    version: str
+    sha256: str
+    base: str
+    created: str
+    run_id: str
+    state: AdapterState
+    here: bool
+    why: str
+    about: Mapping[str, Any]
+    path: Path
+
+    @property
+    def key(self) -> str:
+        """Name of the site's folder."""
+        return self.path.parent.name
+
+    @property
+    def name(self) -> str:
+        """Short name, unique in a model: ``0a1b…/v0001``."""
+        return f"{self.key}/{self.version}"
+
+    @property
+    def file(self) -> Path:
+        """The tensors' file."""
+        return self.path / "adapter.safetensors"
+
+    def load(self) -> SiteAdapter:
+        """Read the tensors; digest and content come from one reading of the file.
+
+        Raises
+        ------
+        IntegrityError
+            They are missing or changed.
+        """
+        from segunlearn.adapters.site import SiteAdapter
+
+        data = self.file.read_bytes() if self.file.is_file() else b""
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise IntegrityError(
+                f"site adapter {self.name}: its file is missing or was changed after it was made. "
+                "Restore it from a backup, activate another one, or adapt the site again."
+            )
+        return SiteAdapter.from_bytes(data)
+
+
+def site_digest(site: str) -> str:
+    """Name of a site's folder: the first 16 digits of its key's SHA-256."""
+    return hashlib.sha256(site.encode()).hexdigest()[:16]
+
+
+class SiteAdapters:
+    """The site adapters of one model in a folder.
+
+    Parameters
+    ----------
+    root
+        ``home/sites/<model>``; made at the first ``put``.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return self.root.name
+
+    def sites(self) -> list[str]:
+        """Keys of all sites that ever had an adapter, sorted."""
+        return sorted(str(read_json(f / "site.json")["site"]) for f in self._folders())
+
+    def site_of(self, key: str) -> str:
+        """Site whose folder is named so.
+
+        Raises
+        ------
+        NotFoundError
+            There is none.
+        """
+        if not _SITE.fullmatch(key) or not (self.root / key / "site.json").is_file():
+            raise NotFoundError(f"model {self.model!r} has no site {key!r:.40}.")
+        return str(read_json(self.root / key / "site.json")["site"])
+
+    def all(self) -> list[AdapterInfo]:
+        """Every adapter of every site, each site's oldest first."""
+        return [info for site in self.sites() for info in self.versions(site)]
+
+    def versions(self, site: str) -> list[AdapterInfo]:
+        """Adapters of a site, oldest first; empty for an unknown site.
+
+        Raises
+        ------
+        IntegrityError
+            A file is damaged.
+        """
+        pointer = self._pointer(site)
+        return [self._info(site, name, pointer) for name in self._names(site)]
+
+    def get(self, site: str, version: str) -> AdapterInfo:
+        """One adapter.
+
+        Raises
+        ------
+        NotFoundError
+            There is none.
+        """
+        if version not in self._names(site):
+            known = ", ".join(self._names(site)) or "none"
+            raise NotFoundError(
+                f"site {site!r:.200} has no adapter {version!r:.20}; there are {known}."
+            )
+        return self._info(site, version, self._pointer(site))
+
+    def current(self, site: str) -> AdapterInfo | None:
+        """Return the adapter that is chosen for a site; None when the base serves.
+
+        Raises
+        ------
+        IntegrityError
+            The pointer or the adapter's record is damaged.
+        """
+        pointer = self._pointer(site)
+        if pointer is None:
+            return None
+        version, sha256 = pointer
+        if version not in self._names(site):
+            raise IntegrityError(
+                f"site {site!r:.200}: its adapter {version} is not on the disk. Roll back or "
+                "activate another one."
+            )
+        info = self._info(site, version, pointer)
+        if info.sha256 != sha256:
+            raise IntegrityError(
+                f"site adapter {info.name}: its record was changed. Activate an adapter again."
+            )
+        return info if info.state == "current" and info.here else None
+
+    def put(
+        self,
+        site: str,
+        adapter: SiteAdapter,
+        *,
+        run_id: str,
+        note: Callable[[Path], None],
+        activate: bool = True,
+    ) -> AdapterInfo:
+        """Keep an adapter, and by default choose it for its site.
+
+        Parameters
+        ----------
+        site
+            Its key as text.
+        adapter
+            Of the base that is served; ``activate`` later checks it again.
+        run_id
+            The run that made it.
+        note
+            Writes down in a folder whose studies it saw (``checkpoints.note``).
+        activate
+            Choose it from now on.
+        """
+        data = adapter.to_bytes()
+        manifest = {
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "base": adapter.base,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "run_id": run_id,
+            "state": "available",
+            "weights": "here",
+            "why": "",
+            "about": dict(adapter.about),
+        }
+        with self._lock():
+            folder = self._folder(site)
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / "site.json").is_file():
+                write_json_durably(folder / "site.json", {"site": site})
+            for stale in folder.glob(f"{_STAGING}*"):  # the lock says that nobody is at work
+                shutil.rmtree(stale)
+            staging = folder / f"{_STAGING}{uuid.uuid4().hex}"
+            staging.mkdir()
+            write_durably(staging / "adapter.safetensors", data)
+            write_json_durably(staging / "about.json", manifest)
+            note(staging)
+            names = self._names(site)
+            name = f"v{int(names[-1][1:]) + 1 if names else 1:04d}"
+            os.replace(staging, folder / name)  # noqa: PTH105 - see records.durable
+            sync_folder(folder)
+            info = self._info(site, name, None)
+            if activate:
+                self._point_to(site, info)
+            return self._info(site, name, self._pointer(site))
+
+    def activate(self, site: str, version: str, base_sha256: str) -> AdapterInfo:
+        """Choose an adapter for its site; its digest is checked first.
+
+        Raises
+        ------
+        NotFoundError
+            There is none.
+        ConflictError
+            It is retired, or made for other weights than are served.
+        IntegrityError
+            Its file was changed.
+        """
+        with self._lock():
+            info = self.get(site, version)
+            if info.state == "retired":
+                raise ConflictError(
+                    f"site adapter {info.name} is retired ({info.why}) and does not serve again. "
+                    "Adapt the site again."
+                )
+            if info.base != base_sha256:
+                raise ConflictError(
+                    f"site adapter {info.name} was made for weights {info.base[:12]}…, served are "
+                    f"{base_sha256[:12]}…. Adapt the site again, or activate that version first."
+                )
+            info.load()
+            self._point_to(site, info)
+            return self._info(site, version, self._pointer(site))
+
+    def roll_back(self, site: str, base_sha256: str) -> AdapterInfo | None:
+        """Choose the adapter before the current one; the base where there is none before.
+
+        Adapters that are retired, or made for other weights than are served, are passed over.
+
+        Returns
+        -------
+        AdapterInfo or None
+            What serves the site now; None: the base.
+
+        Raises
+        ------
+        ConflictError
+            The base serves already.
+        """
+        with self._lock():
+            pointer = self._pointer(site)
+            if pointer is None:
+                raise ConflictError(
+                    f"site {site!r:.200} is served by the base already; there is nothing to roll "
+                    "back."
+                )
+            return self._fall_back(site, pointer[0], base_sha256)
+
+    def retire(self, infos: list[AdapterInfo], why: str) -> None:
+        """Take adapters out of service for good; an earlier one of the same base serves, or none.
+
+        Their tensors stay until ``destroy``. First the records say it, and what they say is served
+        to nobody; then the pointers move.
+        """
+        if not infos:
+            return
+        with self._lock():
+            for info in infos:
+                self._rewrite(info, state="retired", why=why)
+            for info in infos:
+                pointer = self._pointer(info.site)
+                if pointer is not None and pointer[0] == info.version:
+                    self._fall_back(info.site, info.version, info.base)
+
+    def destroy(self, infos: list[AdapterInfo], why: str) -> None:
+        """Retire adapters and remove their tensors; doing it again finishes or changes nothing."""
+        self.retire([i for i in infos if i.state != "retired"], why)
+        with self._lock():
+            for info in infos:
+                info.file.unlink(missing_ok=True)
+                sync_folder(info.path)
+                self._rewrite(info, weights="destroyed")
+
+    def _fall_back(self, site: str, version: str, base_sha256: str) -> AdapterInfo | None:
+        earlier = [
+            i
+            for i in self.versions(site)
+            if int(i.version[1:]) < int(version[1:])
+            and i.state != "retired"
+            and i.here
+            and i.base == base_sha256
+        ]
+        self._point_to(site, earlier[-1] if earlier else None)
+        return self.current(site)
+
+    def _folder(self, site: str) -> Path:
+        return self.root / site_digest(site)
+
+    def _folders(self) -> list[Path]:
+        if not self.root.is_dir():
+            return []
+        return [f for f in self.root.iterdir() if (f / "site.json").is_file()]
+
+    def _names(self, site: str) -> list[str]:
+        folder = self._folder(site)
+        if not folder.is_dir():
+            return []
+        found = (p.name for p in folder.iterdir() if p.is_dir())
+        return sorted((n for n in found if _VERSION.fullmatch(n)), key=lambda n: int(n[1:]))
+
+    def _pointer(self, site: str) -> tuple[str, str] | None:
+        path = self._folder(site) / "current"
+        if not path.exists():
+            return None
+        data = read_json(path)
+        try:
+            version, sha256 = str(data["version"]), str(data["sha256"])
+        except (KeyError, TypeError) as error:
+            raise IntegrityError(
+                f"site {site!r:.200}: the file 'current' is damaged. Activate an adapter again."
+            ) from error
+        return (version, sha256) if version else None
+
+    def _point_to(self, site: str, info: AdapterInfo | None) -> None:
+        chosen = {"version": info.version, "sha256": info.sha256} if info else {}
+        empty = {"version": "", "sha256": ""}
+        write_json_durably(self._folder(site) / "current", {**empty, **chosen})
+
+    def _info(self, site: str, name: str, pointer: tuple[str, str] | None) -> AdapterInfo:
+        folder = self._folder(site) / name
+        data = read_json(folder / "about.json")
+        try:
+            state: AdapterState = data["state"]
+            if state not in get_args(AdapterState):
+                raise KeyError("state")
+            if state == "available" and pointer is not None and pointer[0] == name:
+                state = "current"
+            return AdapterInfo(
+                self.model, site, name, data["sha256"], data["base"], data["created"],
+                data["run_id"], state, data["weights"] == "here", data["why"], data["about"],
+                folder,
+            )  # fmt: skip
+        except (KeyError, TypeError) as error:
+            raise IntegrityError(
+                f"site adapter {folder.parent.name}/{name}: its record lacks {error}; restore it."
+            ) from error
+
+    def _rewrite(self, info: AdapterInfo, **changes: str) -> None:
+        path = info.path / "about.json"
+        write_json_durably(path, {**read_json(path), **changes})
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield

@@ -1,0 +1,170 @@
+"""Adapters on the disk: what is served, what is refused, and what a kill leaves."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from app_sources import TINY
+from segunlearn.adapters.site import SiteAdapter
+from segunlearn.app.adapter_store import AdapterInfo, SiteAdapters, site_digest
+from segunlearn.errors import ConflictError, IntegrityError, NotFoundError
+from segunlearn.networks import build_network
+
+BASE, OTHER = "a" * 64, "b" * 64
+SITE = "north||ct 64|1"
+HEAD = "final_conv.weight"
+
+
+def adapter(value: float, base: str = BASE) -> SiteAdapter:
+    shape = build_network(TINY, 1).get_parameter(HEAD).shape
+    return SiteAdapter(base, {HEAD: torch.full(shape, value)}, {"k": 3})
+
+
+def put(store: SiteAdapters, value: float, base: str = BASE, *, activate: bool = True):
+    return store.put(
+        SITE, adapter(value, base), run_id="r", note=lambda folder: None, activate=activate
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SiteAdapters:
+    return SiteAdapters(tmp_path / "sites" / "segmentation")
+
+
+def served(store: SiteAdapters) -> str:
+    info = store.current(SITE)
+    return info.version if info else "base"
+
+
+def test_the_pointer_goes_forward_and_back(store: SiteAdapters) -> None:
+    assert (served(store), store.sites(), store.all()) == ("base", [], [])
+    first, second = put(store, 1.0), put(store, 2.0)
+    assert (first.version, second.version, served(store)) == ("v0001", "v0002", "v0002")
+    assert float(second.load().tensors[HEAD].mean()) == 2.0
+    assert store.roll_back(SITE, BASE).version == "v0001"
+    assert store.roll_back(SITE, BASE) is None
+    assert served(store) == "base"
+    with pytest.raises(ConflictError, match="served by the base already"):
+        store.roll_back(SITE, BASE)
+    assert store.activate(SITE, "v0002", BASE).state == "current"
+    assert [i.state for i in store.versions(SITE)] == ["available", "current"]
+    assert store.sites() == [SITE]
+    assert store.site_of(site_digest(SITE)) == SITE
+
+
+def test_rolling_back_passes_over_retired_ones_and_other_bases(store: SiteAdapters) -> None:
+    put(store, 1.0)
+    put(store, 2.0, OTHER)
+    third = put(store, 3.0)
+    fourth = put(store, 4.0)
+    store.retire([third], "marked")
+    assert served(store) == fourth.version
+    assert store.roll_back(SITE, BASE).version == "v0001"
+
+
+def test_a_retired_one_leaves_at_once_and_never_comes_back(store: SiteAdapters) -> None:
+    put(store, 1.0)
+    second = put(store, 2.0)
+    store.retire([second], "a study was marked")
+    assert served(store) == "v0001"
+    with pytest.raises(ConflictError, match="a study was marked"):
+        store.activate(SITE, "v0002", BASE)
+    third = put(store, 3.0)
+    assert third.version == "v0003"  # a number is never used twice
+    store.retire([store.get(SITE, "v0001"), third], "both")
+    assert served(store) == "base"
+
+
+def test_a_kill_between_record_and_pointer_serves_the_base(
+    store: SiteAdapters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = put(store, 1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_fall_back", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            store.retire([info], "marked")
+    assert served(store) == "base"
+
+
+def test_destroyed_tensors_are_gone_and_their_record_says_so(store: SiteAdapters) -> None:
+    info = put(store, 1.0)
+    for _ in range(2):
+        store.destroy([store.get(SITE, "v0001")], "forgotten")
+    after = store.get(SITE, "v0001")
+    assert (after.state, after.here, after.why) == ("retired", False, "forgotten")
+    assert not info.file.exists()
+    assert list(store.root.rglob("*.safetensors")) == []
+
+
+def test_another_base_is_refused(store: SiteAdapters) -> None:
+    put(store, 1.0, OTHER, activate=False)
+    with pytest.raises(ConflictError, match="was made for weights"):
+        store.activate(SITE, "v0001", BASE)
+    assert served(store) == "base"
+
+
+@pytest.mark.parametrize("how", ["changed", "missing"])
+def test_a_changed_file_is_never_loaded(store: SiteAdapters, how: str) -> None:
+    info = put(store, 1.0)
+    if how == "missing":
+        info.file.unlink()
+    else:
+        info.file.write_bytes(adapter(5.0).to_bytes())
+    with pytest.raises(IntegrityError, match="changed"):
+        info.load()
+    with pytest.raises(IntegrityError):
+        store.activate(SITE, "v0001", BASE)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"version": "v0001"}', '{"version": "v7", "sha256": ""}']
+)
+def test_a_damaged_pointer_is_an_error_and_no_guess(store: SiteAdapters, text: str) -> None:
+    info = put(store, 1.0)
+    (info.path.parent / "current").write_text(text)
+    with pytest.raises(IntegrityError):
+        store.current(SITE)
+
+
+def test_a_kill_at_any_rename_leaves_the_old_adapter(
+    store: SiteAdapters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(store, 1.0)
+    real, stops = os.replace, 0
+    for stop in range(20):
+        calls = 0
+
+        def replace(source: object, target: object, stop: int = stop) -> None:
+            nonlocal calls
+            calls += 1
+            if calls > stop:
+                raise KeyboardInterrupt
+            real(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", replace)
+            try:
+                put(store, 2.0)
+            except KeyboardInterrupt:
+                stops += 1
+            else:
+                break
+        assert served(store) == "v0001"
+        assert all(i.load() for i in store.versions(SITE))
+    assert stops >= 3
+    info: AdapterInfo | None = store.current(SITE)
+    assert info is not None
+    assert float(info.load().tensors[HEAD].mean()) == 2.0
+    assert not list(store.root.rglob(".staging-*"))
+
+
+def test_unknown_sites_and_versions(store: SiteAdapters) -> None:
+    with pytest.raises(NotFoundError, match="no adapter"):
+        store.get(SITE, "v0001")
+    for key in ("0" * 16, "../../etc", ""):
+        with pytest.raises(NotFoundError):
+            store.site_of(key)

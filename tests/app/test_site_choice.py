@@ -1,0 +1,112 @@
+"""Which adapter an image gets: header, wider keys, names, and headers that say nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from segunlearn.adapters.site import SiteAdapter
+from segunlearn.app.adapter_store import SiteAdapters, site_digest
+from segunlearn.app.site_choice import Aliases, SiteChoice, choose_site
+from segunlearn.dicom.site import SiteKey
+from segunlearn.errors import ConflictError, IntegrityError, NotFoundError
+
+BASE = "a" * 64
+HEADER = SiteKey("st. mary's", "siemens healthineers", "avanto", "42")
+SCANNER, WIDER, KIND = "st. mary's||avanto|42", "st. mary's||avanto|", "|siemens|avanto|"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SiteAdapters:
+    return SiteAdapters(tmp_path / "segmentation")
+
+
+def put(store: SiteAdapters, site: str, base: str = BASE) -> str:
+    adapter = SiteAdapter(base, {"x": torch.zeros(1)}, {})
+    return store.put(site, adapter, run_id="r", note=lambda _: None).name
+
+
+def choose(store: SiteAdapters, header: SiteKey | None = HEADER, asked: str = "") -> SiteChoice:
+    return choose_site(store, Aliases.read(store.root.parent), header, asked, BASE)
+
+
+def test_the_narrowest_key_that_has_an_adapter_wins(store: SiteAdapters) -> None:
+    assert choose(store).params()["adapter"] == "base"
+    assert choose(store).rule == "none"
+    for site, rule in ((KIND, "model"), (WIDER, "institution"), (SCANNER, "scanner")):
+        name = put(store, site)
+        found = choose(store)
+        assert (found.params()["adapter"], found.site, found.rule) == (name, site, rule)
+    store.roll_back(SCANNER, BASE)
+    assert choose(store).rule == "institution"
+
+
+def test_another_scanner_or_institution_is_not_this_one(store: SiteAdapters) -> None:
+    put(store, SCANNER)
+    for header in (
+        SiteKey("st. mary's", "siemens", "avanto", "43"),
+        SiteKey("north", "siemens", "avanto", "42"),
+        SiteKey("st. mary's", "siemens", "skyra", "42"),
+    ):
+        assert choose(store, header).adapter is None
+
+
+def test_a_header_that_says_nothing_falls_back_and_says_so(store: SiteAdapters) -> None:
+    put(store, SCANNER)
+    removed = choose(store, SiteKey())
+    assert (removed.adapter, removed.rule) == (None, "none")
+    assert "de-identified" in removed.why
+    # manufacturer and model stay in most de-identified headers
+    kept = SiteKey(manufacturer="siemens", model="avanto")
+    assert "de-identified" in choose(store, kept).why
+    assert choose(store, kept).adapter is None
+    put(store, KIND)
+    assert choose(store, kept).rule == "model"
+    assert "no DICOM header" in choose(store, None).why
+
+
+def test_a_person_can_choose_a_site_or_the_base(store: SiteAdapters) -> None:
+    name = put(store, SCANNER)
+    assert choose(store, asked="base").params()["adapter"] == "base"
+    for asked in (SCANNER, "St. Mary's|Siemens|Avanto|42", site_digest(SCANNER)):
+        found = choose(store, None, asked)
+        assert (found.params()["adapter"], found.rule) == (name, "override")
+    with pytest.raises(NotFoundError, match=r"st\. mary's\|\|avanto\|42"):
+        choose(store, asked="nowhere")
+    store.roll_back(SCANNER, BASE)
+    with pytest.raises(NotFoundError, match="with one: none"):
+        choose(store, asked=SCANNER)
+
+
+def test_an_adapter_of_other_weights_never_serves(store: SiteAdapters) -> None:
+    put(store, SCANNER, "b" * 64)
+    found = choose(store)
+    assert found.adapter is None
+    assert "made for other weights" in found.why
+    with pytest.raises(ConflictError, match="made for weights"):
+        choose(store, asked=SCANNER)
+    name = put(store, WIDER)
+    assert choose(store).params()["adapter"] == name
+
+
+def test_aliases_join_spellings_and_name_sites(store: SiteAdapters) -> None:
+    table = {
+        "institution": {"Saint  Mary": "ST. MARY'S"},
+        "station": {"CT1": "42"},
+        "sites": {"Main building": SCANNER},
+    }
+    (store.root.parent / "aliases.json").write_text(json.dumps(table))
+    name = put(store, SCANNER)
+    other = SiteKey("saint mary", "siemens", "avanto", "ct1")
+    assert choose(store, other).params()["adapter"] == name
+    assert choose(store, None, "main  Building").params()["adapter"] == name
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"hospital": {}}', '{"sites": {"a": 1}}'])
+def test_a_damaged_table_is_an_error_and_no_guess(store: SiteAdapters, text: str) -> None:
+    (store.root.parent / "aliases.json").write_text(text)
+    with pytest.raises(IntegrityError):
+        choose(store)

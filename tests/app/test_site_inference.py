@@ -1,0 +1,202 @@
+"""Inference with adapters in this process: replies, DICOM SEG, and what stays loaded."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from app_sources import LABELS, TINY, Study, make_study, publish_tiny, write_dicom, write_files
+from segunlearn.adapters.site import SiteAdapter
+from segunlearn.app import models
+from segunlearn.app.application import SegUnlearnApp
+from segunlearn.dicom.site import SiteKey
+from segunlearn.errors import InvalidInputError, NotFoundError
+from segunlearn.networks import build_network
+from segunlearn.volumes import read_volume
+
+SITES = {
+    "a": {"InstitutionName": "North", "ManufacturerModelName": "CT 64", "StationName": "CT1"},
+    "b": {"InstitutionName": "South", "ManufacturerModelName": "CT 64", "StationName": "CT1"},
+    "removed": {"InstitutionName": "", "ManufacturerModelName": "CT 64"},
+}
+
+
+@pytest.fixture
+def studies() -> dict[str, Study]:
+    found = {}
+    for number, (site, header) in enumerate(SITES.items()):
+        found[site] = make_study(number)
+        for dataset in found[site].datasets:
+            for keyword, value in header.items():
+                setattr(dataset, keyword, value)
+    return found
+
+
+@pytest.fixture
+def app(tmp_path: Path, studies: dict[str, Study]) -> Iterator[SegUnlearnApp]:
+    write_dicom(tmp_path / "studies", list(studies.values()))
+    publish_tiny(tmp_path / "home")
+    made = app_in(tmp_path)
+    yield made
+    made.records.store.close()
+
+
+def app_in(root: Path) -> SegUnlearnApp:
+    conf = {"home": str(root / "home"), "labels": ",".join(LABELS), "device": "cpu"}
+    return SegUnlearnApp(str(root), str(root / "studies"), conf)
+
+
+def everything_is(label: int, base: str, strength: float = 100.0) -> SiteAdapter:
+    """An adapter that makes every voxel one structure."""
+    network = build_network(TINY, 1)
+    bias = torch.zeros_like(network.get_parameter("final_conv.bias"))
+    bias[label] = strength
+    return SiteAdapter(base, {"final_conv.bias": bias}, {"k": 1})
+
+
+def put(app: SegUnlearnApp, site: str, label: int, strength: float = 100.0) -> Any:
+    adapter = everything_is(label, app.model.version().sha256, strength)
+    return app.model.adapters.put(site, adapter, run_id="r", note=lambda _: None)
+
+
+def infer(app: SegUnlearnApp, image: Any, **options: Any) -> tuple[set[int], dict[str, Any]]:
+    result = app.infer({"model": "segmentation", "image": image, **options})
+    path = Path(result["file"])
+    values = set(np.unique(read_volume(path, label=True).array).tolist())
+    path.unlink()
+    return values, result["params"]
+
+
+def test_each_site_gets_its_own_adapter_and_the_reply_says_so(
+    app: SegUnlearnApp, studies: dict[str, Study]
+) -> None:
+    before = Path(app.model.version().weights).read_bytes()
+    info = put(app, "south||ct 64|ct1", 1)
+    values, params = infer(app, studies["b"].series)
+    assert values == {1}
+    said = {k: params[k] for k in ("adapter", "adapter_sha256", "site", "site_rule")}
+    assert said == {
+        "adapter": info.name, "adapter_sha256": info.sha256,
+        "site": "south||ct 64|ct1", "site_rule": "scanner",
+    }  # fmt: skip
+    values, params = infer(app, studies["a"].series)
+    assert (values == {1}, params["adapter"], params["site"]) == (False, "base", "north||ct 64|ct1")
+    _, params = infer(app, studies["removed"].series)
+    assert (params["adapter"], params["site_rule"]) == ("base", "none")
+    assert "de-identified" in params["site_why"]
+    values, params = infer(app, studies["removed"].series, site="south||ct 64|ct1")
+    assert (values, params["site_rule"]) == ({1}, "override")
+    values, params = infer(app, studies["b"].series, site="base")
+    assert (values == {1}, params["adapter"]) == (False, "base")
+    assert Path(app.model.version().weights).read_bytes() == before
+
+
+def test_another_pointer_is_another_network(app: SegUnlearnApp, studies: dict[str, Study]) -> None:
+    put(app, "south||ct 64|ct1", 1)
+    second = put(app, "south||ct 64|ct1", 2)
+    assert infer(app, studies["b"].series)[0] == {2}
+    app.model.adapters.roll_back("south||ct 64|ct1", second.base)
+    assert infer(app, studies["b"].series)[0] == {1}
+    app.model.adapters.roll_back("south||ct 64|ct1", second.base)
+    assert infer(app, studies["b"].series)[1]["adapter"] == "base"
+
+
+def test_a_new_base_is_not_served_with_an_old_adapter(
+    app: SegUnlearnApp, studies: dict[str, Study], tmp_path: Path
+) -> None:
+    put(app, "south||ct 64|ct1", 1)
+    infer(app, studies["b"].series)
+    publish_tiny(tmp_path / "home", seed=2)
+    _, params = infer(app, studies["b"].series)
+    assert (params["version"], params["adapter"]) == ("v0002", "base")
+    assert "other weights" in params["site_why"]
+
+
+def test_the_segmentation_object_names_adapter_and_rule(
+    app: SegUnlearnApp, studies: dict[str, Study]
+) -> None:
+    info = put(app, "south||ct 64|ct1", 1)
+    for site, adapter, rule in (("b", info.name, "scanner"), ("a", "base", "none")):
+        seg = app.infer_dicom_seg({"model": "segmentation", "image": studies[site].series})
+        algorithm = seg.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0]
+        said = str(algorithm.AlgorithmParameters)
+        assert f"site adapter={adapter}" in said
+        assert f"site rule={rule}" in said
+        assert str(algorithm.AlgorithmVersion).startswith("v0001")
+
+
+def test_notes_of_older_programs_have_no_header_yet(
+    app: SegUnlearnApp, studies: dict[str, Study]
+) -> None:
+    series = studies["b"].series
+    app.datastore().get_image_uri(series)
+    path = app.home.cache / "images" / f"{series}.json"
+    note = json.loads(path.read_text())
+    assert SiteKey.parse(note.pop("header")).institution == "south"
+    path.write_text(json.dumps(note))
+    put(app, "south||ct 64|", 1)
+    assert infer(app, series)[1]["site_rule"] == "institution"
+
+
+def test_an_uploaded_series_is_known_by_its_files_and_an_image_file_is_not(
+    app: SegUnlearnApp, studies: dict[str, Study], tmp_path: Path
+) -> None:
+    put(app, "south||ct 64|ct1", 1)
+    folder = tmp_path / "studies" / studies["b"].series
+    assert infer(app, folder)[1]["site_rule"] == "scanner"
+    write_files(tmp_path / "files", [make_study(9)])
+    file = tmp_path / "files" / "person0.nii.gz"
+    _, params = infer(app, file)
+    assert (params["adapter"], params["site_rule"]) == ("base", "none")
+    assert "no DICOM header" in params["site_why"]
+    assert infer(app, file, site=["south||ct 64|ct1", "base"])[0] == {1}
+
+
+@pytest.mark.parametrize("site", [5, {"a": 1}, "x" * 400])
+def test_a_site_that_is_no_text_is_refused(
+    app: SegUnlearnApp, studies: dict[str, Study], site: Any
+) -> None:
+    with pytest.raises(InvalidInputError, match="name one site"):
+        infer(app, studies["b"].series, site=site)
+    with pytest.raises(NotFoundError):
+        infer(app, studies["b"].series, site="elsewhere")
+
+
+def test_clients_are_offered_the_sites_in_service(app: SegUnlearnApp) -> None:
+    assert app.info()["models"]["segmentation"]["config"] == {"site": ["auto", "base"]}
+    put(app, "south||ct 64|ct1", 1)
+    offered = app.info()["models"]["segmentation"]["config"]["site"]
+    assert offered == ["auto", "base", "south||ct 64|ct1"]
+
+
+def test_networks_stay_loaded_but_not_all_of_them(app: SegUnlearnApp) -> None:
+    info = put(app, "south||ct 64|ct1", 1)
+    base = app.model.segmenter()
+    first = app.model.adapted(*base, info)
+    assert app.model.adapted(*base, info) is first
+    assert first is not base[1]
+    for number in range(models.KEPT_SITES):
+        app.model.adapted(*base, put(app, f"site {number}|||", 2, 50.0 + number))
+    assert len(app.model._adapted) == models.KEPT_SITES
+    assert app.model.adapted(*base, info) is not first
+
+
+def test_activation_is_quick(app: SegUnlearnApp) -> None:
+    """Moving the pointer and making the network ready; the benchmark's figure is in the docs."""
+    info = put(app, "south||ct 64|ct1", 1)
+    base = app.model.segmenter()
+    times = []
+    for _ in range(5):
+        app.model._adapted.clear()
+        started = time.process_time()
+        app.model.adapters.activate(info.site, info.version, info.base)
+        app.model.adapted(*base, info)
+        times.append(time.process_time() - started)
+    assert min(times) < 0.1
