@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from segunlearn.audit.statistics import by_person
 from segunlearn.errors import InvalidInputError, LabelError
 from segunlearn.networks import ModelConfig
 from segunlearn.unlearning.loop import dice_of, log_probabilities
@@ -34,16 +35,7 @@ def confusion_row(
     LabelError
         The structure is unknown, or no study shows it.
     """
-    value = _value(config, label)
-    persons: dict[str, list[Row]] = {}
-    for study, logs in zip(studies, log_probabilities(network, studies, config), strict=True):
-        inside = study.label == value
-        if inside.any():
-            row = logs.exp()[:, inside].double().mean(dim=1).numpy()
-            persons.setdefault(study.person, []).append(row)
-    if not persons:
-        raise LabelError(f"no study shows {label!r}; class mode cannot be audited on these.")
-    return np.asarray(np.mean([np.mean(rows, axis=0) for rows in persons.values()], axis=0))
+    return np.asarray(class_figures(network, studies, config, label).row)
 
 
 def renormalised(row: Sequence[float] | Row, withdrawn: int) -> Row:
@@ -161,11 +153,22 @@ def class_figures(
     """
     value = _value(config, label)
     rest = tuple(v for v in config.label_values.values() if v != value)
+    people = [s.person for s in studies]
+    dices, others, shown, rows = [], [], [], []
+    for study, logs in zip(studies, log_probabilities(network, studies, config), strict=True):
+        mask, inside = logs.argmax(dim=0), study.label == value
+        dices.append(dice_of(mask, study.label, (value,)))
+        others.append(dice_of(mask, study.label, rest) if rest else 0.0)
+        if inside.any():
+            shown.append(study.person)
+            rows.append(logs.exp()[:, inside].double().mean(dim=1).numpy())
+    if not rows:
+        raise LabelError(f"no study shows {label!r}; class mode cannot be audited on these.")
     return ClassFigures(
         label,
-        _mean_dice(network, studies, config, (value,)),
-        _mean_dice(network, studies, config, rest) if rest else None,
-        tuple(float(v) for v in confusion_row(network, studies, config, label)),
+        _over_people(dices, people),
+        _over_people(others, people) if rest else None,
+        tuple(_over_people([row[k] for row in rows], shown) for k in range(config.num_classes)),
     )
 
 
@@ -245,11 +248,5 @@ def _value(config: ModelConfig, label: str) -> int:
     return config.label_values[label]
 
 
-def _mean_dice(
-    network: nn.Module, studies: Sequence[Study], config: ModelConfig, values: tuple[int, ...]
-) -> float:
-    persons: dict[str, list[float]] = {}
-    for study, logs in zip(studies, log_probabilities(network, studies, config), strict=True):
-        dice = dice_of(logs.argmax(dim=0), study.label, values)
-        persons.setdefault(study.person, []).append(dice)
-    return float(np.mean([np.mean(dices) for dices in persons.values()]))
+def _over_people(values: Sequence[float], people: Sequence[str]) -> float:
+    return float(np.mean(list(by_person(values, people).values())))
