@@ -164,7 +164,7 @@ def _change_intensities(
     x: torch.Tensor, augmentation: Augmentation, rng: np.random.Generator
 ) -> torch.Tensor:
     if rng.random() < augmentation.blur:
-        x = _blur(x, rng.uniform(0.5, 1.0))
+        x = blur(x, rng.uniform(0.5, 1.0))
     if rng.random() < augmentation.contrast:
         mean = x.mean()
         x = (x - mean) * rng.uniform(0.75, 1.25) + mean
@@ -180,7 +180,7 @@ def _change_intensities(
     return x
 
 
-def _blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
+def blur(x: torch.Tensor, sigma: float) -> torch.Tensor:
     """Gaussian blur along each axis that has more than one voxel; edges are repeated."""
     weights = np.exp(-0.5 * (np.arange(-2, 3) / sigma) ** 2)
     weights = weights / weights.sum()
