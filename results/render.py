@@ -2,8 +2,9 @@
 
 A place is ``<!-- results:NAME -->`` … ``<!-- end -->`` in README.md or docs/*.md; what stands
 between is replaced by the table of the bars in ``results/NAME.json``. ``<!-- methods:NAME:SET -->``
-becomes the table of the unlearning methods on one forget set. ``--check`` changes nothing and fails
-when a document and its figures differ.
+becomes the table of the unlearning methods on one forget set, ``<!-- structure:NAME:LABEL -->``
+that of a withdrawn label. ``--check`` changes nothing and fails when a document and its figures
+differ.
 """
 
 from __future__ import annotations
@@ -16,17 +17,27 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACE = re.compile(
-    r"(<!-- (results|methods):([\w-]+)(?::([^>]+?))? -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- (results|methods|structure):([\w-]+)(?::([^>]+?))? -->\n).*?(<!-- end -->)", re.DOTALL
 )
-#: Columns of the table of methods: heading, name of the figure, format.
-METHOD_COLUMNS = (
-    ("forgotten, Dice", "S", ".3f"),
-    ("unseen, Dice", "T", ".3f"),
-    ("gap excess", "gap_excess", "+.3f"),
-    ("relearned", "relearned_others", "+.3f"),
-    ("calibrated AUC", "calibrated_auc", ".2f"),
-    ("CPU s", "cpu_seconds", ".0f"),
-)
+#: Columns of the tables of methods by kind: heading, name of the figure, format.
+COLUMNS = {
+    "methods": (
+        ("forgotten, Dice", "S", ".3f"),
+        ("unseen, Dice", "T", ".3f"),
+        ("gap excess", "gap_excess", "+.3f"),
+        ("relearned", "relearned_others", "+.3f"),
+        ("calibrated AUC", "calibrated_auc", ".2f"),
+        ("CPU s", "cpu_seconds", ".0f"),
+    ),
+    "structure": (
+        ("withdrawn label, Dice", "withdrawn", ".3f"),
+        ("other label, Dice", "other", ".3f"),
+        ("minus retrained", "other_difference", "+.4f"),
+        ("KL, nats", "divergence", ".4f"),
+        ("comes back, above retrained", "relearned", "+.2f"),
+        ("CPU s", "cpu_seconds", ".0f"),
+    ),
+}
 
 
 def table(name: str) -> str:
@@ -47,8 +58,8 @@ def table(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def methods(name: str, shown: str) -> str:
-    """Markdown table of every candidate of the unlearning benchmark on one forget set."""
+def methods(kind: str, name: str, shown: str) -> str:
+    """Markdown table of every candidate of an unlearning benchmark on one forget set or label."""
     path = ROOT / "results" / f"{name}.json"
     if not path.is_file():
         return "Not measured yet.\n"
@@ -56,11 +67,13 @@ def methods(name: str, shown: str) -> str:
     candidates = result["figures"].get(shown)
     if candidates is None:
         return "Not measured yet.\n"
-    heads = ["model", *(head for head, _, _ in METHOD_COLUMNS), "verdicts of the audit"]
+    audited = any("verdicts" in figures for figures in candidates.values())
+    heads = ["model", *(head for head, _, _ in COLUMNS[kind])]
+    heads += ["verdicts of the audit"] * audited
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for candidate, figures in candidates.items():
         cells = [candidate.replace("_", " ")]
-        for _, column, form in METHOD_COLUMNS:
+        for _, column, form in COLUMNS[kind]:
             value = figures.get(column)
             if value is None:
                 cells.append("–")
@@ -68,8 +81,9 @@ def methods(name: str, shown: str) -> str:
                 cells.append(f"{value['mean']:{form}}")
             else:
                 cells.append(f"{value['mean']:{form}} ± {value['sd']:{form.lstrip('+')}}")
-        said = figures["verdicts"]
-        cells.append(", ".join(f"{said.count(v)} {v}" for v in sorted(set(said))))
+        said = figures.get("verdicts", [])
+        if audited:
+            cells.append(", ".join(f"{said.count(v)} {v}" for v in sorted(set(said))))
         lines.append("| " + " | ".join(cells) + " |")
     seeds = sorted({e["seed"] for c in candidates.values() for e in c["per_seed"]})
     lines.append("")
@@ -85,7 +99,7 @@ def render(text: str) -> str:
 
     def fill(found: re.Match[str]) -> str:
         start, kind, name, shown, end = found.groups()
-        return start + (table(name) if kind == "results" else methods(name, shown)) + end
+        return start + (table(name) if kind == "results" else methods(kind, name, shown)) + end
 
     return PLACE.sub(fill, text)
 
