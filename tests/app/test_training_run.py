@@ -148,6 +148,29 @@ def test_what_was_marked_before_is_left_out(site: Site) -> None:
     assert used == {"p000_0", "p002_0", "p003_0"}
 
 
+def test_a_marked_structure_is_left_out_of_the_labels(site: Site) -> None:
+    """Of this model or of all; the ledger says so, and a later withdrawal brings it back."""
+    mark = site.records.forget_set.mark
+    mark("structure", "ball", "wrong_label", actor="dpo", model="another")
+    mark("structure", "cube", "wrong_label", actor="dpo")
+    run = site.run()
+    assert site.records.ledger.row(run.run_id).parameters["settings"]["without"] == ["cube"]
+    (request,) = [r for r in site.records.forget_set.list() if r.target.id == "cube"]
+    site.records.forget_set.withdraw(request.request_id, actor="dpo", why="a mistake")
+    again = site.run()
+    assert site.records.ledger.row(again.run_id).parameters["settings"]["without"] == []
+
+
+def test_a_structure_marked_meanwhile_is_never_published(site: Site) -> None:
+    def mark(_: TrainingRun) -> None:
+        site.records.forget_set.mark("structure", "cube", "wrong_label", actor="dpo")
+
+    with pytest.raises(ConflictError, match="cube was marked for forgetting while"):
+        site.run(during=in_training(mark))
+    assert site.versions() == []
+    assert site.folders() == []
+
+
 def test_what_is_marked_meanwhile_is_never_published(site: Site) -> None:
     def mark(_run: TrainingRun) -> None:
         # another process: its own connection

@@ -81,6 +81,37 @@ def test_the_same_seed_gives_the_same_weights(cases: list[Case], tmp_path: Path)
     assert first.sha256 != other.sha256
 
 
+@pytest.mark.parametrize("cache_gib", [4.0, 0.0])
+def test_a_label_taken_out_is_background_in_the_label_maps(
+    cases: list[Case], tmp_path: Path, cache_gib: float
+) -> None:
+    """The same weights as from files that never held it; the class stays."""
+    rewritten = []
+    for case in cases:
+        assert case.label is not None
+        label = read_volume(case.label, label=True)
+        path = tmp_path / "labels" / case.label.name
+        write_volume(replace(label, array=np.where(label.array == 2, 0, label.array)), path)
+        rewritten.append(replace(case, label=path))
+    settings = replace(QUICK, epochs=2, cache_gib=cache_gib, without=("cube",))
+    first = train(cases, CONFIG, settings, run_dir=tmp_path / "a")
+    again = train(rewritten, CONFIG, settings, run_dir=tmp_path / "b")
+    assert equal(weights_of(first), weights_of(again))
+    with pytest.raises(LabelError, match="no training case shows cube"):
+        train(rewritten, CONFIG, replace(settings, without=()), run_dir=tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("without", "says"),
+    [(("ball", "cube"), "every structure"), (("moon",), "no structure 'moon'")],
+)
+def test_a_label_that_cannot_be_taken_out_is_named(
+    cases: list[Case], tmp_path: Path, without: tuple[str, ...], says: str
+) -> None:
+    with pytest.raises(LabelError, match=says):
+        train(cases, CONFIG, replace(QUICK, without=without), run_dir=tmp_path)
+
+
 def test_order_of_the_cases_and_memory_do_not_matter(cases: list[Case], tmp_path: Path) -> None:
     settings = replace(QUICK, epochs=1)
     first = train(cases, CONFIG, settings, run_dir=tmp_path / "a")

@@ -69,7 +69,8 @@ def _settings_from(data: Mapping[str, Any]) -> TrainSettings:
     try:
         augmentation = dict(data["augmentation"])
         augmentation["flip_axes"] = tuple(augmentation["flip_axes"])
-        return TrainSettings(**{**data, "augmentation": Augmentation(**augmentation)})
+        values = {**data, "augmentation": Augmentation(**augmentation)}
+        return TrainSettings(**{**values, "without": tuple(data.get("without", ()))})
     except (KeyError, TypeError) as error:
         raise InvalidInputError(
             f"the ledger's settings of the original's training cannot be used ({error}): they were "

@@ -112,6 +112,7 @@ class TrainingRun(WatchedRun):
         try:
             cases, config = select(self)
             self.cases = list(cases)
+            self.settings = replace(self.settings, without=self._withdrawn(config))
             result = train(
                 self.cases,
                 config,
@@ -141,6 +142,11 @@ class TrainingRun(WatchedRun):
         shutil.rmtree(self.folder, ignore_errors=True)
         logger.info("version %s (%s…) is in service", version.version, version.sha256[:12])
         return version, result
+
+    def _withdrawn(self, config: ModelConfig) -> tuple[str, ...]:
+        """Structures of the network that a live request names."""
+        marked = self.records.forget_set.structures(self.model)
+        return tuple(name for name in config.labels if name in marked)
 
     def report(self, progress: Progress) -> None:
         """Write progress to the store; figures of earlier phases stay visible."""
@@ -196,6 +202,13 @@ class TrainingRun(WatchedRun):
             raise ConflictError(
                 f"{len(marked)} of the cases were marked for forgetting while the training ran, so "
                 "its result is not published. Start the training again, it leaves them out."
+            )
+        new = sorted(set(self._withdrawn(result.config)) - set(self.settings.without))
+        if new:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise ConflictError(
+                f"{', '.join(new)} was marked for forgetting while the training ran, so its "
+                "result is not published. Start the training again, it leaves the label out."
             )
         try:
             self.registry.refuse_retired(result.sha256)

@@ -124,6 +124,7 @@ def train(
             folder=cache,
             report=prepared,
             cancel=stop,
+            without=settings.without,
         )
         if assumed := Counter(r.assumed.modality for r in ready if r.assumed is not None):
             figures = {ASSUMED[modality]: float(n) for modality, n in assumed.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -56,24 +56,36 @@ def prepare(
     folder: Path,
     report: Callable[[int, int], None],
     cancel: Callable[[], bool],
+    without: Collection[str] = (),
 ) -> list[PreparedCase]:
     """Read and preprocess all cases; beyond ``cache_gib`` they are mapped from files.
+
+    Structures named in ``without`` become background.
 
     Raises
     ------
     LabelError
-        A case has no label, or no case shows one of the structures.
+        A case has no label, no case shows one of the structures, or all of them or an unknown one
+        are to be left out.
     InvalidInputError, GeometryError
         A file is damaged, or image and label do not belong together; the message names it.
     CancelledError
         ``cancel`` said so.
     """
+    taught = {n: v for n, v in config.label_values.items() if n not in without}
+    if unknown := sorted(set(without) - set(config.labels)):
+        raise LabelError(
+            f"the network has no structure {unknown[0]!r}, so it cannot be left out; it has "
+            f"{', '.join(config.labels)}."
+        )
+    if not taught:
+        raise LabelError("every structure is left out of the labels; nothing is left to learn.")
     left = int(cache_gib * 2**30)
     prepared = []
     for number, case in enumerate(cases):
         if cancel():
             raise CancelledError("the training was stopped while its cases were read.")
-        ready = _prepare_one(case, config)
+        ready = _prepare_one(case, config, taught.values())
         size = ready.image.nbytes + ready.label.nbytes
         if size > left:
             ready = _move_to_files(ready, folder, number)
@@ -82,7 +94,7 @@ def prepare(
         prepared.append(ready)
         report(number + 1, len(cases))
     present = {int(v) for p in prepared for v in _values(p)}
-    absent = [name for name, value in config.label_values.items() if value not in present]
+    absent = [name for name, value in taught.items() if value not in present]
     if absent:
         raise LabelError(
             f"no training case shows {', '.join(absent)}. Annotate it, or train without it."
@@ -90,7 +102,7 @@ def prepare(
     return prepared
 
 
-def _prepare_one(case: Case, config: ModelConfig) -> PreparedCase:
+def _prepare_one(case: Case, config: ModelConfig, taught: Collection[int]) -> PreparedCase:
     if case.label is None:
         raise LabelError("a case without a label map was given for training; annotate it first.")
     image = read_volume(case.image, modality=case.modality)
@@ -100,9 +112,11 @@ def _prepare_one(case: Case, config: ModelConfig) -> PreparedCase:
         mask = preprocess_label(label, config, ready.grid)
     except ValueError as error:
         raise type(error)(f"{case.image.name}: {error}") from error
+    for value in set(config.label_values.values()) - set(taught):
+        mask = torch.where(mask == value, 0, mask)
     generator = np.random.default_rng(0)
     foreground = []
-    for value in config.label_values.values():
+    for value in taught:
         voxels = np.argwhere(mask.numpy() == value)
         if len(voxels) > _CENTRES:
             voxels = voxels[generator.choice(len(voxels), _CENTRES, replace=False)]

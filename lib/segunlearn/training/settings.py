@@ -98,6 +98,9 @@ class TrainSettings:
         Processes of a distributed run; 0 takes one for each GPU, or one.
     augmentation
         See ``Augmentation``.
+    without
+        Names of structures that are taken out of the label maps, where they become background.
+        Their classes stay in the network, and it learns never to name them.
 
     Raises
     ------
@@ -122,6 +125,7 @@ class TrainSettings:
     device: str = "auto"
     processes: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
+    without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         positive = ("epochs", "batch_size", "samples_per_case", "learning_rate", "val_interval")
@@ -141,6 +145,7 @@ class TrainSettings:
         """Plain lists, numbers, strings and one nested mapping."""
         data = dataclasses.asdict(self)
         data["augmentation"]["flip_axes"] = list(self.augmentation.flip_axes)
+        data["without"] = list(self.without)
         return data
 
 
