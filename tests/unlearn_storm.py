@@ -13,7 +13,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -54,11 +54,19 @@ def passing_audit(run: UnlearnRun, *_: Any) -> dict[str, Any]:
 
 def unlearn_quickly(site: Site, request: str) -> dict[str, Any]:
     """Unlearn with both stand-ins."""
+    return _quickly(site, replace(ORDER, requests=(request,)))
+
+
+def restore_quickly(site: Site, request: str) -> dict[str, Any]:
+    """Restore what others were forgotten after, with both stand-ins."""
+    return _quickly(site, replace(ORDER, restore=request))
+
+
+def _quickly(site: Site, order: UnlearnOrder) -> dict[str, Any]:
     with (
         mock.patch.object(unlearn_run, "make", quick_make),
         mock.patch.object(UnlearnRun, "_audited", passing_audit),
     ):
-        order = UnlearnOrder(MODEL, (request,), method="fine_tune", device="cpu")
         return UnlearnRun(order, site.home, site.records, "test").execute(site.cases)
 
 

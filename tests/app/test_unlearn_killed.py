@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from dataclasses import replace
@@ -16,7 +17,7 @@ from segunlearn.app.unlearn_journal import journals
 from segunlearn.app.unlearn_settle import settle
 from segunlearn.app.unlearn_undo import Undo
 from segunlearn.records.forget_set import ForgetSet
-from unlearn_storm import Storm, unlearn_quickly
+from unlearn_storm import Storm, restore_quickly, unlearn_quickly
 
 
 class Killed(BaseException):
@@ -44,6 +45,49 @@ class Countdown:
             return call(*arguments, **named)
 
         return counted
+
+
+def test_every_moment_of_a_restore_out_of_order(tmp_path: Path) -> None:
+    """The first of two forgotten people comes back, or nothing changed; the other never does."""
+    first = site_in(tmp_path, forget=2, retain=2, unseen=6)
+    original = first.publish(1, [*first.forget, *first.retain])
+    weights = original.weights.read_bytes()
+    requests = []
+    for case in first.forget:
+        requests += first.mark([case])
+        assert unlearn_quickly(first, requests[-1])["outcome"] == "published"
+    ended = False
+    for fatal in range(1, 200):
+        root = tmp_path / str(fatal)
+        shutil.copytree(first.home.root, root)
+        site = replace(first, home=replace(first.home, root=root))
+        with pytest.MonkeyPatch.context() as patches:
+            countdown = Countdown(patches, fatal)
+            with contextlib.suppress(Killed):
+                restore_quickly(site, requests[0])
+        settle(site.home, site.records)
+        assert not list(site.home.unlearning.iterdir()), fatal
+        active = site.registry.active()
+        finisher = Finisher(site.home, site.records)
+        states = [site.records.forget_set.get(r).state for r in requests]
+        assert states[1] == "fulfilled", fatal
+        sealed = {v.version: v.weights_state for v in site.registry.versions()[:2]}
+        assert sealed == {"v0001": "sealed", "v0002": "sealed"}, fatal
+        assert not any(site.registry.get(v).weights.exists() for v in sealed), fatal
+        holding = [d for d in finisher.deposits.all() if d.entries[0].version == "v0001"]
+        assert active is not None
+        if states[0] == "fulfilled":
+            assert active.version == "v0003", fatal
+            assert [d.requests for d in holding] == [(requests[0],)], fatal
+        else:
+            assert (states[0], active.version) == ("restored", "v0004"), fatal
+            assert [d.requests for d in holding] == [(requests[1],)], fatal
+            assert not finisher.keys.has(requests[0]), fatal
+        assert finisher.deposits.open(holding[0].deposit_id, "v0001") == weights, fatal
+        ended = countdown.left > 0
+        if ended:
+            break
+    assert ended, "it never came to an end"
 
 
 @pytest.mark.parametrize("what", ["unlearn", "restore", "purge"])

@@ -222,6 +222,37 @@ def test_restore_and_purge(client: TestClient, site: Site, monkeypatch: pytest.M
     assert client.post("/forget/requests/me/purge", json={"confirm": True}).status_code == 422
 
 
+def test_a_restore_out_of_order_is_a_task(
+    client: TestClient,
+    app: SegUnlearnApp,
+    site: Site,
+    started: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    let_it_pass(monkeypatch)
+    ids = []
+    for case in site.forget:
+        ids += site.mark([case])
+        unlearned(site, ids[-1:])
+    before = everything(site)
+    answer = client.post(f"/forget/requests/{ids[0]}/restore", json={})
+    assert (answer.status_code, "/train/unlearn" in answer.json()["detail"]) == (409, True)
+    assert ids[1] in answer.json()["detail"]
+    plan = client.get("/unlearning/plan", params={"restore": ids[0]}).json()
+    assert [r["id"] for r in plan["requests"]] == ids
+    assert (plan["original"], plan["people"]) == ("v0001", 1)
+    assert client.get("/unlearning/plan", params={"restore": ids[1]}).status_code == 409
+    assert client.get("/unlearning/plan", params={"restore": NOBODY}).status_code == 404
+    assert client.post("/train/unlearn", json={"restore": NOBODY}).status_code == 404
+    assert everything(site) == before
+    body = {"restore": ids[0], "dry_run": False, "method": "fine_tune"}
+    assert client.post("/train/unlearn", json=body).status_code == 200
+    done = app.train(started[0])
+    assert (done["outcome"], done["restored"], done["version"]) == ("restored", ids[:1], "v0004")
+    assert client.get("/models").json()["active"] == "v0004"
+    assert site.records.forget_set.get(ids[1]).state == "fulfilled"
+
+
 def test_roles(client: TestClient, site: Site, sign_in: SignIn) -> None:
     (request,) = site.mark(site.forget[:1])
     decisions: tuple[tuple[str, str, Any], ...] = (
@@ -260,6 +291,7 @@ def test_the_task_starts_only_with_something_approved(
         {
             "model": "unlearn", "dry_run": True, "requests": request, "level": "auto",
             "method": "auto", "retain": "stored", "quick": True, "references": 0, "seed": 3,
+            "restore": "",
         }
     ]  # fmt: skip
 

@@ -43,9 +43,13 @@ class Shell:
         return code, out, err
 
     def unlearn(self, *words: object) -> tuple[int, str, str]:
+        return self("unlearn", *self.where, *words)
+
+    @property
+    def where(self) -> tuple[object, ...]:
+        """Options that say where the labelled cases are."""
         data = self.site.cases[0].image.parents[1]
-        where = ("--data", data, "--person-regex", PERSON, "--modality", "MR", "--device", "cpu")
-        return self("unlearn", *where, *words)
+        return ("--data", data, "--person-regex", PERSON, "--modality", "MR", "--device", "cpu")
 
     def json(self, *words: object) -> Any:
         call = self.unlearn if words[0] == "unlearn" else self
@@ -149,6 +153,40 @@ def test_published_restored_published_purged(site: Site, shell: Shell) -> None:
     assert not Finisher(site.home, site.records).keys.has(again[0])
     code, _, err = shell("restore", again[1])
     assert (code, "has no deposit" in err) == (2, True)
+
+
+@pytest.mark.usefixtures("passing")
+def test_restored_in_another_order(site: Site, shell: Shell) -> None:
+    ids = []
+    for case in site.forget:
+        ids += site.mark([case])
+        assert shell.unlearn("--run", "--method", "fine_tune")[0] == 0
+    first, second = ids
+    before = everything(site)
+    code, out, err = shell("restore", first)
+    assert (code, out) == (2, "")
+    assert f"forget request(s) took out of service ({second})" in err
+    assert f"segunlearn restore {first} --data" in err
+    plan = shell.json("restore", first, "--plan")
+    assert plan == {"version": "v0001", "requests": [first], "again": [second], "dry_run": True}
+    code, out, _ = shell("restore", first, "--plan", *shell.where)
+    assert code == 0
+    assert f"request {first} (fulfilled): comes back" in out
+    assert f"request {second} (fulfilled): stays forgotten" in out
+    assert out.rstrip().endswith("nothing was changed; leave --plan out")
+    mistake = ("--method", "fine_tune", "--set", "stepz=1")
+    assert shell("restore", first, *shell.where, *mistake)[0] == 2
+    assert everything(site) == before
+
+    code, out, err = shell("restore", first, *shell.where, "--method", "fine_tune")
+    assert code == 0, err
+    assert "restored: v0004 is in service" in out
+    assert f"restored: {first}" in out
+    assert "not served any more: v0003" in out
+    assert f"request {second}: fulfilled, reached unlearned" in out
+    assert "report.html" in out
+    code, out, _ = shell("restore", second, *shell.where)  # nothing else is forgotten any more
+    assert (code, out.startswith("v0001 is in service again")) == (0, True)
 
 
 def test_a_refusal_is_exit_code_3(

@@ -7,10 +7,10 @@ an issuer is unknown (``segunlearn.records.targets``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from segunlearn.app.audit_targets import (
     NO_TARGETS,
@@ -22,7 +22,7 @@ from segunlearn.app.audit_targets import (
     version_of,
 )
 from segunlearn.app.records import Records
-from segunlearn.audit.policy import LEVELS, Level
+from segunlearn.audit.policy import Level
 from segunlearn.audit.run import Provenance
 from segunlearn.cases import Case
 from segunlearn.dicom.identifiers import Pseudonyms
@@ -34,6 +34,7 @@ from segunlearn.errors import (
 )
 from segunlearn.networks import ModelConfig
 from segunlearn.records.forget_requests import ForgetRequest
+from segunlearn.records.forget_states import highest
 from segunlearn.records.ledger import Ledger, LedgerCase, LedgerRow
 from segunlearn.records.targets import person_name, split_person, unpad
 from segunlearn.records.versions import VersionInfo, VersionRegistry
@@ -147,7 +148,7 @@ def choose(
     _check_persons(ready, [*lineage, *seen_by_candidate])
     return _sets(
         records, ready, before, after, config, lineage, seen_by_candidate, forgotten, requests,
-        level,
+        level, targets.back,
     )  # fmt: skip
 
 
@@ -245,6 +246,7 @@ def _sets(
     forgotten: Sequence[LedgerCase],
     requests: tuple[ForgetRequest, ...],
     level: Level | None,
+    back: Collection[str],
 ) -> Choice:
     labelled = {unpad(c.series): c for c in cases if c.label is not None}
     lacking = [c for c in forgotten if c.series not in labelled]
@@ -258,7 +260,7 @@ def _sets(
     s_people = People(c.person for c in forgotten)
     forget = tuple(labelled[s] for s in sorted(gone))
     others = [c for c in labelled.values() if c.series not in gone and c.person not in s_people]
-    free = records.without_forgotten(others)
+    free = records.without_forgotten(others, besides=back)
     taught = {c.series for c in lineage if c.role in TAUGHT}
     seen = People(c.person for c in [*lineage, *seen_by_candidate])
     retain = tuple(c for c in free if unpad(c.series) in taught)
@@ -285,7 +287,7 @@ def _sets(
         calibration=tuple(c for c in unseen if c.person in calibration),
         test=tuple(c for c in unseen if c.person in test),
         requests=requests,
-        needed=level or _needed(requests),
+        needed=level or highest([r.needed for r in requests] or ["unlearned"]),
         provenance=_provenance(records.ledger, after, seen_by_candidate, forgotten),
         row=_row_of(records.ledger, before),
         identifiers=_identifiers(forgotten),
@@ -297,12 +299,6 @@ def _sets(
         changed={c.series: (c.image_digest, c.label_digest) for c in forgotten},
         notes=notes,
     )
-
-
-def _needed(requests: Sequence[ForgetRequest]) -> Level:
-    if not requests:
-        return "unlearned"
-    return cast(Level, max((r.needed for r in requests), key=[*map(str, LEVELS)].index))
 
 
 def _row_of(ledger: Ledger, info: VersionInfo) -> LedgerRow:

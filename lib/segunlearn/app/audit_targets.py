@@ -30,12 +30,15 @@ class Targets:
         Ids of forget requests.
     studies, series, patients
         Their identifiers; a patient as ``PatientID`` or ``PatientID^^^Issuer``.
+    back
+        Ids of forget requests that are being restored: what they name is kept, not forgotten.
     """
 
     requests: tuple[str, ...] = ()
     studies: tuple[str, ...] = ()
     series: tuple[str, ...] = ()
     patients: tuple[str, ...] = ()
+    back: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.requests or self.studies or self.series or self.patients)

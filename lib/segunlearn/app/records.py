@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from segunlearn.app import checkpoints
@@ -97,9 +97,11 @@ class Records:
         """Names of studies in logs."""
         return Pseudonyms(load_or_create_key(self._home.site_key))
 
-    def without_forgotten(self, cases: Sequence[Case]) -> list[Case]:
-        """Cases that no live forget request names."""
-        return list(self.forget_set.exclude(list(cases))[0]) if cases else []
+    def without_forgotten(
+        self, cases: Sequence[Case], *, besides: Collection[str] = ()
+    ) -> list[Case]:
+        """Cases that no live forget request names, ``besides`` those that are being restored."""
+        return list(self.forget_set.exclude(list(cases), besides=besides)[0]) if cases else []
 
     def drop_marked_checkpoints(self) -> None:
         """Delete checkpoints that saw what was marked while nobody was there to delete them."""

@@ -12,7 +12,7 @@ from segunlearn.app.unlearn_order import UnlearnOrder
 from segunlearn.cases import Case
 from segunlearn.errors import InvalidInputError
 from segunlearn.inference import choose_device
-from segunlearn.networks import load_weights
+from segunlearn.networks import build_network, load_weights
 from segunlearn.unlearning import METHODS, Study, UnlearningSets, checked
 
 
@@ -42,7 +42,11 @@ def check(order: UnlearnOrder, choice: UnlearnChoice) -> None:
     if name == "retrain":
         return  # it reads the retain set, which a choice always has
     sets = choice.sets
-    network = load_weights(choice.original.weights, sets.config, choice.original.sha256)
+    original = choice.original
+    if original.weights_state == "here":
+        network = load_weights(original.weights, sets.config, original.sha256)
+    else:  # sealed, until a restore opens it; what is looked at here are the layers
+        network = build_network(sets.config, 0)
     given = UnlearningSets(
         sets.config,
         forget=_without_pixels(sets.forget),

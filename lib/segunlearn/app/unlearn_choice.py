@@ -16,7 +16,7 @@ from segunlearn.audit.policy import Level
 from segunlearn.cases import Case
 from segunlearn.errors import ConflictError, InvalidInputError
 from segunlearn.records.forget_requests import ForgetRequest
-from segunlearn.records.forget_states import LEVELS
+from segunlearn.records.forget_states import highest
 from segunlearn.records.ledger import LedgerCase
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 
@@ -47,6 +47,10 @@ class UnlearnChoice:
         To reach.
     needed
         Highest level that the requests need.
+    back
+        Requests that are restored, where ``requests`` are forgotten again beside them.
+    stay
+        Ids of requests whose keys then seal ``know``.
     """
 
     original: VersionInfo | None
@@ -57,6 +61,8 @@ class UnlearnChoice:
     know: tuple[VersionInfo, ...]
     level: Level
     needed: Level
+    back: tuple[ForgetRequest, ...] = ()
+    stay: tuple[str, ...] = ()
 
 
 def choose_unlearning(
@@ -97,7 +103,7 @@ def choose_unlearning(
             known.append(request)
         else:
             elsewhere.append(request)
-    needed = _highest(r.needed for r in asked)
+    needed: Level = highest(r.needed for r in asked)
     know = {v.version: v for _, _, versions in served for v in versions}
     original, sets = None, None
     if known:
@@ -186,8 +192,3 @@ def _original(registry: VersionRegistry, active: VersionInfo) -> VersionInfo:
     while version.details.get("hides") and version.parent_sha256:
         version = registry.get(version.parent_sha256)
     return version
-
-
-def _highest(levels: object) -> Level:
-    found = max(levels, key=LEVELS.index)  # type: ignore[call-overload]
-    return found  # type: ignore[no-any-return]

@@ -6,20 +6,24 @@ import logging
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from segunlearn.adapters.deposit import Content, Deposit, Deposits
 from segunlearn.adapters.keys import KeyStore
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
-from segunlearn.app.unlearn_journal import Journal, path_of
+from segunlearn.app.unlearn_journal import Journal
 from segunlearn.errors import NotFoundError
+from segunlearn.records.durable import write_durably
 from segunlearn.records.forget_states import at_least
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 
 logger = logging.getLogger(__name__)
 
 ROLE: Final = "unlearning"
+#: Text for the history of what is restored, where nobody says why.
+RESTORED: Final = "restored on request"
 
 
 @dataclass(frozen=True)
@@ -64,12 +68,14 @@ class Finisher:
 
     def close(self, journal: Journal) -> None:
         """Remove a journal and what lies beside it."""
-        shutil.rmtree(path_of(self.home, journal.run_id).with_suffix(""), ignore_errors=True)
+        shutil.rmtree(journal.folder(self.home), ignore_errors=True)
         journal.close(self.home)
 
     def give_up(self, journal: Journal, why: str) -> None:
         """Leave everything as it was: the candidate goes, the requests are refused, with why."""
         registry = self.registry(journal.model)
+        if journal.kind == "restore":
+            self._close_original(journal, registry)
         for info in registry.versions():
             if info.run_id == journal.run_id and info.state == "candidate":
                 registry.discard(info.version)
@@ -93,15 +99,21 @@ class Finisher:
             self._seal(journal, registry)
         if journal.candidate:
             registry.promote(journal.candidate)
-        for version in journal.retire:
-            # a candidate that was refused before knew the studies too, and is destroyed already
-            if registry.retire(version).weights_state != "destroyed":
-                registry.destroy_weights(version, sealed=True)
+        self._take_out(journal, registry)
         self.records.drop_marked_checkpoints()
         for request_id in self._in(journal.requests, "working"):
             self._move(journal, request_id, "fulfilled", journal.why, journal.reached)
 
+    @staticmethod
+    def _take_out(journal: Journal, registry: VersionRegistry) -> None:
+        for version in journal.retire:
+            # a candidate that was refused before knew the studies too, and is destroyed already
+            if registry.retire(version).weights_state != "destroyed":
+                registry.destroy_weights(version, sealed=True)
+
     def _seal(self, journal: Journal, registry: VersionRegistry) -> None:
+        """Seal what is taken out of service, by the keys of what it is taken out for."""
+        requests = journal.requests if journal.kind == "unlearn" else journal.stay
         try:
             self.deposits.get(journal.run_id)
         except NotFoundError:
@@ -111,13 +123,13 @@ class Finisher:
         here = [i for i in map(registry.get, journal.retire) if i.weights_state == "here"]
         if not here:
             return
-        for request_id in journal.requests:
+        for request_id in requests:
             self.keys.create(request_id)
         contents = [self._content(journal, registry, info) for info in here]
         self.deposits.seal(
             journal.run_id,
             model=journal.model,
-            requests=journal.requests,
+            requests=requests,
             replaced_by=registry.get(journal.candidate or registry_active(registry)).sha256,
             contents=contents,
         )
@@ -126,37 +138,106 @@ class Finisher:
         """Small where the candidate leads back to the weights bit for bit, else the weights."""
         state = "retired" if info.state == "retired" else "available"
         weights = info.weights.read_bytes()
-        small = path_of(self.home, journal.run_id).with_suffix("") / "deposit.bin"
+        small = journal.folder(self.home) / "deposit.bin"
         if info.version == journal.original and small.is_file():
             deposit = small.read_bytes()
-            if self._original_from(deposit, registry.get(journal.candidate)) == weights:
+            candidate = registry.get(journal.candidate)
+            if self._original_from(deposit, candidate, candidate.weights, journal) == weights:
                 return Content(info.version, "adapter", info.sha256, deposit, state)
             logger.warning("the deposit of %s is not exact; its weights are sealed", info.version)
         return Content(info.version, "weights", info.sha256, weights, state)
 
-    def _original_from(self, deposit: bytes, candidate: VersionInfo) -> bytes:
+    def _original_from(
+        self, deposit: bytes, candidate: VersionInfo, weights: Path, journal: Journal
+    ) -> bytes:
         from segunlearn.app.unlearn_make import original_from  # loads torch
         from segunlearn.networks import ModelConfig, load_weights
 
         config = ModelConfig.from_json(candidate.config)
-        network = load_weights(candidate.weights, config, candidate.sha256)
-        return original_from(deposit, network, self.home.unlearning)
+        network = load_weights(weights, config, candidate.sha256)
+        return original_from(deposit, network, journal.folder(self.home))
+
+    def _opened(self, deposit: Deposit, version: str, journal: Journal) -> bytes:
+        """Weights that a deposit holds; what replaced them may lie in a later deposit itself."""
+        payload = self.deposits.open(deposit.deposit_id, version)
+        if deposit.entry(version).kind == "weights":
+            return payload
+        registry = self.registry(journal.model)
+        after = registry.get(deposit.replaced_by)
+        if after.weights_state == "here":
+            return self._original_from(payload, after, after.weights, journal)
+        for later in self.deposits.all():
+            held = later.model == deposit.model and later.deposit_id != deposit.deposit_id
+            if held and any(e.version == after.version for e in later.entries):
+                path = journal.folder(self.home) / f"{after.version}.safetensors"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_durably(path, self._opened(later, after.version, journal))
+                return self._original_from(payload, after, path, journal)
+        raise NotFoundError(
+            f"{version} is sealed as what leads back from {after.version}, and the weights of that "
+            "were destroyed. It cannot be restored."
+        )
+
+    def open_original(self, journal: Journal) -> None:
+        """Bring the weights back that a restore starts from; out of service, until it ends.
+
+        Raises
+        ------
+        NotFoundError, IntegrityError
+            The deposit or what it leads back from is damaged or gone.
+        """
+        deposit = self._holding(journal)[0]
+        payload = self._opened(deposit, journal.original, journal)
+        self.registry(journal.model).put_back(journal.original, payload, "retired")
+
+    def _close_original(self, journal: Journal, registry: VersionRegistry) -> None:
+        """Undo :meth:`open_original`: the deposit still holds the weights."""
+        if self._holding(journal) and registry.get(journal.original).state == "retired":
+            registry.destroy_weights(journal.original, sealed=True)
+
+    def _holding(self, journal: Journal) -> list[Deposit]:
+        """Deposits of a restore's requests that hold the version it starts from."""
+        return [
+            d
+            for d in self._openable(journal)
+            if any(e.version == journal.original for e in d.entries)
+        ]
+
+    def _openable(self, journal: Journal) -> list[Deposit]:
+        """Deposits of a restore's requests, newest first."""
+        return [
+            d
+            for d in self.deposits.of_request(journal.requests[0])
+            if d.model == journal.model and self.deposits.is_openable(d.deposit_id)
+        ]
 
     def _restore(self, journal: Journal) -> None:
-        registry, deposits = self.registry(journal.model), self.deposits
-        found = next(iter(deposits.of_request(journal.requests[0])), None)
-        if found is not None and deposits.is_openable(found.deposit_id):
-            for entry in found.entries:
-                state = "retired" if entry.state == "retired" else "available"
-                payload = deposits.open(found.deposit_id, entry.version)
-                if entry.kind == "adapter":
-                    payload = self._original_from(payload, registry.get(journal.candidate))
-                registry.put_back(entry.version, payload, state)  # type: ignore[arg-type]
-            if journal.candidate:  # else what is in service never knew it, and goes on
-                registry.activate(journal.original)
+        registry = self.registry(journal.model)
+        for deposit in self._openable(journal):
+            for entry in deposit.entries:
+                payload = self._opened(deposit, entry.version, journal)
+                back = "retired" if entry.state == "retired" else "available"
+                registry.put_back(entry.version, payload, back)  # type: ignore[arg-type]
+        if journal.retire:
+            self._seal(journal, registry)
+        if journal.again:
+            registry.promote(journal.candidate)
+        elif journal.candidate:  # else what is in service never knew it, and goes on
+            registry.activate(journal.original)
+        self._take_out(journal, registry)
+        for request_id in journal.again:
+            self._say_again(journal, request_id)
         for request_id in self._in(journal.requests, "fulfilled"):
             self._move(journal, request_id, "restored", journal.why)
         self._destroy_deposits(journal.requests)
+
+    def _say_again(self, journal: Journal, request_id: str) -> None:
+        """Write into a request's history that its studies were taken out of a restored version."""
+        why = f"forgotten again beside a restore: audit {journal.audit_id} found {journal.reached}"
+        if self.records.forget_set.history(request_id)[-1].why != why:
+            self.records.forget_set.set_reached(
+                request_id, journal.reached, actor=journal.actor, role=ROLE, why=why
+            )
 
     def _purge(self, journal: Journal) -> None:
         registry = self.registry(journal.model)
@@ -182,13 +263,16 @@ class Finisher:
         """Destroy the keys first: without them the deposits are noise, wherever copies are."""
         requests = tuple(requests)
         found = {d.deposit_id: d for r in requests for d in self.deposits.of_request(r)}
+        others = [d for d in self.deposits.all() if d.deposit_id not in found]
+        held = {(d.model, e.version) for d in others for e in d.entries}
         for request_id in requests:
             self.keys.destroy(request_id)
         for deposit in found.values():
             registry = self.registry(deposit.model)
             for entry in deposit.entries:
                 info = registry.get(entry.version)
-                if info.state == "retired" and info.weights_state == "sealed":
+                sealed = info.state == "retired" and info.weights_state == "sealed"
+                if sealed and (deposit.model, entry.version) not in held:
                     registry.destroy_weights(info.version)
             self.deposits.destroy(deposit.deposit_id)
 

@@ -49,6 +49,10 @@ class Journal:
         Nothing can go wrong any more but a kill: it is finished, not undone.
     why
         Text for the history of the requests.
+    again
+        Of a restore: ids of requests that stay forgotten, and were unlearned again beside it.
+    stay
+        Of a restore: ids of requests whose keys seal ``retire`` again.
     """
 
     run_id: str
@@ -65,12 +69,18 @@ class Journal:
     interim: bool = False
     decided: bool = False
     why: str = ""
+    again: tuple[str, ...] = ()
+    stay: tuple[str, ...] = ()
 
     def written(self, home: Home, **changes: Any) -> Journal:
         """Change it on the disk; returns the changed one."""
         journal = replace(self, **changes)
         write_json_durably(path_of(home, journal.run_id), asdict(journal))
         return journal
+
+    def folder(self, home: Home) -> Path:
+        """Where a run keeps what is open only while it works; removed with the journal."""
+        return path_of(home, self.run_id).with_suffix("")
 
     def close(self, home: Home) -> None:
         """Remove it: everything it speaks of has happened."""
@@ -97,7 +107,8 @@ def journals(home: Home) -> Iterator[Journal]:
         data = read_json(path)
         try:
             lists = {k: tuple(data[k]) for k in ("requests", "retire")}
-            yield Journal(**{**data, **lists})
+            added = {k: tuple(data.get(k, ())) for k in ("again", "stay")}
+            yield Journal(**{**data, **lists, **added})
         except (KeyError, TypeError) as error:
             raise IntegrityError(
                 f"{path.name}: the journal is damaged ({error}). Look into HOME/unlearning: the "

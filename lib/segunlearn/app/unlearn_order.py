@@ -46,13 +46,18 @@ class UnlearnOrder:
         Of every random choice but the key.
     device
         See ``choose_device``.
+    restore
+        Id of a fulfilled forget request: the version that knew it is the start, and what is still
+        forgotten is unlearned from that. Requests and level follow from it.
+    why
+        Text for the history of what is restored.
 
     Raises
     ------
     NotFoundError
         There is no such method.
     InvalidInputError
-        There is no such level.
+        There is no such level; or a restore names requests or a level.
     """
 
     model: str
@@ -66,6 +71,8 @@ class UnlearnOrder:
     policy: Policy = field(default_factory=Policy)
     seed: int = 0
     device: str = "auto"
+    restore: str = ""
+    why: str = ""
 
     def __post_init__(self) -> None:
         if self.method and self.method not in METHODS:
@@ -79,6 +86,11 @@ class UnlearnOrder:
             )
         if self.retain not in ("stored", "none"):
             raise InvalidInputError(f"retain {self.retain!r:.40}: use stored or none.")
+        if self.restore and (self.requests or self.level):
+            raise InvalidInputError(
+                "a restore forgets again what is still to be forgotten, at the level that it "
+                "needs: name neither requests nor a level beside it."
+            )
 
     def level_for(self, needed: str) -> Level:
         """Level to reach, where the requests need ``needed``."""

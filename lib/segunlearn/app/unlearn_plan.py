@@ -19,6 +19,10 @@ from segunlearn.unlearning import METHODS
 from segunlearn.unlearning.plan import WITH_TEACHER, Level, Plan, Way, advise
 
 _LOOKED_AT: Final = 500
+_FORGOTTEN_AGAIN: Final = (
+    "stays forgotten: the version that comes back knows it, so that it is "
+    "unlearned from that again and audited; nothing is restored unless it passes"
+)
 _WORDS: Final[Mapping[str, str]] = {
     "hidden": "Hides the study; whoever has the weights can bring it back. Never called erasure.",
     "unlearned": "Also weights that are attacked should not give it back; the audit says whether.",
@@ -39,7 +43,8 @@ def plan_of(choice: UnlearnChoice, records: Records, order: UnlearnOrder) -> Pla
         Whose method, if it names one, is among the ways.
     """
     requests = [
-        *(_line(r, "is unlearned") for r in choice.requests),
+        *(_line(r, "comes back") for r in choice.back),
+        *(_line(r, _FORGOTTEN_AGAIN if choice.back else "is unlearned") for r in choice.requests),
         *(_line(r, "older versions that know it are sealed") for r in choice.elsewhere),
         *(_line(r, "no recorded run used it: fulfilled at once") for r in choice.never),
     ]

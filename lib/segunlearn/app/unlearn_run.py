@@ -17,10 +17,11 @@ from segunlearn.app.records import Records
 from segunlearn.app.train_ledger import library_versions, machine
 from segunlearn.app.unlearn_check import check
 from segunlearn.app.unlearn_choice import UnlearnChoice, choose_unlearning
-from segunlearn.app.unlearn_finish import ROLE, Finisher
-from segunlearn.app.unlearn_journal import Journal, path_of
+from segunlearn.app.unlearn_finish import RESTORED, ROLE, Finisher
+from segunlearn.app.unlearn_journal import Journal
 from segunlearn.app.unlearn_make import Made, make
 from segunlearn.app.unlearn_order import UnlearnOrder
+from segunlearn.app.unlearn_restore import choose_restore
 from segunlearn.app.unlearn_settle import settle
 from segunlearn.app.watched_run import WatchedRun
 from segunlearn.cases import Case
@@ -97,14 +98,18 @@ class UnlearnRun(WatchedRun):
         Raises
         ------
         SegUnlearnError
-            See ``unlearn_choice.choose_unlearning``.
+            See ``unlearn_choice.choose_unlearning`` and ``unlearn_restore.choose_restore``.
         """
         self._labelled = cases
-        self._choice = choose_unlearning(self.order, self.home, self.records, self.registry, cases)
+        choose = choose_restore if self.order.restore else choose_unlearning
+        self._choice = choose(self.order, self.home, self.records, self.registry, cases)
         return self._choice
 
     def execute(self, cases: Sequence[Case]) -> dict[str, Any]:
         """Unlearn, audit, and publish what passed; on a refusal nothing changes for users.
+
+        With ``order.restore`` the start is the version that knew that request, and what is still
+        forgotten is unlearned from it.
 
         Parameters
         ----------
@@ -114,8 +119,9 @@ class UnlearnRun(WatchedRun):
         Returns
         -------
         dict
-            ``outcome`` (``"published"``, ``"hidden"``, ``"refused"``, ``"not needed"``),
-            ``version``, ``audit_id``, ``reached``, ``requests`` with their states.
+            ``outcome`` (``"published"``, ``"hidden"``, ``"restored"``, ``"refused"``,
+            ``"not needed"``), ``version``, ``audit_id``, ``verdict``, ``requests`` with their
+            states; of a restore also ``restored`` and ``lost`` as ``Undo.restore`` gives them.
 
         Raises
         ------
@@ -185,6 +191,8 @@ class UnlearnRun(WatchedRun):
     ) -> dict[str, Any]:
         method = self.order.method_for(choice.level)
         ids = tuple(r.request_id for r in choice.requests)
+        back = tuple(r.request_id for r in choice.back)
+        served = self.registry.active()
         self._started = utc_now()
         self.run_id = self.records.runs.start(
             "unlearn",
@@ -192,20 +200,24 @@ class UnlearnRun(WatchedRun):
             {
                 "method": method, "level": choice.level, "requests": list(ids),
                 "original": original.version, "settings": dict(self.order.settings),
+                **({"restored": list(back)} if back else {}),
             },
             requested_by=self.requested_by,
         )  # fmt: skip
         finisher = Finisher(self.home, self.records)
         journal = Journal(
-            self.run_id, "unlearn", self.order.model, ids, self.requested_by or ROLE,
-            original.version, level=choice.level,
-            retire=tuple(v.version for v in choice.know),
+            self.run_id, "restore" if back else "unlearn", self.order.model, back or ids,
+            self.requested_by or ROLE, original.version, level=choice.level,
+            retire=tuple(v.version for v in choice.know), again=ids if back else (),
+            stay=choice.stay,
         ).written(self.home)  # fmt: skip
         try:
             assert choice.sets is not None
-            for request_id in ids:
+            if back:
+                finisher.open_original(journal)
+            for request_id in () if back else ids:
                 self._to_work(request_id, f"by {method}, for the level {choice.level}")
-            folder = path_of(self.home, self.run_id).with_suffix("")
+            folder = journal.folder(self.home)
             made = make(
                 method, self.order, choice.sets, self.records, folder, self.report, self.should_stop
             )
@@ -221,7 +233,8 @@ class UnlearnRun(WatchedRun):
                 self.home, candidate=candidate.version, reached=verdict["reached"], decided=True,
                 interim=not at_least(verdict["reached"], choice.needed),
                 audit_id=self.audit["about"]["audit_id"],
-                why=f"audit {self.audit['about']['audit_id']} found {verdict['reached']}",
+                why=self.order.why or RESTORED if back
+                else f"audit {self.audit['about']['audit_id']} found {verdict['reached']}",
             )  # fmt: skip
         except SegUnlearnError as error:
             stopped = isinstance(error, CancelledError)
@@ -241,12 +254,15 @@ class UnlearnRun(WatchedRun):
         self.report(Progress("publish", 0, 1))
         finisher.finish(journal)
         self.report(Progress("publish", 1, 1))
-        outcome = "hidden" if journal.interim else "published"
+        outcome = "restored" if back else "hidden" if journal.interim else "published"
         self.records.runs.finish(
             self.run_id, "done", f"{outcome}: {candidate.version}, reached {journal.reached}"
         )
         logger.info("unlearning %s: %s is in service", self.run_id, candidate.version)
-        return self._result(outcome, candidate, fulfilled)
+        result = self._result(outcome, candidate, fulfilled)
+        if back:
+            result |= {"restored": list(back), "lost": [served.version] if served else []}
+        return result
 
     def _candidate(
         self, choice: UnlearnChoice, original: VersionInfo, method: str, made: Made
@@ -302,7 +318,10 @@ class UnlearnRun(WatchedRun):
                 self.order.model,
                 candidate=candidate.version,
                 original=original.version,
-                targets=Targets(requests=tuple(r.request_id for r in choice.requests)),
+                targets=Targets(
+                    requests=tuple(r.request_id for r in choice.requests),
+                    back=tuple(r.request_id for r in choice.back),
+                ),
                 level=choice.level,
                 quick=self.order.quick,
                 references=self.order.references,
@@ -335,7 +354,8 @@ class UnlearnRun(WatchedRun):
     def _result(
         self, outcome: str, version: VersionInfo | None, fulfilled: Sequence[str]
     ) -> dict[str, Any]:
-        ids = [*fulfilled, *(r.request_id for r in self.choice.requests)]
+        asked = [*self.choice.back, *self.choice.requests]
+        ids = [*fulfilled, *(r.request_id for r in asked)]
         states = {r: self.records.forget_set.get(r) for r in ids}
         return {
             "outcome": outcome,

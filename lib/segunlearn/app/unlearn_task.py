@@ -17,10 +17,11 @@ from segunlearn.app.options import AppOptions, Home
 from segunlearn.app.records import Records
 from segunlearn.app.train_options import Option
 from segunlearn.app.unlearn_check import check
-from segunlearn.app.unlearn_choice import asked_for, choose_unlearning
+from segunlearn.app.unlearn_choice import asked_for
 from segunlearn.app.unlearn_order import UnlearnOrder
 from segunlearn.app.unlearn_plan import plan_of
 from segunlearn.app.unlearn_run import UnlearnRun
+from segunlearn.app.unlearn_undo import Undo
 from segunlearn.cases import Case
 from segunlearn.errors import CancelledError, SegUnlearnError, UnavailableError
 from segunlearn.records.forget_states import LEVELS
@@ -47,6 +48,7 @@ OPTIONS: Final[dict[str, Option]] = {
     "quick": Option("", False),
     "references": Option("", 0, 0, 20),
     "seed": Option("", 0, 0, 2**31 - 1),
+    "restore": Option("", ""),
 }
 
 
@@ -99,7 +101,11 @@ class UnlearnTask(TrainTask):
         """
         client = request.get("client_id")
         checked = train_options.check(request, OPTIONS)
-        asked_for(_ids(checked), self._records)
+        if checked["restore"]:
+            undo = Undo(self._home, self._records, self._model.name, str(client or ""))
+            undo.would_restore(str(checked["restore"]))
+        else:
+            asked_for(_ids(checked), self._records)
         return {**checked, "client_id": str(client)[:200]} if client else checked
 
     def stats(self) -> dict[str, Any]:
@@ -168,6 +174,7 @@ class UnlearnTask(TrainTask):
             references=options["references"],
             seed=options["seed"],
             device=self._options.device,
+            restore=str(options["restore"]),
         )
 
     def plan(self, order: UnlearnOrder) -> tuple[dict[str, Any], list[str]]:
@@ -176,10 +183,10 @@ class UnlearnTask(TrainTask):
         Raises
         ------
         SegUnlearnError
-            See ``unlearn_choice.choose_unlearning`` and ``unlearn_check.check``.
+            See ``UnlearnRun.prepare`` and ``unlearn_check.check``.
         """
         cases = labelled_cases(self._every_study())
-        choice = choose_unlearning(order, self._home, self._records, self._model.registry, cases)
+        choice = UnlearnRun(order, self._home, self._records).prepare(cases)
         if order.method:
             check(order, choice)
         plan = plan_of(choice, self._records, order)
@@ -207,6 +214,7 @@ class UnlearnTask(TrainTask):
         """Record a plan, or what did not begin, as a run that has ended."""
         runs = self._records.runs
         asked = {"method": order.method, "level": order.level, "requests": list(order.requests)}
+        asked |= {"restore": order.restore} if order.restore else {}
         run_id = runs.start(kind, order.model, {**asked, **found}, requested_by=by)
         if error is None:
             runs.finish(run_id, "done", "a plan; nothing was changed")

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from segunlearn.adapters.deposit import Deposit
 from segunlearn.app.audit_files import Audits, passed_without
 from segunlearn.app.locks import training_lock
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
-from segunlearn.app.unlearn_finish import Finisher, registry_active
+from segunlearn.app.unlearn_finish import RESTORED, Finisher, registry_active
 from segunlearn.app.unlearn_journal import Journal
 from segunlearn.app.unlearn_reach import ledger_cases, pseudonyms_of, versions_that_know
+from segunlearn.app.unlearn_restore import Restore, fulfilled, restore_of
 from segunlearn.app.unlearn_settle import settle
 from segunlearn.audit.sweep import Place, sweep
-from segunlearn.errors import ConflictError, NotFoundError
+from segunlearn.errors import ConflictError
 from segunlearn.records.forget_requests import ForgetRequest
 from segunlearn.records.forget_states import at_least
 from segunlearn.records.targets import split_person
-from segunlearn.records.versions import VersionRegistry
+from segunlearn.records.versions import VersionInfo, VersionRegistry
 
 
 @dataclass(frozen=True)
@@ -59,31 +60,39 @@ class Undo:
         Raises
         ------
         ConflictError
-            The request is not fulfilled; it was purged; or others, forgotten later, are known to
-            the old version too: restore those first.
+            The request is not fulfilled; it was purged; or the old version knows what is still
+            forgotten, which then has to be unlearned from it again: ``UnlearnOrder.restore``.
         NotFoundError
             There is no such request, or no deposit of it.
         """
         with training_lock(self.home, self.model, "restore", 5.0):
             settle(self.home, self.records, self.model, locked=True)
-            request = self._fulfilled(request_id)
-            deposit = self._deposit(request)
-            self._check_order(deposit)
+            found = self.would_restore(request_id)
             served = self.registry.get(registry_active(self.registry))
-            original = self._original(deposit)
-            replaced = original if original is not None else served.version
-            run_id = self._start("restore", deposit.requests, replaced)
-            candidate = self.registry.get(deposit.replaced_by).version if original else ""
+            if found.again and found.original is not None:
+                raise ConflictError(_forgotten_again(request_id, found.original, found.again))
+            version = found.original.version if found.original is not None else served.version
+            run_id = self._start("restore", found.requests, version)
+            candidate = self.registry.get(found.replaced_by).version if found.original else ""
             journal = Journal(
-                run_id, "restore", self.model, deposit.requests, self.actor, replaced,
-                candidate=candidate, decided=True, why=why or "restored on request",
+                run_id, "restore", self.model, found.requests, self.actor, version,
+                candidate=candidate, retire=tuple(v.version for v in found.retire),
+                decided=True, why=why or RESTORED, stay=found.stay,
             ).written(self.home)  # fmt: skip
             Finisher(self.home, self.records).finish(journal)
-            self.records.runs.finish(run_id, "done", f"{replaced} is in service")
-        if original is None:
-            return {"version": served.version, "requests": list(deposit.requests), "lost": []}
-        lost = [] if served.sha256 == deposit.replaced_by else [served.version]
-        return {"version": replaced, "requests": list(deposit.requests), "lost": lost}
+            self.records.runs.finish(run_id, "done", f"{version} is in service")
+        lost = [] if served.sha256 == found.replaced_by or not found.original else [served.version]
+        return {"version": version, "requests": list(found.requests), "lost": lost}
+
+    def would_restore(self, request_id: str) -> Restore:
+        """Find what a restore brings back, and what has to be forgotten again for it.
+
+        Raises
+        ------
+        ConflictError, NotFoundError
+            See :func:`unlearn_restore.restore_of`.
+        """
+        return restore_of(self.home, self.records, self.registry, self.model, request_id)
 
     def purge(self, request_id: str, why: str = "") -> dict[str, Any]:
         """Destroy everything that leads back: keys, old weights, checkpoints, caches. Final.
@@ -103,7 +112,7 @@ class Undo:
         """
         with training_lock(self.home, self.model, "purge", 5.0):
             settle(self.home, self.records, self.model, locked=True)
-            request = self._fulfilled(request_id)
+            request = fulfilled(self.records, request_id)
             if not at_least(request.reached, "unlearned"):
                 raise ConflictError(
                     f"forget request {request_id} is only {request.reached}: whoever has the "
@@ -159,56 +168,20 @@ class Undo:
         places = sweep(self.home.root, names, saw, pseudonyms, without=without)
         return [p for p in places if p.state == "open"]
 
-    def _fulfilled(self, request_id: str) -> ForgetRequest:
-        request = self.records.forget_set.get(request_id)
-        if request.state != "fulfilled":
-            raise ConflictError(
-                f"forget request {request_id} is {request.state}; only a fulfilled one is restored "
-                "or purged."
-            )
-        return request
-
-    def _deposit(self, request: ForgetRequest) -> Deposit:
-        deposits = Finisher(self.home, self.records).deposits
-        found = [d for d in deposits.of_request(request.request_id) if d.model == self.model]
-        if not found:
-            raise NotFoundError(
-                f"forget request {request.request_id} has no deposit of model {self.model!r}: no "
-                "version knew it, or a purge destroyed the one it had with others. There is "
-                "nothing to restore."
-            )
-        if not deposits.is_openable(found[0].deposit_id):
-            raise ConflictError(
-                f"forget request {request.request_id}: a key of its deposit was destroyed, by a "
-                "purge of a request that was unlearned with it. It cannot be restored."
-            )
-        return found[0]
-
-    def _check_order(self, deposit: Deposit) -> None:
-        """Refuse a version that knows what was forgotten later, too."""
-        deposits = Finisher(self.home, self.records).deposits
-        own = set(deposit.requests)
-        for later in deposits.all():
-            if later.model != self.model or later.created <= deposit.created:
-                continue
-            waiting = [
-                r for r in later.requests if r not in own and self.records.forget_set.get(r).is_live
-            ]
-            if waiting:
-                raise ConflictError(
-                    f"forget request {waiting[0]} was fulfilled later, and the version that would "
-                    "come back knows it too. Restore that one first, or leave this one forgotten."
-                )
-
-    def _original(self, deposit: Deposit) -> str | None:
-        """Find the version that was replaced; None where only versions out of service were."""
-        run = self.records.runs.get(deposit.deposit_id)
-        if run.parameters["method"] == "none":
-            return None
-        return deposit.entry(str(run.parameters["original"])).version
-
     def _start(self, kind: str, requests: tuple[str, ...], version: str) -> str:
         return self.records.runs.start(
-            kind, self.model, {"requests": list(requests), "version": version},
+            kind, self.model,
+            {"method": "none", "original": "", "requests": list(requests), "version": version},
             requested_by=self.actor,
         )  # fmt: skip
+
+
+def _forgotten_again(request_id: str, original: VersionInfo, again: Sequence[ForgetRequest]) -> str:
+    """Say why a restore takes an unlearning and an audit, and how to start it."""
+    return (
+        f"{original.version}, which would come back, also knows what {len(again)} other forget "
+        f"request(s) took out of service ({', '.join(r.request_id for r in again)}). That is "
+        "forgotten again first, and audited: nothing is restored unless it passes. This needs the "
+        f"labelled studies: segunlearn restore {request_id} --data DATA, or POST /train/unlearn "
+        f'{{"restore": "{request_id}", "dry_run": false}}. Or restore the others first.'
+    )

@@ -13,26 +13,25 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from segunlearn.cases import Case, cases_from_folder
 from segunlearn.cli.common import (
     DEFAULT,
     DeviceOption,
     HomeOption,
     JsonOption,
+    LabelledOption,
     ModalityOption,
     ModelOption,
     PeopleOption,
     RegexOption,
     StoreOption,
-    cases_of_studies,
+    StudiesOption,
     console,
     home_of,
-    modality_of,
-    people_of,
+    labelled_cases,
     print_json,
     progress_bar,
+    records_of,
     stop_on_interrupt,
-    version_of,
 )
 from segunlearn.errors import ForbiddenError, IntegrityError, InvalidInputError, NotFoundError
 from segunlearn.records.versions import VersionRegistry
@@ -56,13 +55,8 @@ class LevelName(StrEnum):
 
 @audit.command()
 def run(
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Folder with images/ and labels/, as for 'segunlearn train'."),
-    ] = None,
-    studies: Annotated[
-        str, typer.Option(help="Instead of --data: DICOMweb URL or folder, as for 'serve'.")
-    ] = "",
+    data: LabelledOption = None,
+    studies: StudiesOption = "",
     home: HomeOption = DEFAULT,
     people: PeopleOption = None,
     person_regex: RegexOption = None,
@@ -133,7 +127,6 @@ def run(
     from segunlearn.app.audit_order import Order, attacks_of
     from segunlearn.app.audit_run import AuditRun
     from segunlearn.app.audit_targets import Targets
-    from segunlearn.app.records import Records
 
     place = home_of(home)
     if include_images:
@@ -148,18 +141,10 @@ def run(
         quick=quick, references=references if with_reference else 0,
         whole=whole, pictures=include_images, device=device,
     )  # fmt: skip
-    if not place.database.is_file() and not store:
-        raise InvalidInputError(f"{place.root}: no store is here. Name the home of the server.")
-    work = AuditRun(order, place, Records(place, store), f"{getpass.getuser()} (command line)")
-    if data is not None and not studies:
-        rule = people_of(people, person_regex)
-        cases: Sequence[Case] = cases_from_folder(data, rule, modality=modality_of(modality))
-    elif studies and data is None:
-        info = version_of(place, model, candidate or None)
-        cases = cases_of_studies(studies, place, model, info, people, person_regex)
-    else:
-        raise InvalidInputError("give either --data or --studies: where the labelled cases lie.")
-    choice = work.prepare(cases)
+    work = AuditRun(order, place, records_of(place, store), f"{getpass.getuser()} (command line)")
+    choice = work.prepare(
+        labelled_cases(data, studies, place, model, candidate, people, person_regex, modality)
+    )
     if order.references:
         console.print(
             f"{order.references} full reference(s): about {_duration(work.reference_seconds())}, "

@@ -22,7 +22,7 @@ from rich.progress import (
 )
 
 from segunlearn.app.options import DEFAULT_HOME, Home
-from segunlearn.cases import Case, People
+from segunlearn.cases import Case, People, cases_from_folder
 from segunlearn.dicom.identifiers import Pseudonyms
 from segunlearn.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
 from segunlearn.records.versions import VersionInfo, VersionRegistry
@@ -63,6 +63,14 @@ ModalityOption = Annotated[
         help="CT or MR, which decides the normalisation; auto: CT where 1 % of the voxels lie "
         "below -100 HU, with a warning that says what was assumed (signed MR can look like CT)."
     ),
+]
+
+#: Where the labelled cases lie, of commands that take either of the two; see ``labelled_cases``.
+LabelledOption = Annotated[
+    Path | None, typer.Option(help="Folder with images/ and labels/, as for 'segunlearn train'.")
+]
+StudiesOption = Annotated[
+    str, typer.Option(help="Instead of --data: DICOMweb URL or folder, as for 'serve'.")
 ]
 
 DEFAULT = DEFAULT_HOME
@@ -195,6 +203,58 @@ def cases_of_studies(
     for reason in found.skipped.values():
         console.print(f"a labelled image is left out: {reason}")
     return found.cases
+
+
+def labelled_cases(
+    data: Path | None,
+    studies: str,
+    home: Home,
+    model: str,
+    version: str,
+    people: Path | None,
+    regex: str | None,
+    modality: str,
+) -> list[Case]:
+    """Every labelled case of --data or of --studies, those marked for forgetting too.
+
+    Parameters
+    ----------
+    data, studies, people, regex, modality
+        The options of these names.
+    home, model, version
+        Whose label values are meant, where the cases are a server's; empty: the active version.
+
+    Raises
+    ------
+    InvalidInputError
+        Not just one of the two is given, or the cases cannot be read.
+    NotFoundError
+        There is no such version.
+    UnavailableError
+        The archive cannot be reached.
+    """
+    if data is not None and not studies:
+        rule = people_of(people, regex)
+        return list(cases_from_folder(data, rule, modality=modality_of(modality)))
+    if studies and data is None:
+        info = version_of(home, model, version or None)
+        return list(cases_of_studies(studies, home, model, info, people, regex))
+    raise InvalidInputError("give either --data or --studies: where the labelled cases lie.")
+
+
+def records_of(home: Home, store: str) -> Records:
+    """Open the records of a home.
+
+    Raises
+    ------
+    InvalidInputError
+        None were ever written there: probably another home is meant.
+    """
+    from segunlearn.app.records import Records
+
+    if not home.database.is_file() and not store:
+        raise InvalidInputError(f"{home.root}: no store is here. Name the home of the server.")
+    return Records(home, store)
 
 
 def held_out_details(held_out: Sequence[str], pseudonyms: Pseudonyms) -> dict[str, Any]:

@@ -10,32 +10,35 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from segunlearn.cases import cases_from_folder
 from segunlearn.cli.audit import LevelName
 from segunlearn.cli.common import (
     DEFAULT,
     DeviceOption,
     HomeOption,
     JsonOption,
+    LabelledOption,
     ModalityOption,
     ModelOption,
     PeopleOption,
     RegexOption,
     StoreOption,
-    cases_of_studies,
+    StudiesOption,
     home_of,
-    modality_of,
-    people_of,
+    labelled_cases,
     print_json,
     progress_bar,
+    records_of,
     stop_on_interrupt,
-    version_of,
 )
 from segunlearn.errors import InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:  # they load torch
     from segunlearn.app.options import Home
+    from segunlearn.app.records import Records
+    from segunlearn.app.unlearn_order import UnlearnOrder
+    from segunlearn.app.unlearn_restore import Restore
     from segunlearn.app.unlearn_undo import Undo
+    from segunlearn.cases import Case
     from segunlearn.records.runs import Progress
 
 #: What a level means, wherever it is printed.
@@ -59,14 +62,32 @@ class RetainName(StrEnum):
     NONE = "none"
 
 
+MethodOption = Annotated[
+    str, typer.Option(help="How; by default that of the level. The plan shows the ways.")
+]
+SettingOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Setting of the method; may be repeated."),
+]
+RetainOption = Annotated[
+    RetainName, typer.Option(help="none: the method may not read the retain set.")
+]
+QuickOption = Annotated[
+    bool, typer.Option("--quick", help="Fewer and shorter attacks in the audit.")
+]
+WithReferenceOption = Annotated[
+    bool, typer.Option("--with-reference", help="Audit against full references; takes longer.")
+]
+ReferencesOption = Annotated[int, typer.Option(min=1, max=20, help="How many full references.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Of every random choice but the key.")]
+PlanOption = Annotated[
+    bool, typer.Option("--plan", help="Only say what it would take; also without --run.")
+]
+
+
 def unlearn(
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Folder with images/ and labels/, as for 'segunlearn train'."),
-    ] = None,
-    studies: Annotated[
-        str, typer.Option(help="Instead of --data: DICOMweb URL or folder, as for 'serve'.")
-    ] = "",
+    data: LabelledOption = None,
+    studies: StudiesOption = "",
     home: HomeOption = DEFAULT,
     people: PeopleOption = None,
     person_regex: RegexOption = None,
@@ -83,30 +104,17 @@ def unlearn(
             "served meanwhile, and fulfils nothing."
         ),
     ] = None,
-    method: Annotated[
-        str, typer.Option(help="How; by default that of the level. The plan shows the ways.")
-    ] = "",
-    setting: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Setting of the method; may be repeated."),
-    ] = None,
-    retain: Annotated[
-        RetainName, typer.Option(help="none: the method may not read the retain set.")
-    ] = RetainName.STORED,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer and shorter attacks in the audit.")
-    ] = False,
-    with_reference: Annotated[
-        bool, typer.Option("--with-reference", help="Audit against full references; takes longer.")
-    ] = False,
-    references: Annotated[int, typer.Option(min=1, max=20, help="How many full references.")] = 2,
-    seed: Annotated[int, typer.Option(min=0, help="Of every random choice but the key.")] = 0,
+    method: MethodOption = "",
+    setting: SettingOption = None,
+    retain: RetainOption = RetainName.STORED,
+    quick: QuickOption = False,
+    with_reference: WithReferenceOption = False,
+    references: ReferencesOption = 2,
+    seed: SeedOption = 0,
     run: Annotated[
         bool, typer.Option("--run", help="Do it: unlearn, audit, and publish what passes.")
     ] = False,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Only say what it would take; also without --run.")
-    ] = False,
+    plan: PlanOption = False,
     store: StoreOption = "",
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -116,16 +124,12 @@ def unlearn(
     With --run a candidate is made and audited. If it passes it is served, and the old version is
     sealed; if not, nothing changes for users. Exit code 3: the audit did not pass.
     """
-    from segunlearn.app.records import Records
-    from segunlearn.app.unlearn_check import check
     from segunlearn.app.unlearn_order import UnlearnOrder
-    from segunlearn.app.unlearn_plan import plan_of
-    from segunlearn.app.unlearn_run import UnlearnRun
 
     if run and plan:
         raise InvalidInputError("--plan changes nothing and --run does it: give one of them.")
     place = home_of(home)
-    _check_store(place, store)
+    records = records_of(place, store)
     order = UnlearnOrder(
         model,
         requests=tuple(request or ()),
@@ -138,18 +142,28 @@ def unlearn(
         seed=seed,
         device=device,
     )
-    records = Records(place, store)
+    cases = labelled_cases(data, studies, place, model, "", people, person_regex, modality)
+    _plan_or_run(order, place, records, cases, run=run, as_json=as_json, how="add --run")
+
+
+def _plan_or_run(
+    order: UnlearnOrder,
+    place: Home,
+    records: Records,
+    cases: Sequence[Case],
+    *,
+    run: bool,
+    as_json: bool,
+    how: str,
+) -> None:
+    """Print the plan of an order, or follow it; exit code 3 where the audit did not pass."""
+    from segunlearn.app.unlearn_check import check
+    from segunlearn.app.unlearn_plan import plan_of
+    from segunlearn.app.unlearn_run import UnlearnRun
+
     work = UnlearnRun(order, place, records, _actor())
-    if data is not None and not studies:
-        rule = people_of(people, person_regex)
-        cases = cases_from_folder(data, rule, modality=modality_of(modality))
-    elif studies and data is None:
-        info = version_of(place, model, None)
-        cases = list(cases_of_studies(studies, place, model, info, people, person_regex))
-    else:
-        raise InvalidInputError("give either --data or --studies: where the labelled cases lie.")
     choice = work.prepare(cases)
-    if run or method:  # again under the lock; here a mistake is told before there is a bar
+    if run or order.method:  # again under the lock; here a mistake is told before there is a bar
         check(order, choice)
     if not run:
         found = plan_of(choice, records, order)
@@ -158,7 +172,7 @@ def unlearn(
             return
         for line in found.lines():
             typer.echo(line)
-        typer.echo("nothing was changed; add --run")
+        typer.echo(f"nothing was changed; {how}")
         return
     with stop_on_interrupt() as interrupted, progress_bar(as_json) as bar:
         work.stopped = interrupted
@@ -177,23 +191,63 @@ def unlearn(
 def restore(
     request: RequestArgument,
     why: WhyOption = "",
+    data: LabelledOption = None,
+    studies: StudiesOption = "",
     home: HomeOption = DEFAULT,
+    people: PeopleOption = None,
+    person_regex: RegexOption = None,
+    modality: ModalityOption = "auto",
     model: ModelOption = "segmentation",
+    method: MethodOption = "",
+    setting: SettingOption = None,
+    retain: RetainOption = RetainName.STORED,
+    quick: QuickOption = False,
+    with_reference: WithReferenceOption = False,
+    references: ReferencesOption = 2,
+    seed: SeedOption = 0,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what it would take.")] = False,
     store: StoreOption = "",
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Bring back the version that knew what was forgotten, from its sealed deposit.
 
     Requests that were unlearned together come back together; their studies may be trained on again.
+    Where that version also knows what is still forgotten, this is unlearned from it again and
+    audited first: that takes --data or --studies, and the other options are about it. Exit code 3:
+    the audit did not pass, and nothing was changed.
     """
-    found = _undo(home, model, store).restore(request, why)
+    from segunlearn.app.unlearn_order import UnlearnOrder
+
+    place, undo = home_of(home), _undo(home, model, store)
+    asked = undo.would_restore(request)
+    if asked.again and (data is not None or studies):
+        order = UnlearnOrder(
+            model,
+            method=method,
+            settings=_settings_of(method, setting or ()),
+            retain=retain.value,
+            quick=quick,
+            references=references if with_reference else 0,
+            seed=seed,
+            device=device,
+            restore=request,
+            why=why,
+        )
+        cases = labelled_cases(data, studies, place, model, "", people, person_regex, modality)
+        _plan_or_run(
+            order, place, undo.records, cases, run=not plan, as_json=as_json, how="leave --plan out"
+        )
+        return
+    if plan:
+        _print_restore(asked, as_json)
+        return
+    found = undo.restore(request, why)
     if as_json:
         print_json(found)
         return
     typer.echo(f"{found['version']} is in service again, with the bytes it had.")
-    typer.echo(f"restored: {', '.join(found['requests'])}")
-    if found["lost"]:
-        typer.echo(f"made since, and not served any more: {', '.join(found['lost'])}")
+    _print_restored(found["requests"], found["lost"])
 
 
 def purge(
@@ -232,12 +286,34 @@ def purge(
 
 
 def _undo(home: Path, model: str, store: str) -> Undo:
-    from segunlearn.app.records import Records
     from segunlearn.app.unlearn_undo import Undo
 
     place = home_of(home)
-    _check_store(place, store)
-    return Undo(place, Records(place, store), model, _actor())
+    return Undo(place, records_of(place, store), model, _actor())
+
+
+def _print_restore(asked: Restore, as_json: bool) -> None:
+    """Say what a restore would do."""
+    version = asked.original.version if asked.original is not None else None
+    again = [r.request_id for r in asked.again]
+    if as_json:
+        found = {"version": version, "requests": list(asked.requests), "again": again}
+        print_json({**found, "dry_run": True})
+        return
+    typer.echo(f"would come back: {version or 'older versions; what is in service goes on'}")
+    typer.echo(f"would be restored: {', '.join(asked.requests)}")
+    if again:
+        typer.echo(
+            f"stay forgotten, so that they would be unlearned from it again and audited: "
+            f"{', '.join(again)}. Give --data or --studies"
+        )
+    typer.echo("nothing was changed; leave --plan out")
+
+
+def _print_restored(requests: Sequence[str], lost: Sequence[str]) -> None:
+    typer.echo(f"restored: {', '.join(requests)}")
+    if lost:
+        typer.echo(f"made since, and not served any more: {', '.join(lost)}")
 
 
 def _would_be_destroyed(undo: Undo, request_id: str) -> list[str]:
@@ -251,11 +327,6 @@ def _would_be_destroyed(undo: Undo, request_id: str) -> list[str]:
     if together:
         lines.append(f"would lose their way back, too: {', '.join(together)}.")
     return [*lines, "this is final: nobody can restore it. Nothing was changed; add --yes."]
-
-
-def _check_store(place: Home, store: str) -> None:
-    if not place.database.is_file() and not store:
-        raise InvalidInputError(f"{place.root}: no store is here. Name the home of the server.")
 
 
 def _settings_of(method: str, pairs: Sequence[str]) -> dict[str, Any]:
@@ -322,10 +393,14 @@ def _print_result(result: Mapping[str, Any], report: str | None) -> None:
     said = {
         "published": f"{result['version']} is in service; what it replaced is sealed.",
         "hidden": f"{result['version']} is in service meanwhile; the requests are not fulfilled.",
+        "restored": f"{result['version']} is in service: the version that was taken out, without "
+        "what is still forgotten.",
         "refused": "the audit did not pass: nothing changed for users.",
         "not needed": "no model in service was taught by it: there was nothing to unlearn.",
     }
     typer.echo(f"{result['outcome']}: {said[result['outcome']]}")
+    if "restored" in result:
+        _print_restored(result["restored"], result["lost"])
     verdict = result["verdict"]
     if verdict:
         typer.echo(f"reached {LEVEL_WORDS[verdict['reached']]}")

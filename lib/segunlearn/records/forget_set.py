@@ -547,10 +547,17 @@ class ForgetSet:
             self._on_change(connection, request, entry)
         return request
 
-    def exclude(self, cases: Sequence[Case]) -> Filtered:
+    def exclude(self, cases: Sequence[Case], *, besides: Collection[str] = ()) -> Filtered:
         """Leave out every case whose series, study or patient has a live request.
 
         The one filter of training, validation, active learning, scoring and adaptation.
+
+        Parameters
+        ----------
+        cases
+            Of any kind that names series, study and person.
+        besides
+            Ids of requests that do not count: they are being restored.
 
         Returns
         -------
@@ -560,6 +567,7 @@ class ForgetSet:
         subjects = [Subject(c.series, c.study, c.person) for c in cases]
         with self._store.read() as connection:
             covers = covering(self._store, connection, subjects)
+        covers = [[r for r in rows if str(r.id) not in besides] for rows in covers]
         kept = [c for c, rows in zip(cases, covers, strict=True) if not rows]
         out = [(c, str(rows[0].id)) for c, rows in zip(cases, covers, strict=True) if rows]
         return kept, out

@@ -6,8 +6,8 @@ deletions in the PACS) enters as ``proposed`` and becomes a request only when a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final, Literal, get_args
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Literal, get_args
 
 State = Literal[
     "proposed",
@@ -78,3 +78,14 @@ def at_least(reached: str, needed: str) -> bool:
     (True, False)
     """
     return LEVELS.index(reached) >= LEVELS.index(needed)
+
+
+def highest(levels: Iterable[str]) -> Any:
+    """Find the strongest of some assurance levels; the weakest without any.
+
+    Examples
+    --------
+    >>> highest(["hidden", "retrained", "unlearned"])
+    'retrained'
+    """
+    return max(levels, key=LEVELS.index, default=LEVELS[0])

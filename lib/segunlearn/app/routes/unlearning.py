@@ -107,14 +107,16 @@ def get_plan(
     request: Annotated[list[str] | None, Query(max_length=1000)] = None,
     level: Literal["hidden", "unlearned", "retrained"] | None = None,
     method: Annotated[str, Query(max_length=100)] = "",
+    restore: Annotated[str, Query(max_length=100)] = "",
 ) -> PlanOut:
     """Say which requests an unlearning would treat, and what each way would take.
 
-    Without ``request`` it is about every approved one. ``POST /train/unlearn`` runs it.
+    Without ``request`` it is about every approved one. ``POST /train/unlearn`` runs it. With
+    ``restore``, a fulfilled request, it says what has to be forgotten again for restoring that.
     """
     order = UnlearnOrder(
         app.model.name, requests=tuple(request or ()), level=level or "", method=method,
-        device=app.options.device,
+        device=app.options.device, restore=restore,
     )  # fmt: skip
     task: UnlearnTask = app.trainer(UNLEARN)
     plan, lines = task.plan(order)
@@ -128,7 +130,9 @@ def get_plan(
 def restore(request_id: RequestId, body: Why, user: Decider, app: App) -> Restored:
     """Open the deposit and serve the version that knew the studies; they may be trained on again.
 
-    Requests that were unlearned together come back together.
+    Requests that were unlearned together come back together. Refused (409) where that version also
+    knows what is still forgotten: ``POST /train/unlearn`` with the request as ``restore``, and
+    ``dry_run`` off, forgets that again and audits it first.
     """
     found = _undo(app, user).restore(request_id, body.why)
     app.forgetting.wake()
