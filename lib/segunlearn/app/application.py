@@ -15,7 +15,10 @@ from monailabel.utils.sessions import Sessions
 from pydicom.dataset import Dataset
 
 from segunlearn import __version__
+from segunlearn.app import background
 from segunlearn.app.activelearning import First, RandomChoice, Uncertainty
+from segunlearn.app.adapter_run import SITE_ADAPT
+from segunlearn.app.adapter_task import SiteAdaptTask, to_refit
 from segunlearn.app.batch import BatchInfer
 from segunlearn.app.datastores import (
     DicomDatastore,
@@ -40,6 +43,7 @@ from segunlearn.errors import (
     ConflictError,
     InvalidInputError,
     NotFoundError,
+    SegUnlearnError,
     UnavailableError,
 )
 from segunlearn.records.versions import VersionRegistry
@@ -124,14 +128,15 @@ class SegUnlearnApp(MONAILabelApp):
 
     def init_trainers(self) -> dict[str, Any]:
         """Trainers of ``/train``; the ordinary one first, it is the clients' default."""
-        if self.model.name == UNLEARN:
+        if self.model.name in (UNLEARN, SITE_ADAPT):
             raise InvalidInputError(
-                f"--conf model {UNLEARN}: this is the name of the unlearning task. Choose another."
+                f"--conf model {self.model.name}: this is the name of a task. Choose another."
             )
         common = (self.model, self.options, self.home, self.records)
         return {
             self.model.name: SegmentationTrainTask(*common),
             UNLEARN: UnlearnTask(*common, self.every_study),
+            SITE_ADAPT: SiteAdaptTask(*common, self.every_study),
         }
 
     def every_study(self) -> StudiesDatastore:
@@ -169,7 +174,24 @@ class SegUnlearnApp(MONAILabelApp):
             from segunlearn.app.wiring import wire
 
             wire(server.app)
+            self.forget_service.after_change = self._refit
             self.forget_service.start()
+
+    def _refit(self) -> None:
+        """Adapt sites again whose adapter a mark has just taken; it waits for its turn."""
+        try:
+            info = self.model.registry.active()
+            taken = to_refit(self.model.adapters, info.sha256, outdated=False) if info else []
+        except SegUnlearnError as error:
+            logger.error("nobody can say which sites are to be adapted again: %s", error)
+            return
+        request = {"model": SITE_ADAPT, "adapt_now": True, "refit": "forgotten"}
+        waits = any(
+            t["status"] == "SUBMITTED" and t["request"] == request
+            for t in background.tasks("train")
+        )
+        if taken and not waits:
+            background.start("train", request)
 
     def datastore(self) -> StudiesDatastore:
         """Return the studies."""
@@ -448,8 +470,8 @@ class SegUnlearnApp(MONAILabelApp):
         stop
             Ends the processes; is given the seconds in which they may do so by themselves.
         """
-        asked = self.records.cancel(kind, *(("unlearn",) if kind == "train" else ()))
-        polite = any(run.kind == "unlearn" for run in asked)
+        asked = self.records.cancel(kind, *((UNLEARN, SITE_ADAPT) if kind == "train" else ()))
+        polite = any(run.kind in (UNLEARN, SITE_ADAPT) for run in asked)
         stopped = stop(PATIENCE if polite else 0.0)
         if polite:
             settle(self.home, self.records)

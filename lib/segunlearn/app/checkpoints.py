@@ -5,6 +5,10 @@ It holds weights that saw studies. Beside it lies ``cases.json`` with the pseudo
 trained on; a mark deletes every checkpoint that saw its target. What a mark cannot meet (a training
 under way, a mark made on another machine) goes when that training ends, when the next one starts,
 or when the server starts. The references that audits train and keep go in the same way.
+
+So do adapters of sites, which have the same note: an earlier adapter that never saw the target
+serves then, else the base. An adapter holds whole tensors of its base, too, so it also goes when
+the weights of its base are sealed or destroyed: it would give away what those knew.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from segunlearn.app.adapter_store import SiteAdapters
 from segunlearn.app.locks import audit_lock
 from segunlearn.app.options import Home
 from segunlearn.cases import Case
@@ -27,9 +32,13 @@ from segunlearn.records.forget_set import ForgetRequest, HistoryEntry, OnChange
 from segunlearn.records.forget_states import LIVE
 from segunlearn.records.runs import Runs
 from segunlearn.records.targets import Target, same_issuer, split_person, unpad
+from segunlearn.records.versions import VersionRegistry
 
 logger = logging.getLogger(__name__)
 
+#: Why the tensors of an adapter were destroyed.
+MARKED = "a study of its support was marked for forgetting"
+SEALED = "the version it was made for was sealed or destroyed"
 _CASES = "cases.json"
 #: No identifier: its pseudonym tells whether the site's key is still the same.
 _KEY_PROBE = "cases of a training"
@@ -60,6 +69,8 @@ def is_of(folder: Path, cases: Sequence[Case], pseudonyms: Pseudonyms) -> bool:
 
 def drop(home: Home, connection: Connection, targets: Iterable[Target]) -> list[str]:
     """Delete what ended trainings left, where it saw one of the targets or nobody can say.
+
+    Adapters of sites go, too; see the module.
 
     Parameters
     ----------
@@ -96,7 +107,30 @@ def drop(home: Home, connection: Connection, targets: Iterable[Target]) -> list[
     for folder in _folders(home.audits / "work"):
         if saw(folder, named, pseudonyms):
             _drop_references(home, folder)
+    for store in adapters_in(home):
+        _destroy_adapters(home, store, named, pseudonyms)
     return dropped
+
+
+def _destroy_adapters(
+    home: Home,
+    store: SiteAdapters,
+    named: Collection[tuple[str, str, str]],
+    pseudonyms: Pseudonyms,
+) -> None:
+    versions = VersionRegistry(home.model(store.model)).versions()
+    open_bases = {v.sha256 for v in versions if v.weights_state == "here"}
+    sealed = {v.sha256 for v in versions} - open_bases
+    for info in store.all():
+        marked = saw(info.path, named, pseudonyms)
+        if info.here and (marked or info.base in sealed):
+            store.destroy([info], MARKED if marked else SEALED)
+            logger.info("site adapter %s knew what was marked or sealed: destroyed", info.name)
+
+
+def adapters_in(home: Home) -> list[SiteAdapters]:
+    """Site adapters of every model that has some."""
+    return [SiteAdapters(folder) for folder in _folders(home.sites)]
 
 
 def _drop_references(home: Home, folder: Path) -> None:
@@ -112,7 +146,7 @@ def _drop_references(home: Home, folder: Path) -> None:
 
 def left_behind(home: Home) -> bool:
     """Whether there is anything that a mark may have to delete."""
-    return bool(_folders(home.runs) or _folders(home.audits / "work"))
+    return any(_folders(f) for f in (home.runs, home.audits / "work", home.sites))
 
 
 def _folders(parent: Path) -> list[Path]:

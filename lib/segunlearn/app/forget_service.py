@@ -142,6 +142,8 @@ class ForgetService:
         self._pacs_url, self._interval = pacs_url, interval
         self._catalogue = StudiesCatalogue(datastore)
         self._sync: PacsSync | None = None
+        #: Called after every change of a request; the server's app sets it.
+        self.after_change: Callable[[], None] | None = None
         self._lock = threading.Lock()
 
     @property
@@ -157,6 +159,7 @@ class ForgetService:
             sync=self._sync,
             catalogue=self._catalogue,
             opaque=not isinstance(self._datastore(), DicomDatastore),
+            after=self.after_change,
         )
 
     def marker(

@@ -74,6 +74,8 @@ class Forgetting:
         The studies; None where only the records are at hand.
     opaque
         Ids of studies and series are file names, not UIDs.
+    after
+        Called after every change of a request.
     """
 
     forget_set: ForgetSet
@@ -84,9 +86,12 @@ class Forgetting:
     sync: PacsSync | None = None
     catalogue: Catalogue | None = None
     opaque: bool = False
+    after: Callable[[], None] | None = None
 
     def wake(self) -> None:
-        """Send documents now."""
+        """Send documents now, and let the server see to what else follows a change."""
+        if self.after is not None:
+            self.after()
         if self.sync is not None:
             self.sync.wake()
 

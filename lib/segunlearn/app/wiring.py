@@ -36,6 +36,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from segunlearn.app import dicomweb, proxy, viewer
 from segunlearn.app.routes import (
+    adapters,
     audits,
     datastore,
     forget,
@@ -116,6 +117,7 @@ def _further_routers() -> Iterable[Any]:
     """Routers of the records, the DICOMweb service, the proxy and the viewer."""
     records = (
         forget.router, ledger.router, runs.router, audits.router, models.router, unlearning.router,
+        adapters.router,
     )  # fmt: skip
     return [*records, *dicomweb.routers(), *proxy.routers(), *viewer.routers()]
 

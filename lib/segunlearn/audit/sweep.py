@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from segunlearn.dicom.identifiers import Pseudonyms
-from segunlearn.errors import InvalidInputError
+from segunlearn.errors import IntegrityError, InvalidInputError
+from segunlearn.records.durable import read_json
 from segunlearn.records.versions import VersionInfo, VersionRegistry, file_sha256
 
 State = Literal["absent", "replaced", "sealed", "open"]
@@ -95,6 +96,7 @@ def sweep(
     look = _Look(home, frozenset(identifiers), frozenset(saw), frozenset(without), pseudonyms)
     places = [
         *look.versions(),
+        *look.adapters(),
         *look.loose_weights(),
         *look.named("image cache", home / "cache"),
         *look.named("label", home / "labels"),
@@ -139,12 +141,36 @@ class _Look:
             return Place("version", where, "open", "its weights are not those it was published as.")
         return Place("version", where, "absent", "the ledger names no use of the studies.")
 
+    def adapters(self) -> list[Place]:
+        """Adapters of sites: what their support taught them, and what their base knew."""
+        places = []
+        for path in self._files(self.home / "sites"):
+            if path.suffix not in _WEIGHTS:
+                continue
+            try:
+                record = read_json(path.with_name("about.json"))
+                base, support = str(record["base"]), set(record["about"]["support"])
+            except (IntegrityError, KeyError, TypeError):
+                words = "a site adapter without a record. Remove the file."
+                places.append(self._place("site adapter", path, "open", words))
+                continue
+            own = support & {self.pseudonyms.of(i) for i in self.identifiers}
+            if not own and base in self.without:
+                words = "made for a version that was audited as made without the studies."
+                places.append(self._place("site adapter", path, "replaced", words))
+            elif own or file_sha256(path) in self.saw or base in self.saw:
+                words = "a site adapter that saw the studies, or whose base did. Mark them: it goes"
+                words += " at a mark, and when its base is sealed."
+                places.append(self._place("site adapter", path, "open", words))
+        nothing = Place("site adapter", "sites", "absent", "no site adapter saw the studies.")
+        return places or [nothing]
+
     def loose_weights(self) -> list[Place]:
-        """Checkpoints, optimiser states, adapters and deposits outside the versions."""
+        """Checkpoints, optimiser states and deposits outside versions and sites."""
         places = []
         for path in self._files(self.home):
             inside = path.relative_to(self.home).parts
-            if inside[0] == "models" and "versions" in inside:
+            if (inside[0] == "models" and "versions" in inside) or inside[0] == "sites":
                 continue
             if path.name.endswith(_SEALED):
                 places.append(self._place("deposit", path, "sealed", "its key decides over it."))

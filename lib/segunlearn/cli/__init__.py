@@ -10,6 +10,8 @@ import typer
 from segunlearn import __version__
 from segunlearn.app.forget_command import forget, ledger
 from segunlearn.app.serve_command import serve
+from segunlearn.cli.adapt import adapt
+from segunlearn.cli.adapters import adapters
 from segunlearn.cli.audit import audit
 from segunlearn.cli.demo import demo
 from segunlearn.cli.evaluate import evaluate
@@ -35,11 +37,13 @@ app.command()(serve)
 app.command()(unlearn)
 app.command()(restore)
 app.command()(purge)
+app.command()(adapt)
 app.command()(demo)
 app.add_typer(forget, name="forget")
 app.add_typer(ledger, name="ledger")
 app.add_typer(audit, name="audit")
 app.add_typer(models, name="models")
+app.add_typer(adapters, name="adapters")
 
 
 def _show_version(wanted: bool) -> None:

@@ -8,7 +8,7 @@ import tempfile
 import time
 import zipfile
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -226,6 +226,7 @@ class StudiesDatastore(Datastore):
         *,
         values: Mapping[str, int] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        only: Collection[str] | None = None,
     ) -> Selection:
         """Labelled cases with their files at hand, without those marked for forgetting.
 
@@ -237,6 +238,8 @@ class StudiesDatastore(Datastore):
             Value of each structure in the label files; by default the model's.
         progress
             Called with the cases fetched and their total.
+        only
+            Ids of the images that are wanted; None: all.
 
         Raises
         ------
@@ -245,7 +248,8 @@ class StudiesDatastore(Datastore):
         """
         values = self.values() if values is None else dict(values)
         images, labels = self._images.get(), self._label_index.get().get(tag, {})
-        known = [self.case_of(images[i]) for i in sorted(labels) if i in images]
+        wanted = labels.keys() if only is None else labels.keys() & set(only)
+        known = [self.case_of(images[i]) for i in sorted(wanted) if i in images]
         cases, skipped = [], {}
         kept = self._keep(known)
         for number, case in enumerate(kept, start=1):

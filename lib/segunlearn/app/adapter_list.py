@@ -1,0 +1,130 @@
+"""Site adapters as people are shown them, and the two changes that people make by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from segunlearn.app.adapter_store import AdapterInfo, AdapterState, SiteAdapters
+from segunlearn.app.options import Home
+from segunlearn.app.site_choice import Aliases, find_site
+from segunlearn.errors import ConflictError, NotFoundError
+from segunlearn.records.versions import VersionRegistry
+
+
+@dataclass(frozen=True)
+class AdapterLine:
+    """One adapter.
+
+    Parameters
+    ----------
+    site, key
+        Key of the site as text; name of its folder, as in URLs.
+    version, state, sha256, base, created, run_id, here, why, about
+        See ``AdapterInfo``.
+    serves
+        It segments the images of its site now.
+    """
+
+    site: str
+    key: str
+    version: str
+    state: AdapterState
+    serves: bool
+    sha256: str
+    base: str
+    created: str
+    run_id: str
+    here: bool
+    why: str
+    about: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "about": dict(self.about)}
+
+
+@dataclass(frozen=True)
+class AdapterControl:
+    """Lists, activates and rolls back.
+
+    Parameters
+    ----------
+    home, model
+        Of the installation.
+    """
+
+    home: Home
+    model: str
+
+    @property
+    def store(self) -> SiteAdapters:
+        """Adapters of the model."""
+        return SiteAdapters(self.home.sites / self.model)
+
+    def lines(self) -> list[AdapterLine]:
+        """All adapters, by site, the oldest first.
+
+        Raises
+        ------
+        IntegrityError
+            A record is damaged.
+        """
+        active = VersionRegistry(self.home.model(self.model)).active()
+        base = active.sha256 if active else ""
+        return [line_of(info, base) for info in self.store.all()]
+
+    def activate(self, site: str, version: str) -> AdapterLine:
+        """Let an adapter serve its site.
+
+        Raises
+        ------
+        NotFoundError
+            There is no such site or adapter.
+        ConflictError
+            It is retired, or made for other weights than are served.
+        IntegrityError
+            Its file was changed.
+        """
+        base = self._base()
+        return line_of(self.store.activate(self._site(site), version, base), base)
+
+    def roll_back(self, site: str) -> AdapterLine | None:
+        """Let the adapter before serve; None: the base.
+
+        Raises
+        ------
+        NotFoundError
+            There is no such site.
+        ConflictError
+            The base serves already.
+        """
+        base = self._base()
+        info = self.store.roll_back(self._site(site), base)
+        return line_of(info, base) if info is not None else None
+
+    def _site(self, asked: str) -> str:
+        known = self.store.sites()
+        site = find_site(known, Aliases.read(self.home.sites), asked)
+        if not site:
+            raise NotFoundError(
+                f"there is no site {asked!r:.200} with adapters; sites with some: "
+                f"{', '.join(known) or 'none'}."
+            )
+        return site
+
+    def _base(self) -> str:
+        active = VersionRegistry(self.home.model(self.model)).active()
+        if active is None:
+            raise ConflictError(f"model {self.model!r} has no trained version. Train it first.")
+        return active.sha256
+
+
+def line_of(info: AdapterInfo, base_sha256: str) -> AdapterLine:
+    """Show one adapter."""
+    return AdapterLine(
+        info.site, info.key, info.version, info.state,
+        info.state == "current" and info.here and info.base == base_sha256,
+        info.sha256, info.base, info.created, info.run_id, info.here, info.why, info.about,
+    )  # fmt: skip

@@ -1,0 +1,309 @@
+"""An adaptation from the chosen support to the adapter in service, for server and command line."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from segunlearn.adaptation import (
+    Adapted,
+    AdaptSettings,
+    LeaveOneOut,
+    adapt,
+    gate,
+    leave_one_out,
+    read_meta_model,
+)
+from segunlearn.adapters.site import SiteAdapter
+from segunlearn.app import checkpoints
+from segunlearn.app.adapter_store import AdapterInfo, SiteAdapters
+from segunlearn.app.adapter_support import AdaptOrder, HeaderOf, Support, choose_support
+from segunlearn.app.locks import training_lock
+from segunlearn.app.options import Home
+from segunlearn.app.records import Records
+from segunlearn.app.site_choice import Aliases
+from segunlearn.app.train_ledger import library_versions, machine
+from segunlearn.app.watched_run import WatchedRun
+from segunlearn.cases import Case
+from segunlearn.errors import CancelledError, ConflictError, SegUnlearnError
+from segunlearn.inference import choose_device
+from segunlearn.networks import ModelConfig, load_weights
+from segunlearn.records.ledger import LedgerCase, LedgerEntry
+from segunlearn.records.runs import Progress
+from segunlearn.records.store import utc_now
+from segunlearn.records.versions import VersionInfo, VersionRegistry
+from segunlearn.unlearning.sets import Study, studies_of
+
+logger = logging.getLogger(__name__)
+
+#: Kind of its runs and rows, and name of the trainer.
+SITE_ADAPT: Final = "site_adapt"
+#: Says that an adapter was adopted after a person was held out, or that none could be.
+_UNCHECKED: Final = "one person only, adopted on confirmation: nobody could be held out"
+
+
+@dataclass
+class AdaptRun(WatchedRun):
+    """An adaptation under way: its record, and when to stop.
+
+    Parameters
+    ----------
+    order
+        What is asked for.
+    home, records
+        Of the installation.
+    requested_by
+        Who asked for it.
+    on_progress
+        Called with every progress record, after it was stored.
+    stopped
+        Tells that the person at the terminal wants it to stop.
+    orphan
+        Tells that whoever started the run is gone.
+    lock_seconds
+        To wait for a training of the model.
+    """
+
+    order: AdaptOrder
+    home: Home
+    records: Records
+    requested_by: str = ""
+    on_progress: Callable[[Progress], None] | None = None
+    stopped: Callable[[], bool] | None = None
+    orphan: Callable[[], bool] | None = None
+    lock_seconds: float = 5.0
+    run_id: str = ""
+    _started: str = ""
+    _looked: float = 0.0
+    _stop: bool = False
+
+    @property
+    def store(self) -> SiteAdapters:
+        """Adapters of the model."""
+        return SiteAdapters(self.home.sites / self.order.model)
+
+    def prepare(
+        self, cases: Sequence[Case], header_of: HeaderOf
+    ) -> tuple[VersionInfo, Support, AdaptSettings]:
+        """Choose version, support and method; nothing is read or changed.
+
+        Parameters
+        ----------
+        cases
+            Every labelled case at hand, also those marked for forgetting.
+        header_of
+            Tells the scanner of a case.
+
+        Raises
+        ------
+        ConflictError
+            Nothing was trained yet, or a named study is marked.
+        SegUnlearnError
+            See ``choose_support``; the method needs a meta model that is not there.
+        """
+        info = VersionRegistry(self.home.model(self.order.model)).active()
+        if info is None:
+            raise ConflictError(
+                f"model {self.order.model!r} has no trained version to adapt. Train it first."
+            )
+        aliases = Aliases.read(self.home.sites)
+        support = choose_support(self.order, cases, header_of, self.records, info, aliases)
+        meta = read_meta_model(info.path, info.sha256)
+        return info, support, self.order.settings_for(meta.methods if meta else ())
+
+    def execute(
+        self,
+        cases: Sequence[Case],
+        header_of: HeaderOf,
+        fetch: Callable[[Sequence[Case]], Sequence[Case]] = tuple,
+    ) -> dict[str, Any]:
+        """Adapt, hold each person out once, and serve the adapter if it does not harm.
+
+        Parameters
+        ----------
+        cases, header_of
+            As for :meth:`prepare`, which is done under the lock.
+        fetch
+            Gives cases their files.
+
+        Returns
+        -------
+        dict
+            ``outcome`` (``"adopted"`` or ``"base kept"``), ``run_id``, ``site``, ``width``,
+            ``adapter``, ``why``, ``studies``, ``people``, ``leave_one_out``, ``curve``.
+
+        Raises
+        ------
+        ConflictError
+            A training of this model runs, or a study was marked meanwhile.
+        CancelledError
+            A person stopped it; nothing is changed.
+        InvalidInputError, LabelError, GeometryError, IntegrityError
+            The support or the weights cannot be used; nothing is changed.
+        """
+        by = self.requested_by or SITE_ADAPT
+        with training_lock(self.home, self.order.model, by, self.lock_seconds):
+            self.records.drop_marked_checkpoints()
+            info, support, settings = self.prepare(cases, header_of)
+            self._started = utc_now()
+            self.run_id = self.records.runs.start(
+                SITE_ADAPT,
+                self.order.model,
+                {**self.order.to_json(), "method": settings.method, "site": support.site,
+                 "studies": len(support.cases), "base": info.version},
+                requested_by=self.requested_by,
+            )  # fmt: skip
+            try:
+                result = self._adapt(info, support, settings, fetch)
+            except SegUnlearnError as error:
+                stopped = isinstance(error, CancelledError)
+                self._end(info, support, "cancelled" if stopped else "failed", str(error))
+                raise
+            except Exception as error:
+                why = f"unexpected error: {type(error).__name__}"
+                self._end(info, support, "failed", why)
+                raise
+            return {**result, "run_id": self.run_id, "site": support.site,
+                    "width": support.width, "studies": len(support.cases),
+                    "people": support.people}  # fmt: skip
+
+    def _adapt(
+        self,
+        info: VersionInfo,
+        support: Support,
+        settings: AdaptSettings,
+        fetch: Callable[[Sequence[Case]], Sequence[Case]],
+    ) -> dict[str, Any]:
+        self.tell(Progress("read", 0, len(support.cases), {}))
+        config = ModelConfig.from_json(info.config)
+        studies = self._read(fetch(support.cases), config)
+        network = load_weights(info.weights, config, info.sha256)
+        network = network.to(choose_device(self.order.device))
+        meta = read_meta_model(info.path, info.sha256)
+        held_out, why = None, _UNCHECKED
+        if support.people > 1:
+            given = (network, meta, studies, config, settings, self.tell, self.should_stop)
+            held_out = leave_one_out(*given)
+            adopted, why = gate(held_out)
+            if not adopted:
+                self._append(info, support, "refused", None)
+                self.records.runs.finish(self.run_id, "refused", f"the base stays: {why}"[:1900])
+                return {"outcome": "base kept", "adapter": None, "why": why,
+                        "leave_one_out": held_out.means, "curve": []}  # fmt: skip
+        adapted = adapt(network, meta, studies, config, settings, self.tell, self.should_stop)
+        adapter = self._adapter(info, support, settings, adapted, held_out)
+        published = self._publish(info, support, adapter)
+        self.records.runs.finish(
+            self.run_id, "done", f"adapter {published.name} is in service: {why}"[:1900]
+        )
+        logger.info("site adapter %s is in service", published.name)
+        return {"outcome": "adopted", "adapter": published.name, "why": why,
+                "leave_one_out": held_out.means if held_out else None,
+                "curve": [list(point) for point in adapted.curve]}  # fmt: skip
+
+    def _read(self, cases: Sequence[Case], config: ModelConfig) -> tuple[Study, ...]:
+        studies: list[Study] = []
+        for number, case in enumerate(cases, start=1):
+            if self.should_stop():
+                raise CancelledError("the adapting was stopped while it read images.")
+            studies += studies_of([case], config)
+            self.tell(Progress("read", number, len(cases), {}))
+        return tuple(studies)
+
+    def _adapter(
+        self,
+        info: VersionInfo,
+        support: Support,
+        settings: AdaptSettings,
+        adapted: Adapted,
+        held_out: LeaveOneOut | None,
+    ) -> SiteAdapter:
+        pseudonyms = self.records.pseudonyms
+        nothing: Mapping[str, float | None] = {"adapted": None, "base": None}
+        about = {
+            "method": settings.method,
+            "k": len(support.cases),
+            "people": support.people,
+            "steps": max(0, len(adapted.curve) - 1),
+            "inner_set": settings.inner_set,
+            "learning_rate": settings.learning_rate,
+            "seed": settings.seed,
+            "labels": list(adapted.structures),
+            "width": support.width,
+            "support": sorted(pseudonyms.of(c.study) for c in support.cases),
+            "curve": [list(point) for point in adapted.curve],
+            "leave_one_out": held_out.means if held_out else dict(nothing),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": dict(library_versions()),
+        }
+        return SiteAdapter(info.sha256, adapted.tensors, about)
+
+    def _publish(self, info: VersionInfo, support: Support, adapter: SiteAdapter) -> AdapterInfo:
+        """Write the ledger row, then the adapter: none is there that the ledger does not know."""
+        self.tell(Progress("publish", 0, 1, {}))
+        self._refuse_marked(support)
+        self._append(info, support, "done", hashlib.sha256(adapter.to_bytes()).hexdigest())
+        pseudonyms = self.records.pseudonyms
+        published = self.store.put(
+            support.site,
+            adapter,
+            run_id=self.run_id,
+            note=lambda folder: checkpoints.note(folder, support.cases, pseudonyms),
+        )
+        try:  # a mark between the question and the adapter found no adapter to retire
+            self._refuse_marked(support)
+        except ConflictError:
+            self.store.destroy([published], checkpoints.MARKED)
+            raise
+        self.tell(Progress("publish", 1, 1, {}))
+        return published
+
+    def _refuse_marked(self, support: Support) -> None:
+        kept = self.records.without_forgotten(support.cases)
+        if len(kept) < len(support.cases):
+            raise ConflictError(
+                f"{len(support.cases) - len(kept)} studies of the support were marked for "
+                "forgetting while the site was adapted, so nothing is published. Start it again, "
+                "it leaves them out."
+            )
+
+    def _append(
+        self, info: VersionInfo, support: Support, outcome: str, sha256: str | None
+    ) -> None:
+        self.records.ledger.append(
+            LedgerEntry(
+                run_id=self.run_id,
+                kind=SITE_ADAPT,
+                model=self.order.model,
+                version_sha256=sha256,
+                parent_sha256=info.sha256,
+                cases=[LedgerCase(c.series, c.study, c.person, "support") for c in support.cases],
+                parameters={**self.order.to_json(), "site": support.site, "width": support.width},
+                seed=int(self.order.settings.get("seed", 0)),
+                versions=library_versions(),
+                machine=machine(),
+                started=self._started,
+                ended=utc_now(),
+                outcome=outcome,
+            )
+        )
+
+    def _end(self, info: VersionInfo, support: Support, outcome: Any, why: str) -> None:
+        """Record an end without a result; what fails here must not hide why the run ended."""
+        steps: tuple[Callable[[], None], ...] = (
+            lambda: self._append(info, support, outcome, None),
+            lambda: self.records.runs.finish(self.run_id, outcome, why[:1900]),
+        )
+        for step in steps:
+            try:
+                step()
+            except SegUnlearnError as error:
+                logger.error("the end of run %s could not be recorded: %s", self.run_id, error)
+
+    def forsaken(self) -> bool:
+        """Whether whoever started the run is gone."""
+        return self.orphan is not None and self.orphan()

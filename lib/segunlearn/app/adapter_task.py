@@ -1,0 +1,332 @@
+"""The task behind ``/train/site_adapt``: a plan by default, an adapter when it is asked for."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from monailabel.interfaces.tasks.train import TrainTask
+
+from segunlearn.adaptation import AdaptSettings
+from segunlearn.app import train_options
+from segunlearn.app.adapter_run import SITE_ADAPT, AdaptRun
+from segunlearn.app.adapter_store import AdapterInfo, SiteAdapters
+from segunlearn.app.adapter_support import WIDTHS, AdaptOrder, Support
+from segunlearn.app.checkpoints import MARKED, SEALED
+from segunlearn.app.datastores import StudiesDatastore
+from segunlearn.app.models import ActiveModel
+from segunlearn.app.options import AppOptions, Home
+from segunlearn.app.records import Records
+from segunlearn.app.train_options import Option
+from segunlearn.app.unlearn_task import LOCK_SECONDS, labelled_cases, stats_of
+from segunlearn.cases import Case
+from segunlearn.dicom.site import SiteKey
+from segunlearn.errors import (
+    CancelledError,
+    LabelError,
+    SegUnlearnError,
+    UnavailableError,
+)
+from segunlearn.records.runs import Progress
+
+logger = logging.getLogger(__name__)
+
+_AUTO: Final = "auto"
+_METHODS: Final = ("maml", "generator", "generator+steps", "fine_tune")
+_INNER: Final = ("decoder", "head", "all")
+
+#: Options by name. Stock clients send those of other trainers along, so no name that decides
+#: anything is shared: a ``dry_run`` that was switched off for an unlearning adapts nothing.
+OPTIONS: Final[dict[str, Option]] = {
+    "adapt_now": Option("", False),
+    "site": Option("", _AUTO),
+    "support": Option("", ""),
+    "most": Option("", 5, 1, 50),
+    "width": Option("", _AUTO, choices=(_AUTO, *WIDTHS)),
+    "adapt_method": Option("", _AUTO, choices=(_AUTO, *_METHODS)),
+    "adapt_steps": Option("steps", 5, 0, 200),
+    "adapt_rate": Option("learning_rate", 0.0, 0.0, 10.0),
+    "inner_set": Option("inner_set", "decoder", choices=_INNER),
+    "seed": Option("seed", 0, 0, 2**31 - 1),
+    "confirm_one": Option("", False),
+    "refit": Option("", "no", choices=("no", "forgotten", "all")),
+}
+
+
+class SiteAdaptTask(TrainTask):
+    """Adapt the served model to one site, from a few of its labelled studies.
+
+    Parameters
+    ----------
+    model
+        What is served.
+    options, home, records
+        Of the app.
+    every_study
+        Opens the studies with those that are marked, to say that they are left out.
+    """
+
+    #: Never started by the deprecated ``POST /train/``, which starts every trainer.
+    ordinary = False
+
+    def __init__(
+        self,
+        model: ActiveModel,
+        options: AppOptions,
+        home: Home,
+        records: Records,
+        every_study: Callable[[], StudiesDatastore],
+    ) -> None:
+        super().__init__(
+            "Adapt the served model to one site, from a few of its labelled studies. Only says "
+            "what it would do, unless adapt_now is switched on"
+        )
+        self._model, self._options, self._home, self._records = model, options, home, records
+        self._every_study = every_study
+
+    def config(self) -> dict[str, Any]:
+        """Options with their defaults, as clients show them."""
+        return train_options.config(OPTIONS)
+
+    def check(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the checked options of a request, fit for JSON.
+
+        Raises
+        ------
+        SegUnlearnError
+            A value is wrong, or the support cannot be used: told before a process is started.
+        """
+        client = request.get("client_id")
+        checked = train_options.check(request, OPTIONS)
+        if checked["refit"] == "no":
+            studies = self._every_study()
+            self._run(self.order(checked)).prepare(labelled_cases(studies), header_of(studies))
+        return {**checked, "client_id": str(client)[:200]} if client else checked
+
+    def stats(self) -> dict[str, Any]:
+        """Progress of the latest adaptation, in the shape that stock clients render."""
+        try:
+            run = self._records.runs.latest(model=self._model.name, kind=SITE_ADAPT)
+        except UnavailableError as error:
+            logger.warning("no progress to show: %s", error)
+            return {}
+        return stats_of(run) if run is not None else {}
+
+    def order(self, options: Mapping[str, Any]) -> AdaptOrder:
+        """Make the order of checked options."""
+        settings = {o.setting: options[k] for k, o in OPTIONS.items() if o.setting}
+        settings["learning_rate"] = settings["learning_rate"] or None
+        return AdaptOrder(
+            self._model.name,
+            site=options["site"],
+            support=tuple(t.strip() for t in options["support"].split(",") if t.strip()),
+            most=options["most"],
+            width="" if options["width"] == _AUTO else options["width"],
+            method="" if options["adapt_method"] == _AUTO else options["adapt_method"],
+            settings=settings,
+            confirm_one=options["confirm_one"],
+            device=self._options.device,
+        )
+
+    def __call__(self, request: Mapping[str, Any], datastore: StudiesDatastore) -> dict[str, Any]:
+        """Plan, adapt, or adapt again what forgetting took.
+
+        Parameters
+        ----------
+        request
+            See ``OPTIONS``.
+        datastore
+            Not used: it leaves out what is marked, and how many these are is told.
+
+        Returns
+        -------
+        dict
+            Of a plan ``plan`` and ``lines``; of a refit ``sites``, one result each; else see
+            ``AdaptRun.execute``.
+
+        Raises
+        ------
+        SegUnlearnError
+            See ``AdaptRun.execute``.
+        """
+        options = train_options.check(request, OPTIONS)
+        by, studies = str(request.get("client_id") or ""), self._every_study()
+        if not options["adapt_now"]:
+            return self._plan(self.order(options), by, studies)
+        if options["refit"] != "no":
+            return {"sites": self._refit(by, studies, outdated=options["refit"] == "all")}
+        return self._adapt(self._run(self.order(options), by), studies)
+
+    def _run(self, order: AdaptOrder, by: str = "") -> AdaptRun:
+        server = os.getppid()
+        return AdaptRun(
+            order, self._home, self._records, by,
+            orphan=lambda: os.getppid() != server, lock_seconds=LOCK_SECONDS,
+        )  # fmt: skip
+
+    def _adapt(self, run: AdaptRun, studies: StudiesDatastore) -> dict[str, Any]:
+        return run.execute(
+            labelled_cases(studies), header_of(studies), fetching(studies, self._model, run)
+        )
+
+    def _plan(self, order: AdaptOrder, by: str, studies: StudiesDatastore) -> dict[str, Any]:
+        _, support, settings = self._run(order).prepare(labelled_cases(studies), header_of(studies))
+        lines = plan_of(support, settings, self._model.adapters)
+        for line in lines:  # the platform shows the last lines of the task
+            logger.info("%s", line)
+        runs = self._records.runs
+        plan = {"site": support.site, "width": support.width, "studies": len(support.cases),
+                "people": support.people, "method": settings.method}  # fmt: skip
+        run_id = runs.start(
+            SITE_ADAPT, order.model, {**order.to_json(), "plan": plan, "lines": lines},
+            requested_by=by,
+        )  # fmt: skip
+        runs.finish(run_id, "done", "a plan; nothing was changed")
+        return {"planned": True, "run_id": run_id, "plan": plan, "lines": lines}
+
+    def _refit(self, by: str, studies: StudiesDatastore, *, outdated: bool) -> list[dict[str, Any]]:
+        def adapt(order: AdaptOrder) -> dict[str, Any]:
+            return self._adapt(self._run(order, by), studies)
+
+        base, adapters = self._model.version().sha256, self._model.adapters
+        return [
+            refit(adapters, info, self._records, self._options.device, adapt)
+            for info in to_refit(adapters, base, outdated=outdated)
+        ]
+
+
+def to_refit(adapters: SiteAdapters, base_sha256: str, *, outdated: bool) -> list[AdapterInfo]:
+    """Find the newest adapter of each site that forgetting took and that was not made again.
+
+    A site that a person rolled back to the base is left alone.
+
+    Parameters
+    ----------
+    adapters
+        Of the model.
+    base_sha256
+        Of the weights that are served.
+    outdated
+        Also those that could not be made again, and those in service that were made for other
+        weights and so serve nobody.
+    """
+    found = []
+    for site in adapters.sites():
+        newest = adapters.versions(site)[-1]
+        taken = newest.state == "retired" and newest.why in (MARKED, SEALED)
+        tried = newest.state == "retired" and newest.why.startswith((MARKED, SEALED))
+        other = newest.state == "current" and newest.base != base_sha256
+        if taken or (outdated and (tried or other)):
+            found.append(newest)
+    return found
+
+
+def refit(
+    adapters: SiteAdapters,
+    info: AdapterInfo,
+    records: Records,
+    device: str,
+    adapt: Callable[[AdaptOrder], dict[str, Any]],
+) -> dict[str, Any]:
+    """Adapt a site again as it was, without what is marked now; a failure is told, not raised.
+
+    Parameters
+    ----------
+    adapters, info
+        Of the model; the adapter that was taken, or is of other weights.
+    records
+        The ledger knows its support.
+    device
+        Of the new one.
+    adapt
+        Does it.
+
+    Raises
+    ------
+    CancelledError
+        A person stopped it.
+    """
+    told = {"site": info.site, "replaces": info.name}
+    try:
+        cases = records.ledger.cases_of(info.run_id)
+        rows = [Case(c.series, c.study, c.person, info.path) for c in cases]
+        kept = records.without_forgotten(rows)
+        if not kept:
+            raise LabelError("no study of its support is left: the base serves.")
+        about = info.about
+        settings = {k: about[k] for k in ("steps", "inner_set", "learning_rate", "seed")}
+        order = AdaptOrder(
+            info.model, site=info.site, support=tuple(c.series for c in kept),
+            width=about["width"], method=about["method"], settings=settings, device=device,
+        )  # fmt: skip
+        result = adapt(order)
+    except CancelledError:
+        raise
+    except SegUnlearnError as error:
+        logger.warning("site adapter %s is not made again: %s", info.name, error)
+        result = {"outcome": "not made again", "why": str(error)}
+    if result["outcome"] != "adopted" and info.state == "retired":  # or each mark would try again
+        why = info.why.split("; not made again")[0]
+        adapters.retire([info], f"{why}; not made again: {result['why']}"[:1000])
+    return {**told, **result}
+
+
+def header_of(studies: StudiesDatastore) -> Callable[[Case], SiteKey | None]:
+    """Make the function that tells the scanner of a case of the studies."""
+    return lambda case: studies.header_of(case.series)
+
+
+def fetching(
+    studies: StudiesDatastore, model: ActiveModel, run: AdaptRun
+) -> Callable[[Sequence[Case]], Sequence[Case]]:
+    """Make the function that gives cases their files.
+
+    It raises a ``LabelError`` where an image or label cannot be had: a support that is smaller
+    than it was told is another support.
+    """
+
+    def fetch(cases: Sequence[Case]) -> Sequence[Case]:
+        def fetched(done: int, total: int) -> None:
+            run.tell(Progress("fetch", done, total, {}))
+            if run.should_stop():
+                raise CancelledError("the adapting was stopped while it fetched images.")
+
+        labels = model.version().config["labels"]
+        values = {name: i + 1 for i, name in enumerate(labels)}
+        wanted = [c.series for c in cases]
+        found = studies.trainable(values=values, progress=fetched, only=wanted)
+        if found.skipped:
+            why = next(iter(found.skipped.values()))
+            raise LabelError(f"{len(found.skipped)} studies of the support cannot be read: {why}")
+        order = {series: number for number, series in enumerate(wanted)}
+        return [
+            replace(c, person=cases[order[c.series]].person)
+            for c in sorted(found.cases, key=lambda c: order[c.series])
+        ]
+
+    return fetch
+
+
+def plan_of(support: Support, settings: AdaptSettings, adapters: SiteAdapters) -> list[str]:
+    """Say in lines what an adaptation would do."""
+    now = adapters.current(support.site)
+    steps = 0 if settings.method == "generator" else settings.steps
+    held_out = (
+        "each person is held out once; without a gain the base stays"
+        if support.people > 1
+        else "one person: nobody can be held out, and it is adopted on your confirmation"
+    )
+    left_out = [
+        f"{count} {why}"
+        for count, why in ((support.marked, "marked for forgetting"), (support.others, "more"))
+        if count
+    ]
+    return [
+        f"site {support.site} (key of its {support.width}): {len(support.cases)} studies of "
+        f"{support.people} people" + (f"; left out: {', '.join(left_out)}" if left_out else ""),
+        f"method {settings.method}, {steps} steps; {held_out}",
+        f"in service now: {now.name if now else 'the base'}",
+    ]

@@ -1,0 +1,100 @@
+"""``segunlearn adapters``: the site adapters of a model, and which of them serves each site."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from segunlearn.cli.common import (
+    DEFAULT,
+    HomeOption,
+    JsonOption,
+    ModelOption,
+    console,
+    home_of,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from segunlearn.app.adapter_list import AdapterLine
+
+adapters = typer.Typer(
+    no_args_is_help=True, help="List the site adapters of a model; serve another one, or the base."
+)
+
+SiteArgument = Annotated[
+    str, typer.Argument(help="Name or key of the site, or its folder, as 'adapters list' shows.")
+]
+
+
+@adapters.command("list")
+def list_adapters(
+    home: HomeOption = DEFAULT, model: ModelOption = "segmentation", as_json: JsonOption = False
+) -> None:
+    """List the adapters of every site: state, how each was made, and what it was measured by."""
+    from segunlearn.app.adapter_list import AdapterControl
+
+    place = home_of(home)
+    lines = AdapterControl(place, model).lines()
+    if as_json:
+        print_json({"model": model, "adapters": [line.to_json() for line in lines]})
+        return
+    if not lines:
+        console.print(f"{place.root}: the model {model!r} has no site adapter. The base serves.")
+        return
+    table = Table(box=None)
+    for column in ("site", "folder", "version", "state", "made by", "k", "Dice held out", "base"):
+        table.add_column(column, overflow="fold")
+    for line in lines:
+        about = line.about
+        state = "serves" if line.serves else line.state if line.here else "destroyed"
+        table.add_row(
+            line.site, line.key, line.version, state,
+            f"{about.get('method', '')}, {about.get('steps', '')} steps", str(about.get("k", "")),
+            _dice(line), line.base[:12],
+        )  # fmt: skip
+    Console().print(table)
+
+
+@adapters.command()
+def activate(
+    site: SiteArgument,
+    version: Annotated[str, typer.Argument(help="Name, as v0002.")],
+    home: HomeOption = DEFAULT,
+    model: ModelOption = "segmentation",
+    as_json: JsonOption = False,
+) -> None:
+    """Serve an adapter; one that was retired, or made for other weights, is refused."""
+    from segunlearn.app.adapter_list import AdapterControl
+
+    _tell(site, AdapterControl(home_of(home), model).activate(site, version), as_json)
+
+
+@adapters.command()
+def rollback(
+    site: SiteArgument,
+    home: HomeOption = DEFAULT,
+    model: ModelOption = "segmentation",
+    as_json: JsonOption = False,
+) -> None:
+    """Serve the adapter before the current one, or the base where there is none before."""
+    from segunlearn.app.adapter_list import AdapterControl
+
+    _tell(site, AdapterControl(home_of(home), model).roll_back(site), as_json)
+
+
+def _tell(site: str, line: AdapterLine | None, as_json: bool) -> None:
+    if as_json:
+        print_json({"site": line.site if line else site, "version": line.version if line else None})
+        return
+    typer.echo(f"{line.site}: {line.version} is in service." if line else f"{site}: base serves.")
+
+
+def _dice(line: AdapterLine) -> str:
+    found = line.about.get("leave_one_out") or {}
+    if found.get("adapted") is None:
+        return "-"
+    return f"{found['adapted']:.3f} (base {found['base']:.3f})"

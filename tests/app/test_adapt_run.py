@@ -1,0 +1,471 @@
+"""An adaptation from the support to the adapter in service, and everything that keeps it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from audit_home import MODEL, Site
+from segunlearn.adaptation import LeaveOneOut
+from segunlearn.app import adapter_run, watched_run
+from segunlearn.app.adapter_run import SITE_ADAPT, AdaptRun
+from segunlearn.app.adapter_store import SiteAdapters
+from segunlearn.app.adapter_support import AdaptOrder
+from segunlearn.audit.sweep import sweep
+from segunlearn.cases import Case
+from segunlearn.dicom.site import SiteKey
+from segunlearn.errors import (
+    CancelledError,
+    ConflictError,
+    IntegrityError,
+    InvalidInputError,
+    LabelError,
+    NotFoundError,
+    SegUnlearnError,
+)
+from segunlearn.records.durable import read_json
+from segunlearn.records.runs import Progress
+from segunlearn.volumes import Volume, read_volume, write_volume
+from unlearn_site import copy_of, known_site
+
+SOUTH = SiteKey("south", "siemens", "avanto", "7")
+SETTINGS = {"steps": 2, "inner_set": "head", "learning_rate": 1e-3, "seed": 0}
+ADOPT, REFUSE = LeaveOneOut((0.8, 0.6), (0.5, 0.5)), LeaveOneOut((0.4, 0.5), (0.5, 0.5))
+
+
+@dataclass
+class Place:
+    """A home whose model never saw the unseen people; three of them come from the south."""
+
+    site: Site
+    headers: dict[str, SiteKey]
+
+    @property
+    def south(self) -> list[Case]:
+        return self.site.unseen[:3]
+
+    @property
+    def store(self) -> SiteAdapters:
+        return SiteAdapters(self.site.home.sites / MODEL)
+
+    @property
+    def served(self) -> str:
+        info = self.store.current("south||avanto|7")
+        return info.version if info else "base"
+
+    def run(self, **order: Any) -> AdaptRun:
+        chosen = {"settings": SETTINGS, "method": "fine_tune", "device": "cpu", **order}
+        return AdaptRun(AdaptOrder(MODEL, **chosen), self.site.home, self.site.records, "test")
+
+    def header_of(self, case: Case) -> SiteKey | None:
+        return self.headers.get(case.series)
+
+    def adapt(self, cases: Sequence[Case] | None = None, **order: Any) -> dict[str, Any]:
+        cases = self.site.unseen if cases is None else cases
+        return self.run(**{"site": "south", **order}).execute(cases, self.header_of)
+
+    def nothing_published(self) -> bool:
+        return self.store.all() == [] and not list(self.site.home.root.rglob("*.part"))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    return known_site(tmp_path_factory.mktemp("adapt"), unseen=6)
+
+
+@pytest.fixture
+def place(built: Site, tmp_path: Path) -> Place:
+    site = copy_of(built, tmp_path)
+    site = replace(site, unseen=list(site.unseen))  # tests change their own list
+    north = replace(SOUTH, institution="north")
+    headers = {c.series: SOUTH if i < 3 else north for i, c in enumerate(site.unseen)}
+    return Place(site, headers)
+
+
+@pytest.fixture
+def adopted(monkeypatch: pytest.MonkeyPatch) -> Callable[[LeaveOneOut], None]:
+    """Say what was measured by leaving one out; the adaptation itself is a real one."""
+
+    def say(found: LeaveOneOut) -> None:
+        monkeypatch.setattr(adapter_run, "leave_one_out", lambda *_: found)
+
+    say(ADOPT)
+    return say
+
+
+def test_from_the_support_to_the_adapter_in_service(place: Place) -> None:
+    """Nothing is replaced here: base, studies, gate and adapter are real ones."""
+    weights = place.site.registry.active().weights
+    before = weights.read_bytes()
+    settings = {**SETTINGS, "steps": 12, "inner_set": "all", "learning_rate": 1e-2}
+    seen: list[Progress] = []
+    run = place.run(site="south", settings=settings)
+    run.on_progress = seen.append
+    result = run.execute(place.site.unseen, place.header_of)
+    assert result["outcome"] == "adopted", result["why"]
+    assert (result["site"], result["width"]) == ("south||avanto|7", "scanner")
+    assert (result["studies"], result["people"]) == (3, 3)
+    held_out = result["leave_one_out"]
+    assert held_out["adapted"] >= held_out["base"]
+    assert result["curve"][-1][1] < result["curve"][0][1]
+    assert {p.phase for p in seen} == {"read", "leave one out", "adapt", "publish"}
+    info = place.store.current("south||avanto|7")
+    assert info is not None
+    assert (info.name, info.base) == (result["adapter"], place.site.registry.active().sha256)
+    pseudonyms = place.site.records.pseudonyms
+    assert info.about["support"] == sorted(pseudonyms.of(c.study) for c in place.south)
+    assert info.about["leave_one_out"] == held_out
+    assert "Name-" not in (info.path / "about.json").read_text()
+    assert "Name-" not in info.file.read_bytes().decode("latin-1")
+    assert weights.read_bytes() == before
+    row = place.site.records.ledger.row(result["run_id"])
+    assert (row.kind, row.version_sha256, row.parent_sha256) == (SITE_ADAPT, info.sha256, info.base)
+    cases = place.site.records.ledger.cases_of(result["run_id"])
+    assert {(c.series, c.role) for c in cases} == {(c.series, "support") for c in place.south}
+    assert place.site.records.ledger.verify() == []
+    assert place.site.records.runs.get(result["run_id"]).state == "done"
+
+
+def test_an_adapter_that_harms_is_not_kept_and_the_reason_is_told(
+    place: Place, adopted: Callable[[LeaveOneOut], None]
+) -> None:
+    adopted(REFUSE)
+    result = place.adapt()
+    assert (result["outcome"], result["adapter"]) == ("base kept", None)
+    assert "0.450 with the adapter and 0.500 with the base" in result["why"]
+    assert place.nothing_published()
+    run = place.site.records.runs.get(result["run_id"])
+    assert run.state == "refused"
+    assert "the base stays" in run.message
+    row = place.site.records.ledger.row(result["run_id"])
+    assert (row.outcome, row.version_sha256, row.cases_count) == ("refused", None, 3)
+
+
+# -- bad input: each time a clear error, and nothing is published --------------------------------
+
+Change = Callable[[Place], dict[str, Any]]
+
+
+def one_study(place: Place) -> dict[str, Any]:
+    return {"support": (place.south[0].series,)}
+
+
+def two_of_one_person(place: Place) -> dict[str, Any]:
+    first, second = place.south[:2]
+    place.site.unseen[1] = replace(second, person=first.person)
+    return {"support": (first.series, second.series)}
+
+
+def nobody_labelled(place: Place) -> dict[str, Any]:
+    return {"support": ("1.2.3.not-labelled",)}
+
+
+def another_site(place: Place) -> dict[str, Any]:
+    return {"support": tuple(c.series for c in place.site.unseen[2:4])}
+
+
+def several_sites(place: Place) -> dict[str, Any]:
+    return {"site": "auto"}
+
+
+def mixed_sites(place: Place) -> dict[str, Any]:
+    return {"site": "auto", "support": tuple(c.series for c in place.site.unseen[2:4])}
+
+
+def mixed_modalities(place: Place) -> dict[str, Any]:
+    place.site.unseen[0] = replace(place.south[0], modality="CT")
+    return {}
+
+
+def no_header(place: Place) -> dict[str, Any]:
+    place.headers.clear()
+    return {}
+
+
+def no_header_and_no_name(place: Place) -> dict[str, Any]:
+    place.headers.clear()
+    return {"site": "auto", "support": tuple(c.series for c in place.south)}
+
+
+def unknown_labels(place: Place) -> dict[str, Any]:
+    return rewritten(place, lambda label: label + 7)
+
+
+def empty_labels(place: Place) -> dict[str, Any]:
+    for case in place.south:
+        rewrite(place, case, lambda label: label * 0)
+    return {}
+
+
+def rewritten(place: Place, change: Callable[[Any], Any]) -> dict[str, Any]:
+    rewrite(place, place.south[0], change)
+    return {}
+
+
+def rewrite(place: Place, case: Case, change: Callable[[Any], Any]) -> None:
+    """A label file of this test's own."""
+    assert case.label is not None
+    label = read_volume(case.label, label=True)
+    path = place.site.home.root.parent / "labels" / case.label.name
+    write_volume(Volume(change(label.array).astype(np.uint8), label.affine), path)
+    number = place.site.unseen.index(case)
+    place.site.unseen[number] = replace(case, label=path)
+
+
+def held_out_people(place: Place) -> dict[str, Any]:
+    manifest = place.site.registry.active().path / "manifest.json"
+    data = read_json(manifest)
+    pseudonym = place.site.records.pseudonyms.of(place.south[1].person)
+    import json
+
+    manifest.write_text(json.dumps({**data, "details": {"held_out_pseudonyms": [pseudonym]}}))
+    return {}
+
+
+def marked_study(place: Place) -> dict[str, Any]:
+    place.site.mark([place.south[0]], approve=False)
+    return {"support": tuple(c.series for c in place.south)}
+
+
+def all_marked(place: Place) -> dict[str, Any]:
+    place.site.mark(place.south, approve=False)
+    return {}
+
+
+def no_meta_model(place: Place) -> dict[str, Any]:
+    return {"method": "maml"}
+
+
+BAD: list[tuple[Change, type[SegUnlearnError], str]] = [
+    (one_study, InvalidInputError, r"one person \(1 studies\).*confirm"),
+    (two_of_one_person, InvalidInputError, r"one person \(2 studies\)"),
+    (nobody_labelled, LabelError, "no study with a finished label"),
+    (another_site, InvalidInputError, "1 of the named studies are not of site"),
+    (several_sites, InvalidInputError, r"of 2 sites .*north\|\|avanto\|7, south"),
+    (mixed_sites, InvalidInputError, "mixes sites"),
+    (mixed_modalities, InvalidInputError, r"mixes modalities \(CT, MR\)"),
+    (no_header, InvalidInputError, "no DICOM header.*name the studies"),
+    (no_header_and_no_name, InvalidInputError, "no header tells the site"),
+    (unknown_labels, LabelError, "holds values from 7 to 8, the model knows 0 to 1"),
+    (empty_labels, LabelError, "nothing to adapt to"),
+    (held_out_people, InvalidInputError, "1 people of the support were kept out"),
+    (marked_study, ConflictError, "1 of the named studies are marked"),
+    (all_marked, LabelError, "3 are marked"),
+    (no_meta_model, NotFoundError, "meta"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "words"), BAD, ids=[c.__name__ for c, _, _ in BAD])
+def test_bad_input_is_an_error_and_publishes_nothing(
+    place: Place, change: Change, error: type[SegUnlearnError], words: str
+) -> None:
+    order = change(place)
+    with pytest.raises(error, match=words):
+        place.adapt(**order)
+    assert place.nothing_published()
+    run = place.site.records.runs.latest(kind=SITE_ADAPT)
+    assert run is None or run.state == "failed"
+    assert place.site.records.ledger.verify() == []
+
+
+def test_a_damaged_meta_model_or_one_of_another_base_is_refused(place: Place) -> None:
+    import torch
+
+    from segunlearn.adaptation import MetaModel
+    from segunlearn.adaptation.meta_model import FILE
+
+    folder = place.site.registry.active().path
+    (folder / FILE).write_bytes(b"nonsense")
+    with pytest.raises(IntegrityError):
+        place.adapt()
+    other = MetaModel("f" * 64, rates={"x": torch.ones(1)})
+    (folder / FILE).write_bytes(other.to_bytes())
+    with pytest.raises(IntegrityError, match="made for weights"):
+        place.adapt()
+    assert place.nothing_published()
+
+
+# -- what is chosen ------------------------------------------------------------------------------
+
+
+def test_one_person_is_enough_only_when_it_is_confirmed(
+    place: Place, adopted: Callable[[LeaveOneOut], None]
+) -> None:
+    result = place.adapt(support=(place.south[0].series,), confirm_one=True)
+    assert (result["outcome"], result["leave_one_out"]) == ("adopted", None)
+    assert "confirmation" in result["why"]
+
+
+def test_one_study_of_each_person_first_and_marked_ones_never(
+    place: Place, adopted: Callable[[LeaveOneOut], None]
+) -> None:
+    again = replace(place.south[0], series="Name-0200_2", study="Name-0200_2")
+    place.headers[again.series] = SOUTH
+    place.site.mark([place.south[1]], approve=False)
+    cases = [again, *place.site.unseen]
+    _, support, _ = place.run(site="south", most=2).prepare(cases, place.header_of)
+    assert [c.series for c in support.cases] == ["Name-0200_1", "Name-0202_1"]
+    assert (support.marked, support.others) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("stations", "width", "site", "found"),
+    [
+        (("7", "7"), "", "south||avanto|7", "scanner"),
+        (("7", "8"), "", "south||avanto|", "institution"),
+        (("7", "7"), "institution", "south||avanto|", "institution"),
+        (("7", "8"), "model", "|siemens|avanto|", "model"),
+    ],
+)
+def test_the_key_is_the_narrowest_that_all_share(
+    place: Place, stations: tuple[str, str], width: str, site: str, found: str
+) -> None:
+    support = []
+    for case, station in zip(place.south, stations, strict=False):
+        place.headers[case.series] = replace(SOUTH, station=station)
+        support.append(case.series)
+    run = place.run(support=tuple(support), width=width)
+    _, chosen, _ = run.prepare(place.site.unseen, place.header_of)
+    assert (chosen.site, chosen.width) == (site, found)
+
+
+def test_images_without_header_are_a_site_by_name(
+    place: Place, adopted: Callable[[LeaveOneOut], None]
+) -> None:
+    place.headers.clear()
+    result = place.adapt(support=tuple(c.series for c in place.south), site="South Wing")
+    assert (result["site"], result["width"]) == ("south wing|||", "name")
+
+
+# -- stopped, marked and killed ------------------------------------------------------------------
+
+
+def test_a_stop_publishes_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch, adopted: Callable[[LeaveOneOut], None]
+) -> None:
+    monkeypatch.setattr(watched_run, "WATCH_SECONDS", 0.0)
+    run = place.run(site="south")
+    run.on_progress = lambda p: (
+        place.site.records.runs.cancel(run.run_id) if p.phase == "adapt" else None
+    )
+    with pytest.raises(CancelledError):
+        run.execute(place.site.unseen, place.header_of)
+    assert place.nothing_published()
+    assert place.site.records.runs.get(run.run_id).state == "cancelled"
+    assert place.site.records.ledger.row(run.run_id).outcome == "cancelled"
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_mark_while_it_runs_keeps_the_adapter_out(
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    adopted: Callable[[LeaveOneOut], None],
+    moment: str,
+) -> None:
+    real = SiteAdapters.put
+
+    def put(store: SiteAdapters, *given: Any, **named: Any) -> Any:
+        info = real(store, *given, **named)
+        # as if the mark had been made before: its hook saw no adapter
+        monkeypatch.setattr(SiteAdapters, "all", lambda _: [])
+        place.site.mark([place.south[0]], approve=False)
+        monkeypatch.undo()
+        return info
+
+    if moment == "after":
+        monkeypatch.setattr(SiteAdapters, "put", put)
+    run = place.run(site="south")
+    if moment == "before":
+        run.on_progress = lambda p: (
+            place.site.mark([place.south[0]], approve=False) and None
+            if p.phase == "adapt" and p.step == 0
+            else None
+        )
+    with pytest.raises(ConflictError, match="marked for forgetting while"):
+        run.execute(place.site.unseen, place.header_of)
+    assert place.served == "base"
+    assert not [i for i in place.store.all() if i.here]
+    assert not list(place.site.home.sites.rglob("*.safetensors"))
+
+
+def test_a_training_under_way_is_waited_for(place: Place) -> None:
+    from segunlearn.app.locks import training_lock
+
+    run = place.run(site="south")
+    run.lock_seconds = 0.1
+    with (
+        training_lock(place.site.home, MODEL, "test", 1.0),
+        pytest.raises(ConflictError, match="another training"),
+    ):
+        run.execute(place.site.unseen, place.header_of)
+
+
+# -- forgetting ----------------------------------------------------------------------------------
+
+
+def test_a_mark_takes_the_adapter_at_once_and_the_one_before_serves(
+    place: Place, adopted: Callable[[LeaveOneOut], None]
+) -> None:
+    first = place.adapt(support=tuple(c.series for c in place.south[:2]))
+    second = place.adapt()
+    assert place.served == "v0002"
+    place.site.mark([place.south[2]], approve=False)
+    assert place.served == "v0001"
+    taken = place.store.get(second["site"], "v0002")
+    assert (taken.state, taken.here, taken.file.exists()) == ("retired", False, False)
+    assert "marked for forgetting" in taken.why
+    place.site.mark([place.south[0]], approve=False)
+    assert place.served == "base"
+    assert not list(place.site.home.sites.rglob("*.safetensors"))
+    saw = place.site.records.ledger.versions_that_saw(study=place.south[0].study)
+    named = {place.store.get(r["site"], r["adapter"].split("/")[1]).sha256 for r in (first, second)}
+    assert {s.version_sha256 for s in saw if s.direct} == named
+
+
+def test_a_mark_of_somebody_else_changes_nothing(
+    place: Place, adopted: Callable[[LeaveOneOut], None]
+) -> None:
+    place.adapt()
+    place.site.mark([place.site.unseen[4]], approve=False)
+    assert place.served == "v0001"
+
+
+def test_the_sweep_finds_an_adapter_that_saw_the_study(
+    place: Place, adopted: Callable[[LeaveOneOut], None]
+) -> None:
+    place.adapt()
+    records, home = place.site.records, place.site.home.root
+
+    def states(case: Case) -> list[str]:
+        seen = {s.version_sha256 for s in records.ledger.versions_that_saw(study=case.study)}
+        found = sweep(home, [case.study, case.person], seen, records.pseudonyms)
+        return [p.state for p in found if p.kind == "site adapter"]
+
+    assert states(place.south[0]) == ["open"]
+    assert states(place.site.retain[0]) == ["open"]  # its base knows them
+    assert states(place.site.unseen[4]) == ["absent"]
+    place.site.mark([place.south[0]], approve=False)
+    assert states(place.south[0]) == ["absent"]
+
+
+def test_an_adapter_goes_when_its_base_is_sealed(
+    place: Place, adopted: Callable[[LeaveOneOut], None]
+) -> None:
+    """It holds tensors of the base, which would be open beside the sealed ones."""
+    place.adapt()
+    site = place.site
+    old = site.registry.active()
+    site.mark([site.forget[0]], approve=False)
+    assert place.served == "v0001"  # the mark itself concerns the base alone
+    site.publish(2, site.retain)
+    site.registry.retire(old.version)
+    site.registry.destroy_weights(old.version, sealed=True)
+    site.records.drop_marked_checkpoints()
+    (info,) = place.store.all()
+    assert (info.here, info.state) == (False, "retired")
+    assert "sealed" in info.why
