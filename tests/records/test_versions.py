@@ -373,6 +373,23 @@ def test_destroyed_weights_are_gone_and_the_manifest_stays(
         publish(registry, b"old", "run-1")
 
 
+def test_a_meta_model_comes_and_goes_with_its_weights(
+    registry: VersionRegistry, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "weights.safetensors").write_bytes(b"joint")
+    (tmp_path / "run" / "meta.safetensors").write_bytes(b"meta")
+    made = registry.publish(tmp_path / "run", CONFIG, parent_sha256=None, run_id="run")
+    assert (made.path / "meta.safetensors").read_bytes() == b"meta"
+    other = publish(registry, b"new")
+    assert not (other.path / "meta.safetensors").exists()
+    registry.retire(made.version)
+
+    registry.destroy_weights(made.version, sealed=True)
+
+    assert not (made.path / "meta.safetensors").exists(), "it knows the studies, too"
+
+
 def test_sealed_may_become_destroyed_and_never_the_other_way(registry: VersionRegistry) -> None:
     with_retired(registry)
     registry.destroy_weights("v0001", sealed=True)

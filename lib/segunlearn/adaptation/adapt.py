@@ -12,7 +12,14 @@ import torch
 from torch import nn
 
 from segunlearn.adaptation.generator import Generator, film_layers, film_loss, folded
-from segunlearn.adaptation.inner import InnerSet, Loss, Weights, inner_names, loss_with
+from segunlearn.adaptation.inner import (
+    InnerSet,
+    Loss,
+    Weights,
+    inner_names,
+    loss_with,
+    refuse_batch_normalisation,
+)
 from segunlearn.adaptation.meta_model import MetaModel, need
 from segunlearn.adaptation.sampling import patches_of
 from segunlearn.adaptation.task_loss import Batch, values_of
@@ -141,7 +148,7 @@ def adapt(
         ``cancel`` said so; nothing was kept.
     """
     values = check_support(support, config, settings.structures)
-    refused = inner_names(network, settings.inner_set)
+    refuse_batch_normalisation(network)
     if settings.method != "fine_tune":
         meta = need(meta, settings.method)
     if settings.method in ("generator", "generator+steps") and meta is not None:
@@ -151,7 +158,7 @@ def adapt(
     elif meta is not None and settings.method == "maml":
         start, weights, tensors_of, update = _learned(network, meta)
     else:
-        start, weights, tensors_of, update = _fine_tuned(network, refused, settings)
+        start, weights, tensors_of, update = _fine_tuned(network, settings)
     steps = 0 if settings.method == "generator" else settings.steps
     loss = loss_with(start.network, values)
     loss = film_loss(loss, start.weights) if start.film else loss
@@ -293,8 +300,9 @@ def _learned(network: nn.Module, meta: MetaModel) -> _Way:
     return start, weights, lambda w: {**initial, **w}, update
 
 
-def _fine_tuned(network: nn.Module, names: Sequence[str], settings: AdaptSettings) -> _Way:
+def _fine_tuned(network: nn.Module, settings: AdaptSettings) -> _Way:
     start = _start(network, {}, film=False)
+    names = inner_names(network, settings.inner_set)
     weights = {name: start.weights[name].clone() for name in names}
     rate = settings.learning_rate or _RATES["fine_tune"]
     optimiser = torch.optim.Adam(list(weights.values()), lr=rate)

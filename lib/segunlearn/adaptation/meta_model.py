@@ -16,8 +16,8 @@ import torch
 from segunlearn.adaptation.inner import InnerSet
 from segunlearn.adapters.site import check_base, pack, unpack
 from segunlearn.errors import IntegrityError, NotFoundError
+from segunlearn.records.version_info import META_MODEL
 
-FILE: Final = "meta.safetensors"
 FORMAT: Final = "segunlearn-meta-model-1"
 _PARTS: Final = ("initial", "rates", "film_network", "generator")
 
@@ -98,7 +98,7 @@ def read_meta_model(folder: Path, base_sha256: str) -> MetaModel | None:
     IntegrityError
         The file is damaged, or was made for other weights.
     """
-    path = Path(folder) / FILE
+    path = Path(folder) / META_MODEL
     try:
         return MetaModel.from_bytes(path.read_bytes(), base_sha256)
     except FileNotFoundError:

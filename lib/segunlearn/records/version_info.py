@@ -13,6 +13,10 @@ from segunlearn.records.durable import read_json
 State = Literal["active", "available", "candidate", "retired"]
 WeightsState = Literal["here", "sealed", "destroyed"]
 
+#: What meta-training leaves beside the weights, see ``segunlearn.adaptation.meta_model``. It knows
+#: the studies that it was trained on, so it goes with the weights.
+META_MODEL = "meta.safetensors"
+
 
 @dataclass(frozen=True)
 class VersionInfo:

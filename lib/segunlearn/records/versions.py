@@ -3,6 +3,7 @@
 ::
 
     <root>/versions/v0001/weights.safetensors   the weights
+    <root>/versions/v0001/meta.safetensors      what its meta-training left, where it had one
     <root>/versions/v0001/config.json           the network's configuration
     <root>/versions/v0001/manifest.json         digest, parent, run, time, state, where weights are
     <root>/active                               {"version", "sha256"}
@@ -38,6 +39,7 @@ from segunlearn.records.durable import (
     write_json_durably,
 )
 from segunlearn.records.version_info import (
+    META_MODEL,
     State,
     VersionInfo,
     WeightsState,
@@ -139,7 +141,8 @@ class VersionRegistry:
         Parameters
         ----------
         weights
-            A safetensors file, or a folder that holds ``weights.safetensors``.
+            A safetensors file, or a folder that holds ``weights.safetensors``. A meta model that
+            lies beside it is published with it.
         config
             The network's configuration as JSON.
         parent_sha256, run_id, details
@@ -444,6 +447,9 @@ class VersionRegistry:
         staging.mkdir()
         shutil.copyfile(weights, staging / "weights.safetensors")
         sync_file(staging / "weights.safetensors")
+        if (beside := weights.parent / META_MODEL).is_file():
+            shutil.copyfile(beside, staging / META_MODEL)
+            sync_file(staging / META_MODEL)
         write_json_durably(staging / "config.json", config)
         digest = file_sha256(staging / "weights.safetensors")
         made = {**manifest, "sha256": digest, "created": _now(), "weights": "here"}
@@ -467,6 +473,8 @@ class VersionRegistry:
 
     def _destroy(self, info: VersionInfo, weights_state: WeightsState) -> VersionInfo:
         self._clear_leftovers(info)
+        if (beside := info.path / META_MODEL).exists():  # never sealed: it is made again
+            beside.unlink()
         info.weights.unlink(missing_ok=True)
         sync_folder(info.path)
         return self._rewrite(info, weights=weights_state)

@@ -1,0 +1,311 @@
+"""Meta-training: from joint weights and studies of several sites to a meta model."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch import nn
+
+from segunlearn.adaptation.episodes import Episode, Episodes, EpisodeSettings
+from segunlearn.adaptation.generator import Generator, film_layers, film_loss
+from segunlearn.adaptation.inner import InnerSet, Weights, loss_with, refuse_batch_normalisation
+from segunlearn.adaptation.maml import MamlLearner, MamlSettings
+from segunlearn.adaptation.meta_model import MetaModel
+from segunlearn.errors import CancelledError, InvalidInputError, SegUnlearnError
+from segunlearn.networks import ModelConfig
+from segunlearn.records.runs import Progress
+from segunlearn.training import learning_rate_at
+from segunlearn.training.checkpoint import Checkpoint, TrainingState
+from segunlearn.training.data import Throttle
+from segunlearn.unlearning.loop import (
+    Cancel,
+    Report,
+    copy_of,
+    device_of,
+    never,
+    no_report,
+    seeded,
+)
+from segunlearn.unlearning.sets import Study
+
+Learned = Literal["maml", "generator"]
+
+#: Iterations whose mean loss is one row of the curve.
+_ROW = 10
+
+
+@dataclass(frozen=True)
+class MetaSettings:
+    """Everything that a meta-training depends on, beside weights, studies and network.
+
+    Parameters
+    ----------
+    learn
+        What is learned, one after the other, each from the joint weights.
+    iterations
+        Outer steps of each.
+    tasks
+        Episodes of an outer step.
+    learning_rate, rates_learning_rate, generator_learning_rate
+        Peaks of Adam for the network, the logarithms of MAML's rates and the generator; half a
+        cosine down to 0.
+    gradient_clip
+        Largest norm of the meta-gradient.
+    train_network
+        Whether the generator's training changes the network too. False: adapters by the generator
+        change normalisation layers alone and stay small.
+    checkpoint_every
+        Iterations after which a killed run goes on.
+    maml, episodes
+        See ``MamlSettings`` and ``EpisodeSettings``.
+    """
+
+    learn: tuple[Learned, ...] = ("maml", "generator")
+    iterations: int = 800
+    tasks: int = 4
+    learning_rate: float = 1e-3
+    rates_learning_rate: float = 2e-2
+    generator_learning_rate: float = 2e-3
+    gradient_clip: float = 10.0
+    train_network: bool = True
+    checkpoint_every: int = 50
+    maml: MamlSettings = field(default_factory=MamlSettings)
+    episodes: EpisodeSettings = field(default_factory=EpisodeSettings)
+
+    def __post_init__(self) -> None:
+        known = get_args(Learned)
+        if not self.learn or not set(self.learn) <= set(known):
+            raise InvalidInputError(f"meta-training learns {', '.join(known)}, not {self.learn}.")
+        positive = (
+            "iterations", "tasks", "learning_rate", "rates_learning_rate",
+            "generator_learning_rate", "gradient_clip", "checkpoint_every",
+        )  # fmt: skip
+        if faults := [f"{name} must be > 0" for name in positive if not getattr(self, name) > 0]:
+            raise InvalidInputError(f"meta-training settings: {'; '.join(faults)}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists, numbers, strings and nested mappings."""
+        return cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(self))))
+
+
+class GeneratorLearner(nn.Module):
+    """What is learned with the generator: itself, and the network where that is wanted.
+
+    Parameters
+    ----------
+    network
+        From joint training; changed in place.
+    config
+        Of it.
+    train_network
+        See ``MetaSettings``.
+    """
+
+    def __init__(self, network: nn.Module, config: ModelConfig, *, train_network: bool) -> None:
+        super().__init__()
+        self.network = network.eval()
+        self.generator = Generator(config, film_layers(network)).to(device_of(network))
+        for weight in network.parameters():
+            weight.requires_grad_(train_network)
+
+    def accumulate(self, episode: Episode, *, share: float = 1.0, progress: float = 1.0) -> float:
+        """Add ``share`` times the gradient of an episode's query loss; see ``MamlLearner``."""
+        film = self.generator(episode.support[0], episode.task.values)
+        weights: Weights = dict(self.network.named_parameters())
+        loss = film_loss(loss_with(self.network, episode.task.values), weights)
+        value = loss(film, episode.query)
+        (share * value).backward()  # type: ignore[no-untyped-call]
+        return value.item()
+
+
+def meta_train(
+    network: nn.Module,
+    sites: Mapping[str, Sequence[Study]],
+    config: ModelConfig,
+    settings: MetaSettings,
+    *,
+    base_sha256: str,
+    run_dir: Path | None = None,
+    report: Report = no_report,
+    cancel: Cancel = never,
+) -> MetaModel:
+    """Learn to adapt.
+
+    Parameters
+    ----------
+    network
+        Joint weights; never changed. From random ones, meta-training learns little.
+    sites
+        Labelled studies on the model's grid, by their site's key. The caller has taken out every
+        study that a forget request covers.
+    config
+        Of the network.
+    settings
+        How.
+    base_sha256
+        Digest of the weights' file.
+    run_dir
+        Holds checkpoints; None: a killed run begins again.
+    report, cancel
+        Called and asked at each iteration; phases ``maml`` and ``generator``.
+
+    Raises
+    ------
+    InvalidInputError
+        Too few people or sites.
+    UnsupportedNetworkError
+        Batch normalisation.
+    CancelledError
+        ``cancel`` said so; a later call goes on from the last checkpoint.
+    """
+    refuse_batch_normalisation(network)
+    if len(sites) < 2 and settings.episodes.virtual is None:
+        raise InvalidInputError(
+            "meta-training on one site without virtual sites learns that site by heart. Give "
+            "studies of several sites, or leave virtual sites on."
+        )
+    steps = settings.maml.steps if "maml" in settings.learn else 1
+    episodes = Episodes(sites, config, settings.episodes, steps)
+    fingerprint = _fingerprint(sites, config, settings, base_sha256)
+    parts: dict[str, Any] = {}
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for name in settings.learn:
+        joint = copy_of(network)
+        with seeded(settings.episodes.seed):
+            learner: MamlLearner | GeneratorLearner
+            if name == "maml":
+                learner = MamlLearner(joint, settings.maml).to(device_of(network))
+            else:
+                learner = GeneratorLearner(joint, config, train_network=settings.train_network)
+        folder = None if run_dir is None else Path(run_dir) / name
+        curves[name] = _learn(
+            learner, name, episodes, settings, _checkpoint(folder, fingerprint), report, cancel
+        )
+        changed = _differing(learner.network, network)
+        if isinstance(learner, MamlLearner):
+            parts["initial"] = changed
+            parts["rates"] = {n: r.detach().cpu() for n, r in learner.rates().items()}
+        else:
+            parts["film_network"] = changed
+            state = learner.generator.state_dict()
+            parts["generator"] = {n: v.detach().cpu() for n, v in state.items()}
+    about = {
+        "settings": settings.to_json(),
+        "curve": curves,
+        "sites": len(sites),
+        "tasks": len(episodes.tasks),
+        "people": len({s.person for studies in sites.values() for s in studies}),
+    }
+    inner_set: InnerSet = settings.maml.inner_set
+    return MetaModel(base_sha256, inner_set, about=about, **parts)
+
+
+def _learn(
+    learner: MamlLearner | GeneratorLearner,
+    phase: str,
+    episodes: Episodes,
+    settings: MetaSettings,
+    checkpoint: Checkpoint | None,
+    report: Report,
+    cancel: Cancel,
+) -> list[dict[str, Any]]:
+    """Descend on the query loss; give the curve."""
+    groups, peaks = _groups(learner, settings)
+    optimiser = torch.optim.Adam(groups)
+    state = checkpoint.load(learner, optimiser) if checkpoint is not None else None
+    state = state or TrainingState()
+    throttle, started, first = Throttle(), time.monotonic(), state.epoch
+    weights = [w for group in groups for w in group["params"]]
+    total = settings.iterations
+    for number in range(first, total):
+        if cancel():
+            raise CancelledError(
+                f"the meta-training ({phase}) was stopped at iteration {number}; start it again "
+                "to go on from its last checkpoint."
+            )
+        for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+            group["lr"] = learning_rate_at(number, total, peak, 0.0)
+        optimiser.zero_grad(set_to_none=True)
+        losses = [
+            learner.accumulate(
+                episodes.draw(number * settings.tasks + task),
+                share=1 / settings.tasks,
+                progress=number / total,
+            )
+            for task in range(settings.tasks)
+        ]
+        norm = nn.utils.clip_grad_norm_(weights, settings.gradient_clip)
+        if not (math.isfinite(losses[-1]) and bool(torch.isfinite(norm))):
+            raise SegUnlearnError(
+                f"{phase}: the loss became {losses[-1]} at iteration {number}, its gradient "
+                f"{float(norm)}. Lower the learning rate or MAML's initial rate."
+            )
+        optimiser.step()
+        done = number + 1
+        mean = sum(losses) / len(losses)
+        if throttle.due(last=done == total):
+            pace = (time.monotonic() - started) / (done - first)
+            report(Progress(phase, done, total, {"loss": mean}, pace * (total - done)))
+        state.curve.append({"iteration": done, "loss": mean})
+        state.epoch = done
+        if checkpoint is not None and (done % settings.checkpoint_every == 0 or done == total):
+            checkpoint.save(state, learner, optimiser, is_best=False)
+    rows = (state.curve[first : first + _ROW] for first in range(0, total, _ROW))
+    return [
+        {"iteration": r[-1]["iteration"], "loss": sum(x["loss"] for x in r) / len(r)} for r in rows
+    ]
+
+
+def _groups(
+    learner: MamlLearner | GeneratorLearner, settings: MetaSettings
+) -> tuple[list[dict[str, Any]], list[float]]:
+    """Parameters that are learned, and the peaks of their learning rates."""
+    network = [w for w in learner.network.parameters() if w.requires_grad]
+    if isinstance(learner, MamlLearner):
+        other, peak = list(learner.log_rates), settings.rates_learning_rate
+    else:
+        other, peak = list(learner.generator.parameters()), settings.generator_learning_rate
+    groups, peaks = [{"params": other}], [peak]
+    if network:
+        groups, peaks = [{"params": network}, *groups], [settings.learning_rate, *peaks]
+    return groups, peaks
+
+
+def _differing(network: nn.Module, before: nn.Module) -> dict[str, torch.Tensor]:
+    old = dict(before.named_parameters())
+    return {
+        name: weight.detach().cpu()
+        for name, weight in network.named_parameters()
+        if not torch.equal(weight, old[name])
+    }
+
+
+def _checkpoint(folder: Path | None, fingerprint: str) -> Checkpoint | None:
+    if folder is None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    return Checkpoint(folder, fingerprint)
+
+
+def _fingerprint(
+    sites: Mapping[str, Sequence[Study]], config: ModelConfig, settings: MetaSettings, base: str
+) -> str:
+    """Of everything that shapes the result: a checkpoint of other studies is never used."""
+    content = hashlib.sha256()
+    facts = {"config": config.to_json(), "settings": settings.to_json(), "base": base}
+    content.update(json.dumps(facts, sort_keys=True).encode())
+    for site, studies in sorted(sites.items()):
+        for study in sorted(studies, key=lambda s: s.series):
+            content.update(f"\n{site}\0{study.series}\0{study.person}\0".encode())
+            content.update(study.image.numpy().tobytes())
+            content.update(study.label.numpy().tobytes())
+    return content.hexdigest()
