@@ -17,6 +17,7 @@ from segunlearn.cli.demo import demo
 from segunlearn.cli.evaluate import evaluate
 from segunlearn.cli.infer import infer
 from segunlearn.cli.info import info
+from segunlearn.cli.meta_train import meta_train
 from segunlearn.cli.models import models
 from segunlearn.cli.train import train
 from segunlearn.cli.unlearn import purge, restore, unlearn
@@ -30,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(train)
+app.command()(meta_train)
 app.command()(infer)
 app.command()(evaluate)
 app.command()(info)

@@ -139,7 +139,7 @@ def train(
         kept = without_forgotten(records, cases)
         if like is not None:
             return kept, ModelConfig.from_json(like.config)
-        return kept, planning.plan(kept, names or _names_in(data, kept), name=model, recipe=chosen)
+        return kept, planning.plan(kept, names or names_in(data, kept), name=model, recipe=chosen)
 
     with (
         training_lock(place, model, "command line", LOCK_SECONDS),
@@ -236,7 +236,7 @@ def _keep_out(
     return kept, [pseudonyms.of(person) for person in persons_of(held_out)]
 
 
-def _names_in(data: Path, cases: Sequence[Case]) -> tuple[str, ...]:
+def names_in(data: Path, cases: Sequence[Case]) -> tuple[str, ...]:
     """Names of dataset.json (Medical Segmentation Decathlon), else label_1, label_2, …."""
     described = data / "dataset.json"
     if described.is_file():

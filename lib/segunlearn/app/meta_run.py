@@ -1,0 +1,105 @@
+"""A meta-training: a joint training, and then what makes its version adapt to a site."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from segunlearn.adaptation.meta_training import MetaSettings, meta_train
+from segunlearn.app.train_ledger import entry_of
+from segunlearn.app.training_run import TrainingRun
+from segunlearn.cases import Case, number_of
+from segunlearn.errors import InvalidInputError
+from segunlearn.networks import load_weights
+from segunlearn.records.durable import write_durably
+from segunlearn.records.ledger import LedgerEntry
+from segunlearn.records.version_info import META_MODEL
+from segunlearn.records.versions import VersionInfo
+from segunlearn.training import TrainResult
+from segunlearn.training.parallel import devices_for
+from segunlearn.unlearning.sets import Study, studies_of
+
+
+def check_sites(cases: Sequence[Case], support_people: Sequence[int]) -> None:
+    """Refuse, before the joint training, cases from which nothing could be meta-learned.
+
+    Raises
+    ------
+    InvalidInputError
+        No site has people enough. Cases without a site only shape the joint weights.
+    """
+    sites = {c.site for c in cases if c.site}
+    people = {site: len({number_of(c.person) for c in cases if c.site == site}) for site in sites}
+    need = min(support_people) + 1
+    if not any(count >= need for count in people.values()):
+        raise InvalidInputError(
+            f"none of {len(people)} sites has {need} people: {need - 1} to adapt to and one to be "
+            "judged on. Annotate more people of a site, or name the sites."
+        )
+
+
+@dataclass
+class MetaTrainingRun(TrainingRun):
+    """A training whose version also gets a meta model; see ``TrainingRun``.
+
+    It is one run, one row of the ledger and one version: whoever shaped the joint weights is named
+    for the meta model too, and a forget request reaches both together.
+
+    Parameters
+    ----------
+    meta
+        How the meta-training goes on from the joint weights.
+    """
+
+    meta: MetaSettings = field(default_factory=MetaSettings)
+
+    def _publish(self, result: TrainResult) -> VersionInfo:
+        cases = [c for c in result.train_cases if c.site]
+        by_site: dict[str, list[Study]] = {}
+        for case, study in zip(cases, studies_of(cases, result.config), strict=True):
+            by_site.setdefault(case.site, []).append(study)
+        network = load_weights(result.weights, result.config, result.sha256)
+        made = meta_train(
+            network.to(devices_for(result.settings)[0]),
+            by_site,
+            result.config,
+            self.meta,
+            base_sha256=result.sha256,
+            run_dir=self.folder,
+            report=self.report,
+            cancel=self.should_stop,
+        )
+        data = made.to_bytes()
+        write_durably(result.weights.parent / META_MODEL, data)
+        self.details = {
+            **self.details,
+            "meta_model": {
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "methods": list(made.methods),
+                "sites": len(by_site),
+            },
+        }
+        return super()._publish(result)
+
+    def _append_to_ledger(self, outcome: str, result: TrainResult | None) -> None:
+        entry = self._entry(outcome, result)
+        parameters: dict[str, Any] = {
+            **entry.parameters,
+            "meta": self.meta.to_json(),
+            "meta_model": self.details.get("meta_model"),
+        }
+        self.records.ledger.append(replace(entry, parameters=parameters))
+
+    def _entry(self, outcome: str, result: TrainResult | None) -> LedgerEntry:
+        return entry_of(
+            run_id=self.run_id,
+            model=self.model,
+            parent_sha256=self.parent.sha256 if self.parent else None,
+            settings=self.settings,
+            cases=self.cases,
+            started=self._started,
+            outcome=outcome,
+            result=result,
+        )

@@ -1,0 +1,114 @@
+"""``segunlearn meta-train``: one run, one ledger row, one version with its meta model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segunlearn import cli
+from segunlearn.adaptation import AdaptSettings, adapt, read_meta_model
+from segunlearn.app.options import Home
+from segunlearn.app.records import Records
+from segunlearn.cases import People, cases_from_folder
+from segunlearn.errors import IntegrityError
+from segunlearn.networks import ModelConfig, load_weights
+from segunlearn.records.versions import VersionRegistry, file_sha256
+from segunlearn.unlearning.sets import studies_of
+from tiny_training import write_cases
+
+PEOPLE = ("--person-regex", "^(.....)")
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sites")
+    for site in ("north", "south"):
+        write_cases(root / site, 3)
+        for path in sorted((root / site).rglob("*.nii.gz")):
+            path.rename(path.with_name(site[0] + path.name))
+    return root
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["segunlearn", "meta-train", *map(str, words)])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_a_meta_training_is_a_version_that_can_be_adapted_and_a_row_of_all_it_saw(
+    sites: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = (
+        "--data", sites, "--home", tmp_path, *PEOPLE, "--labels", "ball,cube", "--recipe", "sample",
+        "--epochs", 1, "--iterations", 1, "--inner-steps", 2, "--device", "cpu", "--json",
+    )  # fmt: skip
+    assert run(monkeypatch, *words) == 0
+    told: dict[str, Any] = json.loads(capsys.readouterr().out)
+    home = Home(tmp_path)
+
+    version = VersionRegistry(home.model("segmentation")).active()
+    assert version is not None
+    assert version.version == told["version"]
+    assert told["meta_model"]["methods"] == ["maml", "generator", "generator+steps"]
+    assert told["meta_model"]["sites"] == 2
+    assert told["meta_model"]["sha256"] == file_sha256(version.path / "meta.safetensors")
+    row = next(iter(Records(home, "").ledger.rows()))
+    assert row.version_sha256 == version.sha256
+    assert row.cases_count == 6, "everyone who shaped the joint weights or the meta model"
+    assert row.parameters["meta"]["iterations"] == 1
+    assert row.parameters["meta_model"] == told["meta_model"]
+    assert not any((tmp_path / "runs").iterdir()), "no checkpoint stays"
+
+    meta = read_meta_model(version.path, version.sha256)
+    assert meta is not None
+    config = ModelConfig.from_json(version.config)
+    network = load_weights(version.weights, config, version.sha256)
+    support = studies_of(cases_from_folder(sites / "north", People("^(.....)"))[:1], config)
+    adapted = adapt(network, meta, support, config, AdaptSettings("maml", 1))
+    assert adapted.structures == ("ball", "cube")
+    with pytest.raises(IntegrityError, match="made for weights"):
+        read_meta_model(version.path, "0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ((), "give either --data or --studies"),
+        (("--studies", "http://127.0.0.1:1/"), "--studies needs --from-active"),
+        (("--data", "EMPTY"), "no folder of a site in it"),
+        (("--data", "SITES", "--person-regex", "^(.)"), "none of 2 sites has 2 people"),
+    ],
+)
+def test_what_cannot_be_meta_learned_is_refused_before_any_training(
+    sites: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    reason: str,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {"EMPTY": str(tmp_path / "empty"), "SITES": str(sites)}
+    given = [places.get(word, word) for word in words]
+    code = run(monkeypatch, *given, "--home", tmp_path / "home", "--labels", "ball,cube")
+    assert code == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_files_of_one_name_at_two_sites_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for site in ("north", "south"):
+        write_cases(tmp_path / site, 1)
+    assert run(monkeypatch, "--data", tmp_path, "--home", tmp_path / "home") == 2
+    assert "two sites hold a file of the same name" in capsys.readouterr().err
