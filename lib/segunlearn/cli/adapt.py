@@ -132,6 +132,7 @@ def adapt(
 
     def done(order: AdaptOrder) -> dict[str, Any]:
         run = work(order)
+        run.prepare(labelled_cases(opened), header_of(opened))  # mistakes are told before the bar
         with stop_on_interrupt() as interrupted, progress_bar(as_json) as bar:
             run.stopped = interrupted
             run.on_progress = lambda p: bar(p.phase, p.step, p.total)

@@ -1,0 +1,361 @@
+"""The train task, the routes and the commands of site adapters, in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.testclient import TestClient
+from typer.testing import CliRunner
+
+from audit_home import MODEL, Site
+from segunlearn.adaptation import LeaveOneOut
+from segunlearn.app import adapter_run, background, wiring
+from segunlearn.app.adapter_run import SITE_ADAPT
+from segunlearn.app.adapter_store import SiteAdapters
+from segunlearn.app.application import SegUnlearnApp
+from segunlearn.app.routes import adapters, tasks
+from segunlearn.app.routes.common import current_app
+from segunlearn.app.unlearn_order import UnlearnOrder
+from segunlearn.app.unlearn_run import UnlearnRun
+from segunlearn.app.unlearn_undo import Undo
+from segunlearn.cli import app as command_line
+from segunlearn.cli import main
+from segunlearn.errors import ConflictError, InvalidInputError, LabelError, SegUnlearnError
+from unlearn_site import PERSON, copy_of, known_site
+
+SITE = "south|||"
+NOW = {
+    "adapt_now": "true", "site": "South", "adapt_method": "fine_tune", "adapt_steps": "1",
+    "inner_set": "head",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """The datastore finds labels that are finished in ``labels/final``."""
+    root = tmp_path_factory.mktemp("adapt-task")
+    site = known_site(root, unseen=4)
+    final = root / "studies" / "labels" / "final"
+    final.mkdir(parents=True)
+    for case in site.cases:
+        assert case.label is not None
+        (final / case.label.name).hardlink_to(case.label)
+        (root / "studies" / case.image.name).hardlink_to(case.image)
+    return site
+
+
+@pytest.fixture
+def site(built: Site, tmp_path: Path) -> Site:
+    return copy_of(built, tmp_path)
+
+
+@pytest.fixture
+def app(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SegUnlearnApp]:
+    # the gate's own figures are another test's matter: here somebody was held out and gained
+    monkeypatch.setattr(
+        adapter_run, "leave_one_out", lambda *_: LeaveOneOut((0.8, 0.6), (0.5, 0.5))
+    )
+    conf = {"home": str(site.home.root), "model": MODEL, "person_regex": PERSON, "device": "cpu"}
+    made = SegUnlearnApp(str(tmp_path), str(studies_of(site)), conf)
+    yield made
+    made.records.store.close()
+
+
+def studies_of(site: Site) -> Path:
+    return site.cases[0].image.parents[2] / "studies"
+
+
+def support(site: Site, count: int = 3) -> str:
+    return ",".join(c.series for c in site.unseen[:count])
+
+
+def adapt(app: SegUnlearnApp, site: Site, **options: Any) -> dict[str, Any]:
+    request = {"model": SITE_ADAPT, **NOW, "support": support(site), **options}
+    return app.train(app.train_request(SITE_ADAPT, request))
+
+
+def served(site: Site) -> str:
+    info = SiteAdapters(site.home.sites / MODEL).current(SITE)
+    return info.version if info else "base"
+
+
+def weights(site: Site) -> list[Path]:
+    return sorted(site.home.sites.rglob("*.safetensors"))
+
+
+# -- the task ------------------------------------------------------------------------------------
+
+
+def test_nothing_happens_unless_it_is_asked_for(app: SegUnlearnApp, site: Site) -> None:
+    """Stock clients send every trainer's options along, and start trainers with the defaults."""
+    assert app.ordinary_trainers() == [MODEL]
+    others = {"dry_run": False, "method": "retrain", "learning_rate": "0.1", "max_epochs": 1}
+    options = {**others, "site": "South", "support": support(site)}
+    result = app.train(app.train_request(SITE_ADAPT, options))
+    assert result["planned"]
+    assert result["plan"] == {
+        "site": SITE, "width": "name", "studies": 3, "people": 3, "method": "fine_tune",
+    }  # fmt: skip
+    assert served(site) == "base"
+    assert weights(site) == []
+    stats = app.trainer(SITE_ADAPT).stats()
+    assert (stats["kind"], stats["state"]) == (SITE_ADAPT, "done")
+    assert "nothing was changed" in stats["message"]
+
+
+def test_adapting_by_the_task_serves_the_site(app: SegUnlearnApp, site: Site) -> None:
+    result = adapt(app, site)
+    assert (result["outcome"], result["site"], served(site)) == ("adopted", SITE, "v0001")
+    image = site.unseen[3].series
+    reply = app.infer({"model": MODEL, "image": image, "site": "South"})
+    Path(reply["file"]).unlink()
+    assert reply["params"]["adapter"] == result["adapter"]
+    assert reply["params"]["site_rule"] == "override"
+    reply = app.infer({"model": MODEL, "image": image})
+    Path(reply["file"]).unlink()
+    assert reply["params"]["adapter"] == "base"
+    assert app.trainer(SITE_ADAPT).stats()["run_id"] == result["run_id"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"support": "nobody"}, LabelError),
+        ({"support": support}, InvalidInputError),
+        ({"site": "base"}, InvalidInputError),
+        ({"site": "auto"}, InvalidInputError),
+        ({"adapt_steps": "many"}, InvalidInputError),
+        ({"adapt_steps": -1}, InvalidInputError),
+        ({"adapt_method": "magic"}, InvalidInputError),
+        ({"inner_set": "../../etc"}, InvalidInputError),
+        ({"width": "planet"}, InvalidInputError),
+        ({"support": {"a": 1}}, InvalidInputError),
+        ({"train_ds": "/etc"}, InvalidInputError),
+        ({"refit": "sometimes"}, InvalidInputError),
+    ],
+)
+def test_bad_options_are_told_before_a_process_starts(
+    app: SegUnlearnApp, site: Site, options: dict[str, Any], error: type[SegUnlearnError]
+) -> None:
+    given = {k: v(site, 1) if callable(v) else v for k, v in options.items()}
+    request = {**NOW, "support": support(site), **given}
+    with pytest.raises(error):
+        app.train_request(SITE_ADAPT, request)
+    assert app.records.runs.latest(kind=SITE_ADAPT) is None
+
+
+def test_the_model_may_not_have_the_name_of_the_task(site: Site, tmp_path: Path) -> None:
+    conf = {"home": str(site.home.root), "model": SITE_ADAPT}
+    with pytest.raises(InvalidInputError, match="name of a task"):
+        SegUnlearnApp(str(tmp_path), str(studies_of(site)), conf)
+
+
+# -- forgetting ----------------------------------------------------------------------------------
+
+
+def refit(app: SegUnlearnApp, which: str = "forgotten") -> list[dict[str, Any]]:
+    request = {"adapt_now": True, "refit": which}
+    found: list[dict[str, Any]] = app.train(app.train_request(SITE_ADAPT, request))["sites"]
+    return found
+
+
+def test_what_a_mark_took_is_made_again_without_it(app: SegUnlearnApp, site: Site) -> None:
+    adapt(app, site)
+    assert refit(app) == []
+    site.mark(site.unseen[:1], approve=False)
+    assert (served(site), weights(site)) == ("base", [])
+    (result,) = refit(app)
+    assert (result["outcome"], result["people"], served(site)) == ("adopted", 2, "v0002")
+    cases = app.records.ledger.cases_of(result["run_id"])
+    assert {c.series for c in cases} == {c.series for c in site.unseen[1:3]}
+    assert refit(app) == []
+
+
+def test_where_too_few_are_left_the_base_serves_and_nothing_is_tried_again(
+    app: SegUnlearnApp, site: Site
+) -> None:
+    adapt(app, site)
+    site.mark(site.unseen[:2], approve=False)
+    (result,) = refit(app)
+    assert result["outcome"] == "not made again"
+    assert "one person" in result["why"]
+    assert (served(site), weights(site)) == ("base", [])
+    assert refit(app) == []
+    site.mark(site.unseen[2:3], approve=False)
+    (result,) = refit(app, "all")
+    assert "no study of its support is left" in result["why"]
+
+
+def test_adapters_of_old_weights_are_made_again_only_when_all_are_asked_for(
+    app: SegUnlearnApp, site: Site
+) -> None:
+    adapt(app, site)
+    new = site.publish(2, site.retain)
+    assert refit(app) == []
+    (result,) = refit(app, "all")
+    assert result["outcome"] == "adopted"
+    info = SiteAdapters(site.home.sites / MODEL).current(SITE)
+    assert info is not None
+    assert (info.version, info.base) == ("v0002", new.sha256)
+
+
+def test_the_server_adapts_again_by_itself_after_a_mark(
+    app: SegUnlearnApp, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[dict[str, Any]] = []
+    monkeypatch.setattr(background, "start", lambda kind, request: started.append(request))
+    app.forget_service.after_change = app._refit
+    app.forgetting.wake()
+    assert started == []
+    adapt(app, site)
+    app.forgetting.forget_set.mark(
+        "study", site.unseen[0].study, "consent_withdrawn", actor="a", opaque=True
+    )
+    app.forgetting.wake()
+    assert started == [{"model": SITE_ADAPT, "adapt_now": True, "refit": "forgotten"}]
+    (result,) = app.train(started[0])["sites"]
+    assert result["outcome"] == "adopted"
+    app.forgetting.wake()
+    assert len(started) == 1
+
+
+def test_a_study_that_only_an_adapter_saw_is_forgotten_and_purged(
+    app: SegUnlearnApp, site: Site
+) -> None:
+    """The unlearning finds by the ledger that a model was taught it, and that none is any more."""
+    adapt(app, site)
+    ids = site.mark(site.unseen[:1])
+    order = UnlearnOrder(MODEL, tuple(ids), device="cpu")
+    result = UnlearnRun(order, site.home, site.records, "test").execute(site.cases)
+    assert result["outcome"] == "not needed"
+    assert result["requests"][ids[0]]["state"] == "fulfilled"
+    assert weights(site) == []
+    purged = Undo(site.home, site.records, MODEL, "test").purge(ids[0])
+    assert [p for p in purged["places"] if p["kind"] == "site adapter"] == []
+
+
+# -- routes --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def client(app: SegUnlearnApp, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+    server = FastAPI()
+    for router in (adapters.router, tasks.router):
+        server.include_router(router)
+    server.add_exception_handler(SegUnlearnError, wiring._our_error)
+    server.add_exception_handler(RequestValidationError, wiring._validation_error)
+    server.dependency_overrides[current_app] = lambda: app
+    monkeypatch.setattr(tasks, "current_app", lambda: app)
+    with TestClient(server) as opened:
+        yield opened
+
+
+def test_list_activate_and_roll_back_over_rest(
+    client: TestClient, app: SegUnlearnApp, site: Site
+) -> None:
+    assert client.get("/adapters").json() == {"model": MODEL, "adapters": []}
+    first, second = adapt(app, site), adapt(app, site, seed=1)
+    answer = client.get("/adapters")
+    assert "Name-" not in answer.text
+    lines = answer.json()["adapters"]
+    assert [(a["version"], a["state"], a["serves"]) for a in lines] == [
+        ("v0001", "available", False), ("v0002", "current", True),
+    ]  # fmt: skip
+    key = lines[0]["key"]
+    assert [first["adapter"], second["adapter"]] == [f"{key}/v0001", f"{key}/v0002"]
+    rolled = client.post(f"/adapters/{key}/rollback").json()
+    assert (rolled["adapter"]["version"], served(site)) == ("v0001", "v0001")
+    assert client.post(f"/adapters/{key}/rollback").json()["adapter"] is None
+    assert client.post(f"/adapters/{key}/rollback").status_code == 409
+    assert client.post(f"/adapters/{key}/v0002/activate").json()["serves"]
+    site.mark(site.unseen[:1], approve=False)
+    answer = client.post(f"/adapters/{key}/v0002/activate")
+    assert (answer.status_code, "retired" in answer.json()["detail"]) == (409, True)
+    site.publish(2, site.retain)
+    assert not any(a["serves"] for a in client.get("/adapters").json()["adapters"])
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        (f"/adapters/{'0' * 16}/rollback", 404),
+        (f"/adapters/{'0' * 16}/v0001/activate", 404),
+        ("/adapters/..%2f..%2fetc/rollback", 404),
+        ("/adapters/south/rollback", 422),
+        (f"/adapters/{'0' * 16}/latest/activate", 422),
+    ],
+)
+def test_what_is_not_there_is_refused(client: TestClient, path: str, status: int) -> None:
+    assert client.post(path).status_code == status
+
+
+# -- commands ------------------------------------------------------------------------------------
+
+
+def run(site: Site, *words: str) -> Any:
+    return CliRunner().invoke(
+        command_line, [*words, "--home", str(site.home.root), "--model", MODEL]
+    )
+
+
+def test_the_commands(app: SegUnlearnApp, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = ["--studies", str(studies_of(site)), "--person-regex", PERSON, "--device", "cpu"]
+    ids = [w for c in site.unseen[:3] for w in ("--support", c.series)]
+    order = ["adapt", *where, "--site", "South", *ids, "--steps", "1", "--inner-set", "head"]
+    assert "base serves" in run(site, "adapters", "list").stderr
+    plan = run(site, *order, "--plan")
+    assert plan.exit_code == 0, plan.output
+    assert "3 studies of 3 people" in plan.stdout
+    assert "nothing was changed" in plan.stdout
+    assert weights(site) == []
+    done = run(site, *order, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["outcome"] == "adopted"
+    listed = json.loads(run(site, "adapters", "list", "--json").stdout)["adapters"]
+    assert [(a["site"], a["serves"]) for a in listed] == [(SITE, True)]
+    assert SITE in run(site, "adapters", "list").stdout.replace("\n", "")
+    assert "base serves" in run(site, "adapters", "rollback", "South").stdout
+    assert "v0001 is in service" in run(site, "adapters", "activate", "South", "v0001").stdout
+    site.mark(site.unseen[:1], approve=False)
+    again = run(site, "adapt", *where, "--refit", "--json")
+    assert [s["outcome"] for s in json.loads(again.stdout)["sites"]] == ["adopted"]
+    monkeypatch.setattr(
+        adapter_run, "leave_one_out", lambda *_: LeaveOneOut((0.4, 0.4), (0.5, 0.5))
+    )
+    left = [w for c in site.unseen[1:3] for w in ("--support", c.series)]
+    kept = run(site, "adapt", *where, "--site", "South", *left, "--steps", "1")
+    assert (kept.exit_code, "base kept" in kept.stdout) == (3, True)
+
+
+def test_a_mistake_is_one_sentence(
+    app: SegUnlearnApp, site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    for words in (
+        ["adapters", "rollback", "nowhere"],
+        ["adapt", "--studies", str(studies_of(site)), "--site", "x", "--support", "nobody"],
+        ["adapt", "--studies", str(studies_of(site)), "--refit", "--plan"],
+    ):
+        home = ["--home", str(site.home.root), "--model", MODEL]
+        monkeypatch.setattr("sys.argv", ["segunlearn", *words, *home])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ")
+        assert "Traceback" not in said
+
+
+def test_trainings_wait_for_each_other(app: SegUnlearnApp, site: Site) -> None:
+    from segunlearn.app import adapter_task
+    from segunlearn.app.locks import training_lock
+
+    with pytest.MonkeyPatch.context() as patch, training_lock(site.home, MODEL, "test", 1.0):
+        patch.setattr(adapter_task, "LOCK_SECONDS", 0.1)
+        with pytest.raises(ConflictError, match="another training"):
+            adapt(app, site)
