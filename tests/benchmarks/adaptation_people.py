@@ -1,0 +1,89 @@
+"""Simulated sites of the adaptation benchmark: slices of real people, in other hospitals' looks.
+
+Regime ``appearance``: every site annotates the whole hippocampus; contrast order, gamma, field,
+blur, noise and resolution differ. Regime ``disagree``: a site annotates the whole, the anterior or
+the posterior part under one name, perhaps one voxel wider, and may swap dark and bright.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from segunlearn.adaptation.virtual_sites import VirtualSettings, VirtualSite
+from segunlearn.cases import cases_from_folder
+from segunlearn.networks import ModelConfig
+from segunlearn.unlearning import Study, cut_to_patch, studies_of
+
+Regime = Literal["appearance", "disagree"]
+
+CONFIG = ModelConfig(
+    labels=("hippocampus",),
+    spatial_dims=2,
+    patch_size=(32, 48, 1),
+    features=(8, 16, 32, 64, 64, 8),
+    normalisation="zscore",
+    modalities=("MR",),
+)
+_BOTH = dataclasses.replace(CONFIG, labels=("anterior", "posterior"))
+#: Which values of the data a site annotates.
+_CONVENTIONS = ((1, 2), (1,), (2,))
+_LOOKS = {
+    "appearance": VirtualSettings(1, 1, 1, 0.5, 0.5, 0.3, 0.7, 0.3, 0),
+    "disagree": VirtualSettings(1, 1, 0, 0.5, 0.5, 0.3, 0.7, 0.3, 0),
+}
+
+
+@dataclass(frozen=True)
+class Slices:
+    """The largest axial slice of one crop of each person, with the data's two labels."""
+
+    studies: tuple[Study, ...]
+
+    @classmethod
+    def load(cls, data: Path, people: int | None = None) -> Slices:
+        """Read a folder of hippocampus crops, or the first ``people`` people of it."""
+        cases = sorted(cases_from_folder(data, modality="MR"), key=lambda c: c.series)
+        first = {}
+        for case in cases:
+            first.setdefault(case.person, case)
+        chosen = list(first.values())[:people]
+        return cls(tuple(_largest_slice(s) for s in studies_of(chosen, _BOTH)))
+
+    def sites(self, regime: Regime, count: int, seed: int) -> dict[str, tuple[Study, ...]]:
+        """Divide the people among ``count`` sites; nobody is at two."""
+        rng = np.random.default_rng(seed)
+        order = rng.permutation(len(self.studies))
+        sites = {}
+        for number in range(count):
+            look = VirtualSite.draw(-2.5, 2.5, _LOOKS[regime], rng)
+            values, border = _CONVENTIONS[0], 0
+            if regime == "disagree":
+                values, border = _CONVENTIONS[number % 3], int(rng.integers(2))
+            look = dataclasses.replace(look, border=border)
+            mine = [self.studies[i] for i in order[number::count]]
+            sites[f"site-{number:02d}"] = tuple(_seen_at(s, look, values, rng) for s in mine)
+        return sites
+
+
+def _largest_slice(study: Study) -> Study:
+    at = int((study.label > 0).sum(dim=(0, 1)).argmax())
+    one = dataclasses.replace(
+        study, image=study.image[..., at : at + 1], label=study.label[..., at : at + 1]
+    )
+    return cut_to_patch(one, CONFIG)
+
+
+def _seen_at(
+    study: Study, look: VirtualSite, values: tuple[int, ...], rng: np.random.Generator
+) -> Study:
+    image = look.image(study.image[None, ..., 0], rng)[0, ..., None]
+    image = (image - image.mean()) / image.std().clamp(min=1e-6)
+    whole = torch.isin(study.label, torch.tensor(values)).to(study.label.dtype)
+    label = look.label(whole[None, None, ..., 0])[0, 0, ..., None]
+    return dataclasses.replace(study, image=image, label=label.to(study.label.dtype))
