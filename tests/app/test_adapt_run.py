@@ -277,14 +277,14 @@ def test_a_damaged_meta_model_or_one_of_another_base_is_refused(place: Place) ->
     import torch
 
     from segunlearn.adaptation import MetaModel
-    from segunlearn.adaptation.meta_model import FILE
+    from segunlearn.records.version_info import META_MODEL
 
     folder = place.site.registry.active().path
-    (folder / FILE).write_bytes(b"nonsense")
+    (folder / META_MODEL).write_bytes(b"nonsense")
     with pytest.raises(IntegrityError):
         place.adapt()
     other = MetaModel("f" * 64, rates={"x": torch.ones(1)})
-    (folder / FILE).write_bytes(other.to_bytes())
+    (folder / META_MODEL).write_bytes(other.to_bytes())
     with pytest.raises(IntegrityError, match="made for weights"):
         place.adapt()
     assert place.nothing_published()
