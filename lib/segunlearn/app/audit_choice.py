@@ -46,7 +46,8 @@ LEAST_UNSEEN: Final = 3
 
 #: Parts of the configuration that two versions may differ in and still be compared.
 _FREE: Final = ("modalities", "overlap", "dropout", "name")
-_ROWS: Final = 500
+#: Parents that are followed, at most.
+_GENERATIONS: Final = 500
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,13 @@ def divide(persons: Iterable[str], pseudonyms: Pseudonyms) -> tuple[set[str], se
     )
 
 
+def identifiers_of(cases: Sequence[LedgerCase]) -> frozenset[str]:
+    """Collect what file names may hold; a PatientID of few digits would be found in all."""
+    found = {c.series for c in cases} | {c.study for c in cases}
+    people = {split_person(c.person)[0] for c in cases}
+    return frozenset(found | {p for p in people if len(p) > 3})
+
+
 def seconds_of(row: LedgerRow) -> float:
     """Wall time of a recorded run."""
     begun, ended = (datetime.fromisoformat(t) for t in (row.started, row.ended))
@@ -180,29 +188,17 @@ def seconds_of(row: LedgerRow) -> float:
 def settings_of(ledger: Ledger, row: LedgerRow) -> dict[str, Any]:
     """Find the settings of the longest training in the chain of parents; empty without any."""
     best: dict[str, Any] = {}
-    known: dict[str, LedgerRow] | None = None
-    for _ in range(_ROWS):
+    for _ in range(_GENERATIONS):
         settings = row.parameters.get("settings")
         if row.kind == "train" and isinstance(settings, dict):
             best = max(best, settings, key=lambda s: int(s.get("epochs", 0)))
         if row.parent_sha256 is None:
             break
-        known = _rows_by_version(ledger, row.model) if known is None else known
-        if row.parent_sha256 not in known:
+        parents = ledger.rows(model=row.model, version=row.parent_sha256, limit=1)
+        if not parents:
             break
-        row = known[row.parent_sha256]
+        row = parents[0]
     return best
-
-
-def _rows_by_version(ledger: Ledger, model: str) -> dict[str, LedgerRow]:
-    found: dict[str, LedgerRow] = {}
-    offset = 0
-    while page := ledger.rows(model=model, limit=_ROWS, offset=offset):
-        for row in page:
-            if row.version_sha256:
-                found.setdefault(row.version_sha256, row)
-        offset += len(page)
-    return found
 
 
 def _same_network(before: VersionInfo, after: VersionInfo) -> ModelConfig:
@@ -290,7 +286,7 @@ def _sets(
         needed=level or highest([r.needed for r in requests] or ["unlearned"]),
         provenance=_provenance(records.ledger, after, seen_by_candidate, forgotten),
         row=_row_of(records.ledger, before),
-        identifiers=_identifiers(forgotten),
+        identifiers=identifiers_of(forgotten),
         saw=frozenset(
             sighting.version_sha256
             for s in sorted(gone)
@@ -339,13 +335,6 @@ def _provenance(
         cpu_seconds=float(cost) if isinstance(cost, int | float) else None,
         read=read,
     )
-
-
-def _identifiers(forgotten: Sequence[LedgerCase]) -> frozenset[str]:
-    """Collect what file names may hold; a PatientID of few digits would be found in all."""
-    found = {c.series for c in forgotten} | {c.study for c in forgotten}
-    people = {split_person(c.person)[0] for c in forgotten}
-    return frozenset(found | {p for p in people if len(p) > 3})
 
 
 def _notes(

@@ -143,18 +143,20 @@ class Audits:
         IntegrityError
             It is not as it was signed.
         """
+        return self._read(audit_id, RESULT)
+
+    def report(self, audit_id: str) -> tuple[dict[str, Any], bytes]:
+        """Read result and HTML report of an audit, verified together; errors as for :meth:`get`."""
+        result = self._read(audit_id, RESULT, REPORT)
+        return result, (self.folder(audit_id) / REPORT).read_bytes()
+
+    def _read(self, audit_id: str, *names: str) -> dict[str, Any]:
         folder = self.folder(audit_id)
-        self._verified(folder, RESULT)
+        self._verified(folder, *names)
         result = read_result(folder / RESULT)
         if not isinstance(result.get("about"), dict):
             raise IntegrityError(f"{RESULT}: does not say what was audited.")
         return result
-
-    def report(self, audit_id: str) -> bytes:
-        """HTML report of an audit, verified; errors as for :meth:`get`."""
-        folder = self.folder(audit_id)
-        self._verified(folder, REPORT)
-        return (folder / REPORT).read_bytes()
 
     def statement(self, audit_id: str) -> dict[str, Any]:
         """Signed statement of an audit; errors as for :meth:`get`."""

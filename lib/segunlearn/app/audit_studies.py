@@ -8,7 +8,7 @@ was annotated.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import torch
@@ -71,18 +71,10 @@ def sets_of(
             notes.append(
                 f"Of the {name} set {most_people} people were measured, chosen by a keyed hash."
             )
-    total, done = sum(map(len, members.values())), 0
-    read: dict[str, tuple[Study, ...]] = {}
-    for name, cases in members.items():
-        studies = []
-        for case in cases:
-            if cancel():
-                raise CancelledError("the audit was stopped while studies were read.")
-            (study,) = studies_of([case], choice.config)
-            studies.append(study if whole else window(study, choice.config))
-            done += 1
-            report(done, total)
-        read[name] = tuple(studies)
+    read = read_sets(
+        members, choice.config, report, cancel,
+        cut=(lambda study: study) if whole else lambda study: window(study, choice.config),
+    )  # fmt: skip
     if not whole:
         notes.append(
             "Each study was measured in one window of the network's patch size, placed on its "
@@ -90,6 +82,48 @@ def sets_of(
         )
     notes += _changed(choice)
     return AuditSets(choice.config, **read), tuple(notes)
+
+
+def read_sets(
+    members: Mapping[str, Sequence[Case]],
+    config: ModelConfig,
+    report: Callable[[int, int], None],
+    cancel: Callable[[], bool],
+    *,
+    cut: Callable[[Study], Study] = lambda study: study,
+) -> dict[str, tuple[Study, ...]]:
+    """Read the studies of some sets.
+
+    Parameters
+    ----------
+    members
+        Cases by the name of their set.
+    config
+        Of the network.
+    report, cancel
+        Studies read and in all, and whether to stop.
+    cut
+        What is kept of each study.
+
+    Raises
+    ------
+    LabelError, GeometryError, InvalidInputError
+        An image or label cannot be used.
+    CancelledError
+        ``cancel`` said so.
+    """
+    total, done = sum(map(len, members.values())), 0
+    read: dict[str, tuple[Study, ...]] = {}
+    for name, cases in members.items():
+        studies = []
+        for case in cases:
+            if cancel():
+                raise CancelledError("it was stopped while studies were read; nothing was changed.")
+            studies += [cut(study) for study in studies_of([case], config)]
+            done += 1
+            report(done, total)
+        read[name] = tuple(studies)
+    return read
 
 
 def window(study: Study, config: ModelConfig) -> Study:

@@ -6,7 +6,6 @@ import os
 import platform
 import socket
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from segunlearn import __version__
 from segunlearn.cases import Case
 from segunlearn.records.ledger import LedgerCase, LedgerEntry
+from segunlearn.records.store import utc_now
 from segunlearn.training import TrainResult, TrainSettings
 
 #: Libraries that shape the numbers of a training.
@@ -75,7 +75,7 @@ def entry_of(
         versions=library_versions(),
         machine=machine(),
         started=started,
-        ended=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        ended=utc_now(),
         outcome=outcome,
     )
 

@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from segunlearn.cases import Case
 from segunlearn.errors import CancelledError, ConflictError, SegUnlearnError
 from segunlearn.networks import ModelConfig
 from segunlearn.records.runs import Progress
+from segunlearn.records.store import utc_now
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 from segunlearn.training import TrainResult, TrainSettings, train
 
@@ -66,8 +66,8 @@ class TrainingRun(WatchedRun):
     details: Mapping[str, Any] = field(default_factory=dict)
     run_id: str = ""
     cases: list[Case] = field(default_factory=list)
-    orphaned: bool = False
-    _started: str = field(default_factory=lambda: _utc_now())
+    gone: bool = False
+    _started: str = field(default_factory=utc_now)
     _metrics: dict[str, float] = field(default_factory=dict)
     _looked: float = 0.0
     _stop: bool = False
@@ -125,7 +125,7 @@ class TrainingRun(WatchedRun):
             )
             version = self._publish(result)
         except CancelledError:
-            if self.orphaned:  # whoever looks next marks the run as interrupted
+            if self.gone:  # whoever looks next marks the run as interrupted
                 logger.warning("the server is gone; the training stops and can be resumed")
                 raise
             self._finish("cancelled", "stopped by a person")
@@ -152,11 +152,6 @@ class TrainingRun(WatchedRun):
         """Write progress to the store; figures of earlier phases stay visible."""
         self._metrics.update(progress.metrics)
         self.tell(replace(progress, metrics=dict(self._metrics)))
-
-    def forsaken(self) -> bool:
-        """Whether whoever started the run is gone."""
-        self.orphaned = self.orphan is not None and self.orphan()
-        return self.orphaned
 
     def _adopt(self) -> Path:
         """Folder of the run; takes over the checkpoint of the last one that did not finish.
@@ -257,7 +252,3 @@ class TrainingRun(WatchedRun):
                 result=result,
             )
         )
-
-
-def _utc_now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

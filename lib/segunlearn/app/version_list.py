@@ -10,8 +10,9 @@ from segunlearn.app.records import Records
 from segunlearn.errors import NotFoundError
 from segunlearn.records.versions import State, VersionRegistry, WeightsState
 
-#: Details of a manifest that stay inside: who was kept out of the training.
-_HIDDEN: Final = ("held_out", "held_out_pseudonyms", "held_out_key")
+#: Details of a manifest that stay inside, and go on to what is made from a version: who was kept
+#: out of the training.
+HELD_OUT: Final = ("held_out", "held_out_pseudonyms", "held_out_key")
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def lines_of(registry: VersionRegistry, records: Records | None) -> list[Version
             v.version, v.state, v.weights_state, v.sha256, v.parent_sha256,
             names.get(v.parent_sha256 or "", ""), v.created, v.run_id,
             str(v.details.get("method", "")), _level(records, v.run_id, v.details),
-            {k: value for k, value in v.details.items() if k not in _HIDDEN},
+            {k: value for k, value in v.details.items() if k not in HELD_OUT},
         )
         for v in versions
     ]  # fmt: skip

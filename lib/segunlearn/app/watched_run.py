@@ -23,6 +23,9 @@ class WatchedRun:
     run_id: str
     on_progress: Callable[[Progress], None] | None
     stopped: Callable[[], bool] | None
+    #: Tells that whoever started the run is gone; ``gone``: it was told so.
+    orphan: Callable[[], bool] | None = None
+    gone: bool = False
     _looked: float
     _stop: bool
 
@@ -46,8 +49,9 @@ class WatchedRun:
         return self._stop
 
     def forsaken(self) -> bool:
-        """Whether nobody waits for the run any more."""
-        return False
+        """Whether whoever started the run is gone."""
+        self.gone = self.orphan is not None and self.orphan()
+        return self.gone
 
     def _cancelled(self) -> bool:
         try:

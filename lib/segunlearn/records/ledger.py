@@ -341,15 +341,17 @@ class Ledger:
         *,
         model: str | None = None,
         kind: str | None = None,
+        version: str | None = None,
         limit: int = 50,
         offset: int = 0,
     ) -> Sequence[LedgerRow]:
-        """Page through rows, newest first."""
+        """Page through rows, newest first; ``version`` is the SHA-256 of what a run made."""
         if not 0 <= limit <= 1000 or not 0 <= offset < 2**62:
             raise InvalidInputError(
                 f"limit must lie in 0..1000 and offset be at least 0, got {limit} and {offset}."
             )
-        wanted = {LEDGER_ROW.c.model: model, LEDGER_ROW.c.kind: kind}
+        row = LEDGER_ROW.c
+        wanted = {row.model: model, row.kind: kind, row.version_sha256: version}
         return self._rows([c == v for c, v in wanted.items() if v is not None], limit, offset)
 
     def _rows(

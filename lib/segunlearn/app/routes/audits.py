@@ -99,10 +99,13 @@ def get_audit(audit_id: AuditId, user: Reader, services: Services) -> dict[str, 
 )
 def get_report(audit_id: AuditId, user: Reader, services: Services) -> HTMLResponse:
     """Send the HTML report; one with pictures of patients to administrators only."""
-    pictures = services.get(audit_id)["about"].get("pictures", False)
-    if pictures and settings.MONAI_LABEL_AUTH_ROLE_ADMIN not in user.roles:
+    result, page = services.report(audit_id)
+    if (
+        result["about"].get("pictures", False)
+        and settings.MONAI_LABEL_AUTH_ROLE_ADMIN not in user.roles
+    ):
         raise ForbiddenError(
             "this report shows images of patients; it is for administrators. Ask one for a report "
             "without pictures."
         )
-    return HTMLResponse(services.report(audit_id), headers=REPORT_HEADERS)
+    return HTMLResponse(page, headers=REPORT_HEADERS)
