@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from segunlearn.app.unlearn_undo import Undo
 from segunlearn.errors import CancelledError, ConflictError, InvalidInputError, NotFoundError
 from segunlearn.records.versions import file_sha256
 from unlearn_site import copy_of, everything, known_site, let_it_pass
-from unlearn_storm import passing_audit
+from unlearn_storm import passing_audit, quick_make
 
 
 @pytest.fixture(scope="module")
@@ -252,3 +253,30 @@ def test_orders_that_cannot_be_followed(site: Site) -> None:
     Undo(site.home, site.records, MODEL, "test").restore(request)
     with pytest.raises(ConflictError, match="is restored"):
         restored(site, request)
+
+
+@pytest.mark.parametrize("reason", ["wrong_label", "consent_withdrawn"])
+def test_what_is_only_hidden_is_forgotten_with_the_next_one(
+    site: Site, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    """Fulfilled by it (a wrong label), or still in work: made from such a version, it may show."""
+    forget_set = site.records.forget_set
+    hidden, _ = forget_set.mark("patient", site.forget[0].person, reason, actor="test")
+    forget_set.approve(hidden.request_id, actor="test")
+    with monkeypatch.context() as patch:  # as an adapter does it: made from what knows the study
+        patch.setattr(unlearn_run, "make", lambda *given: replace(quick_make(*given), exact=False))
+        run_of(site, requests=(hidden.request_id,), level="hidden").execute(site.cases)
+    before = forget_set.get(hidden.request_id)
+    assert (before.state == "fulfilled", before.reached) == (reason == "wrong_label", "hidden")
+    (request,) = site.mark(site.forget[1:])
+    run = run_of(site, requests=(request,))
+    choice = run.prepare(site.cases)
+    assert choice.original is not None
+    assert choice.original.weights_state == "here"
+    assert choice.sets is not None
+    assert {c.person for c in choice.sets.forget} == {c.person for c in site.forget}
+    plan = plan_of(choice, site.records, run.order)
+    assert [r["id"] for r in plan.requests] == [request, hidden.request_id]
+    assert run.execute(site.cases)["requests"][request]["state"] == "fulfilled"
+    assert forget_set.get(hidden.request_id) == before
+    assert not knows(site, served(site), 0)

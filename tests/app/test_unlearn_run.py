@@ -110,6 +110,25 @@ def test_the_life_of_a_request(site: Site) -> None:
         undo.restore(again[1])
 
 
+def test_the_first_of_two_comes_back_without_the_second(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what the served model does; what audits find of three people is chance and not asked."""
+    monkeypatch.setattr(UnlearnRun, "_audited", passing_audit)
+    ids, halves = [], (site.forget[:3], site.forget[3:])
+    for half in halves:
+        ids.append(site.mark(half))
+        assert unlearn(site, RETRAIN, ids[-1])["outcome"] == "published"
+    found = unlearn(site, replace(RETRAIN, restore=ids[0][0]), [])
+    assert (found["outcome"], found["version"]) == ("restored", "v0004")
+    assert found["restored"] == sorted(ids[0])
+    assert states(site, ids[1]) == {("fulfilled", "unlearned")}
+    again = network(site, "v0004")
+    back, gone = (mean_dice(again, studies_of(h, task.CONFIG), task.CONFIG) for h in halves)
+    assert back > 0.95
+    assert gone < 0.9
+
+
 def test_a_candidate_that_remembers_is_refused_and_nothing_changes(site: Site) -> None:
     ids = site.mark(site.forget)
     before = site.registry.get("v0001").weights.read_bytes()

@@ -11,7 +11,11 @@ from segunlearn.app.audit_targets import Targets, version_of
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.app.unlearn_order import UnlearnOrder
-from segunlearn.app.unlearn_reach import ledger_cases, versions_that_know
+from segunlearn.app.unlearn_reach import (
+    ledger_cases,
+    show_what_was_forgotten,
+    versions_that_know,
+)
 from segunlearn.audit.policy import Level
 from segunlearn.cases import Case
 from segunlearn.errors import ConflictError, InvalidInputError
@@ -47,6 +51,9 @@ class UnlearnChoice:
         To reach.
     needed
         Highest level that the requests need.
+    also
+        Requests whose studies are forgotten with them, and whose states stay: they are only hidden
+        in the original, and what is made from it could show them.
     back
         Requests that are restored, where ``requests`` are forgotten again beside them.
     stay
@@ -61,6 +68,7 @@ class UnlearnChoice:
     know: tuple[VersionInfo, ...]
     level: Level
     needed: Level
+    also: tuple[ForgetRequest, ...] = ()
     back: tuple[ForgetRequest, ...] = ()
     stay: tuple[str, ...] = ()
 
@@ -105,10 +113,13 @@ def choose_unlearning(
             elsewhere.append(request)
     needed: Level = highest(r.needed for r in asked)
     know = {v.version: v for _, _, versions in served for v in versions}
-    original, sets = None, None
+    original, sets, also = None, None, []
     if known:
         original = _original(registry, active)
         ids = tuple(r.request_id for r in known)
+        shown = show_what_was_forgotten(Audits(home), records, registry, [original], hidden=True)
+        also = [r for r, _ in shown if r.request_id not in ids]
+        ids += tuple(r.request_id for r in also)
         sets = choose(
             records, registry, cases, candidate=original.version, original=original.version,
             targets=Targets(requests=ids),
@@ -122,6 +133,7 @@ def choose_unlearning(
         know=tuple(know[v] for v in sorted(know, key=lambda n: int(n[1:]))),
         level=order.level_for(needed),
         needed=needed,
+        also=tuple(also),
     )
 
 
@@ -190,5 +202,8 @@ def _original(registry: VersionRegistry, active: VersionInfo) -> VersionInfo:
     """Find the version to unlearn from: not one that only hides what is to be forgotten."""
     version = active
     while version.details.get("hides") and version.parent_sha256:
-        version = registry.get(version.parent_sha256)
+        parent = registry.get(version.parent_sha256)
+        if parent.weights_state != "here":  # sealed: hiding it was all that was asked for
+            break
+        version = parent
     return version

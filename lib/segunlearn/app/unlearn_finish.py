@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -241,8 +241,7 @@ class Finisher:
 
     def _purge(self, journal: Journal) -> None:
         registry = self.registry(journal.model)
-        holding = [d for d in self.deposits.all() if self._holds(d, journal)]
-        self._destroy_deposits({*journal.requests, *(r for d in holding for r in d.requests)})
+        self._destroy_deposits(self.bound_to(journal.model, journal.requests, journal.retire))
         for version in journal.retire:
             registry.retire(version)
             registry.destroy_weights(version)
@@ -252,12 +251,20 @@ class Finisher:
         for request_id in self._in(journal.requests, "fulfilled"):
             self._move(journal, request_id, "purged", journal.why)
 
-    @staticmethod
-    def _holds(deposit: Deposit, journal: Journal) -> bool:
-        """Whether a deposit, also another request's, holds a version that is to be purged."""
-        return deposit.model == journal.model and any(
-            e.version in journal.retire for e in deposit.entries
+    def bound_to(
+        self, model: str, requests: Collection[str], versions: Collection[str]
+    ) -> frozenset[str]:
+        """List whose keys a purge destroys: the named requests', and all that share a deposit.
+
+        A deposit that holds one of ``versions`` is shared, also where another request made it.
+        """
+        shared = (
+            d.requests
+            for d in self.deposits.all()
+            if set(requests) & set(d.requests)
+            or (d.model == model and any(e.version in versions for e in d.entries))
         )
+        return frozenset(requests).union(*shared)
 
     def _destroy_deposits(self, requests: Iterable[str]) -> None:
         """Destroy the keys first: without them the deposits are noise, wherever copies are."""

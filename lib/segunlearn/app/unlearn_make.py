@@ -15,18 +15,21 @@ from torch import nn
 
 from segunlearn.app.audit_choice import Choice
 from segunlearn.app.audit_references import reference_settings
+from segunlearn.app.audit_studies import read_sets
 from segunlearn.app.records import Records
 from segunlearn.app.unlearn_check import settings_of
 from segunlearn.app.unlearn_order import UnlearnOrder
+from segunlearn.app.unlearn_watch import Watch
 from segunlearn.cases import Case
-from segunlearn.errors import CancelledError, IntegrityError
+from segunlearn.errors import IntegrityError
 from segunlearn.inference import choose_device
 from segunlearn.networks import load_weights, save_weights
 from segunlearn.records.runs import Progress
 from segunlearn.training import train
-from segunlearn.unlearning import METHODS, Study, UnlearningSets, studies_of, unlearn
+from segunlearn.unlearning import METHODS, UnlearningSets, unlearn
 from segunlearn.unlearning.erode_and_repair_lora import repaired
 from segunlearn.unlearning.erosion import restore_from
+from segunlearn.unlearning.loop import watched
 
 #: Method whose candidate leads back to the original by a small deposit.
 SMALL: Final = "erode_and_repair_lora"
@@ -104,8 +107,29 @@ def make(
         ``cancel`` said so.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    watch = Watch(sets, report)
+    device = choose_device(order.device)
+    original = load_weights(sets.original.weights, sets.config, sets.original.sha256).to(device)
+    watch.look(original, "measure the original")
     if name == "retrain":
-        return _retrained(order, sets, records, folder, report, cancel)
+        made = _retrained(order, sets, records, folder, report, cancel)
+    else:
+        with watched(watch):
+            made = _unlearned(name, original, order, sets, folder, report, cancel)
+    candidate = load_weights(made.weights, sets.config, made.sha256)
+    watch.look(candidate.to(device), "measure the candidate")
+    return made
+
+
+def _unlearned(
+    name: str,
+    original: nn.Module,
+    order: UnlearnOrder,
+    sets: Choice,
+    folder: Path,
+    report: Callable[[Progress], None],
+    cancel: Callable[[], bool],
+) -> Made:
     method = METHODS[name]
     settings = settings_of(name, order)
     known = {f.name for f in dataclasses.fields(settings)}
@@ -115,18 +139,18 @@ def make(
         settings = dataclasses.replace(settings, key=secrets.token_hex(32))
     reads = method.reads_with(settings)
     members: dict[str, tuple[Case, ...]] = {str(n): tuple(getattr(sets, n)) for n in reads}
-    studies = _read(members, sets, report, cancel)
+    studies = read_sets(
+        members, sets.config, lambda n, total: report(Progress("read studies", n, total)), cancel
+    )
     given = UnlearningSets(sets.config, **studies)
-    device = choose_device(order.device)
-    original = load_weights(sets.original.weights, sets.config, sets.original.sha256)
     weights = folder / "candidate.safetensors"
     started, deposit = time.process_time(), b""
     if name == SMALL:
-        found = repaired(original.to(device), given, settings, report, cancel)
+        found = repaired(original, given, settings, report, cancel)
         digest = save_weights(found.network.cpu(), weights)
         deposit = _HEADER.pack(bytes.fromhex(found.key), found.keep) + found.deposit.to_bytes()
     else:
-        made = unlearn(name, original.to(device), given, settings, report, cancel)
+        made = unlearn(name, original, given, settings, report, cancel)
         digest = save_weights(made.network.cpu(), weights)
     used = {k: v for k, v in dataclasses.asdict(settings).items() if k != "key"}
     return Made(
@@ -154,26 +178,6 @@ def original_from(deposit: bytes, candidate: nn.Module, folder: Path) -> bytes:
         return path.read_bytes()
     finally:
         path.unlink(missing_ok=True)
-
-
-def _read(
-    members: dict[str, tuple[Case, ...]],
-    sets: Choice,
-    report: Callable[[Progress], None],
-    cancel: Callable[[], bool],
-) -> dict[str, tuple[Study, ...]]:
-    total, done = sum(map(len, members.values())), 0
-    found: dict[str, tuple[Study, ...]] = {}
-    for name, cases in members.items():
-        studies: list[Study] = []
-        for case in cases:
-            if cancel():
-                raise CancelledError("the unlearning was stopped while studies were read.")
-            studies += studies_of([case], sets.config)
-            done += 1
-            report(Progress("read studies", done, total))
-        found[name] = tuple(studies)
-    return found
 
 
 def _retrained(

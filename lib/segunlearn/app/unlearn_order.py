@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
 
 from segunlearn.audit.policy import Level, Policy
-from segunlearn.errors import InvalidInputError, NotFoundError
+from segunlearn.errors import InvalidInputError
 from segunlearn.records.forget_states import LEVELS
-from segunlearn.unlearning import METHODS
+from segunlearn.unlearning import method_named
 
 #: Method that is tried for each level; the audit decides what it reaches.
 BY_LEVEL: Final[Mapping[str, str]] = {
@@ -75,11 +75,8 @@ class UnlearnOrder:
     why: str = ""
 
     def __post_init__(self) -> None:
-        if self.method and self.method not in METHODS:
-            raise NotFoundError(
-                f"there is no unlearning method {self.method!r:.60}; there are "
-                f"{', '.join(METHODS)}."
-            )
+        if self.method:
+            method_named(self.method)
         if self.level and self.level not in LEVELS[1:]:
             raise InvalidInputError(
                 f"{self.level!r:.40} is no level to reach; use {', '.join(LEVELS[1:])}."

@@ -45,6 +45,7 @@ def plan_of(choice: UnlearnChoice, records: Records, order: UnlearnOrder) -> Pla
     requests = [
         *(_line(r, "comes back") for r in choice.back),
         *(_line(r, _FORGOTTEN_AGAIN if choice.back else "is unlearned") for r in choice.requests),
+        *(_line(r, "only hidden so far: is unlearned with them") for r in choice.also),
         *(_line(r, "older versions that know it are sealed") for r in choice.elsewhere),
         *(_line(r, "no recorded run used it: fulfilled at once") for r in choice.never),
     ]
@@ -52,7 +53,8 @@ def plan_of(choice: UnlearnChoice, records: Records, order: UnlearnOrder) -> Pla
     if choice.original is None or sets is None:
         return Plan(tuple(requests), "", 0, 0, 0, 0, choice.level, (), "", "")
     names = dict.fromkeys([*BY_LEVEL.values(), "erode_and_repair_lora", order.method])
-    ways = tuple(_way(n, sets, records, order) for n in names if n)
+    weights = sum(p.numel() for p in build_network(sets.config, 0).parameters())
+    ways = tuple(_way(n, sets, records, order, weights) for n in names if n)
     people = len(persons_of(sets.forget))
     unseen = len(persons_of(sets.test))
     power = order.policy.weakest_power
@@ -78,7 +80,7 @@ def _line(request: ForgetRequest, what: str) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _way(name: str, sets: Choice, records: Records, order: UnlearnOrder) -> Way:
+def _way(name: str, sets: Choice, records: Records, order: UnlearnOrder, weights: int) -> Way:
     level = next((lv for lv, m in BY_LEVEL.items() if m == name), "")
     if not level:
         level = "unlearned" if name.startswith("erode") else "hidden"
@@ -88,7 +90,7 @@ def _way(name: str, sets: Choice, records: Records, order: UnlearnOrder) -> Way:
         method=name,
         level=cast(Level, level),
         seconds=seconds,
-        memory_bytes=memory_of(sets.config, getattr(settings(), "batch_size", 4)),
+        memory_bytes=memory_of(sets.config, weights, getattr(settings(), "batch_size", 4)),
         reads=METHODS[name].reads,
         measured=measured,
         words=_WORDS[level],
@@ -129,12 +131,11 @@ def _patches(name: str, changed: Mapping[str, Any], sets: Choice) -> float:
     return steps * batch * max(1, len(METHODS[name].reads))
 
 
-def memory_of(config: ModelConfig, batch: int) -> int:
-    """Bytes for weights (five copies: two networks, gradient, two moments) and activations.
+def memory_of(config: ModelConfig, weights: int, batch: int) -> int:
+    """Bytes for a number of weights (five copies: two networks, gradient, two moments) and maps.
 
     A U-Net keeps about six maps of each level for the backward pass, twice for the decoder.
     """
-    weights = sum(p.numel() for p in build_network(config, 0).parameters())
     voxels = math.prod(config.patch_size)
     maps = sum(
         12 * features * voxels / 2 ** (config.spatial_dims * min(level, 4))

@@ -58,6 +58,8 @@ def show_what_was_forgotten(
     records: Records,
     registry: VersionRegistry,
     versions: Sequence[VersionInfo],
+    *,
+    hidden: bool = False,
 ) -> Iterator[tuple[ForgetRequest, frozenset[str]]]:
     """Live requests that took something out of service which some versions would show again.
 
@@ -67,12 +69,14 @@ def show_what_was_forgotten(
         Of the installation.
     versions
         That may be served, or put back.
+    hidden
+        Also those that hide it: what is made from them may show it again.
 
     Yields
     ------
     request, versions
-        The names of those that know its studies; of a request that is only ``hidden``, without
-        those that an audit found to hide them.
+        The names of those that know its studies; of a request that is only ``hidden``, by default
+        without those that an audit found to hide them.
     """
     taught = _taught_any(records, versions)
     offset = 0
@@ -85,7 +89,7 @@ def show_what_was_forgotten(
                 continue
             series = {case.series for case in ledger_cases(records.ledger, request)}
             know = {v.sha256 for v in versions_that_know(audits, records, registry, series)}
-            if request.reached == "hidden":
+            if request.reached == "hidden" and not hidden:
                 know -= passed_without(audits, pseudonyms_of(records, series), "hidden")
             if found := frozenset(v.version for v in versions if v.sha256 in know):
                 yield request, found

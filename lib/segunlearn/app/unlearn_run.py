@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from segunlearn.app.audit_order import Order
@@ -17,12 +17,13 @@ from segunlearn.app.records import Records
 from segunlearn.app.train_ledger import library_versions, machine
 from segunlearn.app.unlearn_check import check
 from segunlearn.app.unlearn_choice import UnlearnChoice, choose_unlearning
-from segunlearn.app.unlearn_finish import RESTORED, ROLE, Finisher
+from segunlearn.app.unlearn_finish import RESTORED, ROLE, Finisher, registry_active
 from segunlearn.app.unlearn_journal import Journal
 from segunlearn.app.unlearn_make import Made, make
 from segunlearn.app.unlearn_order import UnlearnOrder
 from segunlearn.app.unlearn_restore import choose_restore
 from segunlearn.app.unlearn_settle import settle
+from segunlearn.app.version_list import HELD_OUT
 from segunlearn.app.watched_run import WatchedRun
 from segunlearn.cases import Case
 from segunlearn.errors import CancelledError, ConflictError, SegUnlearnError
@@ -74,6 +75,8 @@ class UnlearnRun(WatchedRun):
     _looked: float = 0.0
     _stop: bool = False
     _started: str = ""
+    _phase: str = ""
+    _first: tuple[float, int] = (0.0, 0)
 
     @property
     def registry(self) -> VersionRegistry:
@@ -165,19 +168,18 @@ class UnlearnRun(WatchedRun):
     def _retire_only(self, choice: UnlearnChoice) -> list[str]:
         """Seal older versions that know what the served one does not."""
         ids = tuple(r.request_id for r in choice.elsewhere)
-        others = {v.version for v in choice.know}
-        if choice.original is not None:  # those are sealed when it is replaced
-            others = {v for v in others if v != choice.original.version}
+        active = registry_active(self.registry)
+        # the one that is unlearned from is sealed when it is replaced
+        kept = {active, choice.original.version if choice.original is not None else ""}
+        retire = tuple(v.version for v in choice.know if v.version not in kept)
         run_id = self.records.runs.start(
             "unlearn", self.order.model,
-            {"method": "none", "requests": list(ids), "original": max(others, default="")},
+            {"method": "none", "requests": list(ids), "original": retire[-1] if retire else ""},
             requested_by=self.requested_by,
         )  # fmt: skip
-        active = self.registry.active()
         journal = Journal(
-            run_id, "unlearn", self.order.model, ids, self.requested_by or ROLE,
-            active.version if active else "",
-            retire=tuple(sorted(others - {active.version if active else ""})),
+            run_id, "unlearn", self.order.model, ids, self.requested_by or ROLE, active,
+            retire=retire,
             reached="retrained", decided=True, why="only versions out of service knew it",
         ).written(self.home)  # fmt: skip
         for request_id in ids:
@@ -293,12 +295,11 @@ class UnlearnRun(WatchedRun):
                 versions=library_versions(),
                 machine=machine(),
                 started=self._started,
-                ended=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+                ended=utc_now(),
                 outcome="done",
             )
         )  # fmt: skip
-        kept = ("held_out_pseudonyms", "held_out_key", "held_out")
-        details = {k: v for k, v in original.details.items() if k in kept}
+        details = {k: v for k, v in original.details.items() if k in HELD_OUT}
         if choice.level == "hidden":
             details["hides"] = True
         return self.registry.publish(
@@ -319,7 +320,7 @@ class UnlearnRun(WatchedRun):
                 candidate=candidate.version,
                 original=original.version,
                 targets=Targets(
-                    requests=tuple(r.request_id for r in choice.requests),
+                    requests=tuple(r.request_id for r in [*choice.requests, *choice.also]),
                     back=tuple(r.request_id for r in choice.back),
                 ),
                 level=choice.level,
@@ -370,10 +371,12 @@ class UnlearnRun(WatchedRun):
         }
 
     def report(self, progress: Progress) -> None:
-        """Write progress to the store."""
+        """Write progress to the store, with the time that its phase will take if it goes on so."""
+        now = time.monotonic()
+        if progress.phase != self._phase:
+            self._phase, self._first = progress.phase, (now, progress.step)
+        began, first = self._first
+        if progress.eta_seconds is None and progress.step > first:
+            pace = (now - began) / (progress.step - first)
+            progress = replace(progress, eta_seconds=pace * (progress.total - progress.step))
         self.tell(progress)
-
-    def forsaken(self) -> bool:
-        """Whether whoever started the run is gone."""
-        self.gone = self.orphan is not None and self.orphan()
-        return self.gone

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from segunlearn.app.audit_choice import identifiers_of
 from segunlearn.app.audit_files import Audits, passed_without
 from segunlearn.app.locks import training_lock
 from segunlearn.app.options import Home
@@ -19,7 +20,6 @@ from segunlearn.audit.sweep import Place, sweep
 from segunlearn.errors import ConflictError
 from segunlearn.records.forget_requests import ForgetRequest
 from segunlearn.records.forget_states import at_least
-from segunlearn.records.targets import split_person
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 
 
@@ -145,27 +145,20 @@ class Undo:
         series = {c.series for c in ledger_cases(self.records.ledger, request)}
         know = versions_that_know(Audits(self.home), self.records, self.registry, series)
         versions = tuple(v.version for v in know)
-        others = {
-            r
-            for d in Finisher(self.home, self.records).deposits.all()
-            if request.request_id in d.requests
-            or (d.model == self.model and any(e.version in versions for e in d.entries))
-            for r in d.requests
-        }
-        return versions, tuple(sorted(others - {request.request_id}))
+        finisher = Finisher(self.home, self.records)
+        bound = finisher.bound_to(self.model, (request.request_id,), versions)
+        return versions, tuple(sorted(bound - {request.request_id}))
 
     def _open_places(self, cases: Any) -> list[Place]:
         pseudonyms = self.records.pseudonyms
         series = frozenset(c.series for c in cases)
-        names = series | {c.study for c in cases}
-        names |= {p for p in (split_person(c.person)[0] for c in cases) if len(p) > 3}
         without = passed_without(Audits(self.home), pseudonyms_of(self.records, series))
         saw = {
             s.version_sha256 for c in cases for s in self.records.ledger.versions_that_saw(
                 series=c.series
             )
         }  # fmt: skip
-        places = sweep(self.home.root, names, saw, pseudonyms, without=without)
+        places = sweep(self.home.root, identifiers_of(cases), saw, pseudonyms, without=without)
         return [p for p in places if p.state == "open"]
 
     def _start(self, kind: str, requests: tuple[str, ...], version: str) -> str:

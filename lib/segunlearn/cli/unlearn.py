@@ -30,7 +30,8 @@ from segunlearn.cli.common import (
     records_of,
     stop_on_interrupt,
 )
-from segunlearn.errors import InvalidInputError, NotFoundError
+from segunlearn.cli.method_settings import settings_of
+from segunlearn.errors import InvalidInputError
 
 if TYPE_CHECKING:  # they load torch
     from segunlearn.app.options import Home
@@ -135,7 +136,7 @@ def unlearn(
         requests=tuple(request or ()),
         level=level.value if level else "",
         method=method,
-        settings=_settings_of(method, setting or ()),
+        settings=settings_of(method, setting or ()),
         retain=retain.value,
         quick=quick,
         references=references if with_reference else 0,
@@ -218,14 +219,17 @@ def restore(
     the audit did not pass, and nothing was changed.
     """
     from segunlearn.app.unlearn_order import UnlearnOrder
+    from segunlearn.app.unlearn_settle import settle
 
     place, undo = home_of(home), _undo(home, model, store)
+    if not plan:
+        settle(place, undo.records, model)
     asked = undo.would_restore(request)
     if asked.again and (data is not None or studies):
         order = UnlearnOrder(
             model,
             method=method,
-            settings=_settings_of(method, setting or ()),
+            settings=settings_of(method, setting or ()),
             retain=retain.value,
             quick=quick,
             references=references if with_reference else 0,
@@ -329,62 +333,11 @@ def _would_be_destroyed(undo: Undo, request_id: str) -> list[str]:
     return [*lines, "this is final: nobody can restore it. Nothing was changed; add --yes."]
 
 
-def _settings_of(method: str, pairs: Sequence[str]) -> dict[str, Any]:
-    """Read settings of a method from NAME=VALUE, each of its field's type.
-
-    Raises
-    ------
-    NotFoundError
-        There is no such method.
-    InvalidInputError
-        A setting is unknown, or its value has the wrong type.
-    """
-    from segunlearn.unlearning import METHODS
-
-    if not pairs:
-        return {}
-    if not method:
-        raise InvalidInputError("--set is about a method; name it by --method.")
-    if method not in METHODS:
-        raise NotFoundError(
-            f"there is no unlearning method {method!r:.60}; there are {', '.join(METHODS)}."
-        )
-    fields = {
-        name: field
-        for name, field in METHODS[method].settings.__dataclass_fields__.items()
-        if name != "key"
-    }
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        name, sign, text = pair.partition("=")
-        if not sign or name not in fields:
-            raise InvalidInputError(
-                f"--set {pair!r:.60}: write NAME=VALUE; {method} has {', '.join(sorted(fields))}."
-            )
-        found[name] = _typed(pair, text, fields[name].default)
-    return found
-
-
-def _typed(pair: str, text: str, example: Any) -> Any:
-    """Read a text as the type of a setting's default."""
-    if isinstance(example, bool):
-        if text.lower() not in ("true", "false"):
-            raise InvalidInputError(f"--set {pair!r:.60}: must be true or false.")
-        return text.lower() == "true"
-    if isinstance(example, tuple):
-        return (
-            tuple(_typed(pair, t.strip(), example[0]) for t in text.split(",")) if example else ()
-        )
-    if example is None:
-        raise InvalidInputError(f"--set {pair!r:.60}: this setting cannot be given as text.")
-    try:
-        return type(example)(text)
-    except (TypeError, ValueError) as error:
-        kind = {int: "whole number", float: "number"}.get(type(example), type(example).__name__)
-        raise InvalidInputError(f"--set {pair!r:.60}: must be a {kind}.") from error
-
-
 def _phase(progress: Progress) -> str:
+    """Text beside the bar: the Dice of the sets where they are known, else every figure."""
+    dice = {k.removesuffix("_dice"): v for k, v in progress.metrics.items() if k.endswith("_dice")}
+    if "forget" in dice:
+        return " ".join([f"{progress.phase}: Dice", *(f"{k} {v:.2f}" for k, v in dice.items())])
     figures = (f"{name} {value:.3g}" for name, value in progress.metrics.items())
     return " ".join([progress.phase, *figures])[:60]
 

@@ -51,6 +51,7 @@ __all__ = [
     "UnlearningSets",
     "checked",
     "cut_to_patch",
+    "method_named",
     "studies_of",
     "unlearn",
 ]
@@ -238,6 +239,21 @@ class Unlearned:
     cpu_seconds: float
 
 
+def method_named(name: str) -> Method:
+    """Find a method by its name.
+
+    Raises
+    ------
+    NotFoundError
+        There is none.
+    """
+    if name not in METHODS:
+        raise NotFoundError(
+            f"there is no unlearning method {name!r:.60}; there are {', '.join(METHODS)}."
+        )
+    return METHODS[name]
+
+
 def checked(
     name: str, network: nn.Module, sets: UnlearningSets, settings: Any = None
 ) -> tuple[Method, Any, UnlearningSets]:
@@ -261,9 +277,7 @@ def checked(
         Settings of another method, a set that it reads is empty, a network or sets that it
         cannot treat.
     """
-    if name not in METHODS:
-        raise NotFoundError(f"no unlearning method {name!r}; there are {', '.join(METHODS)}.")
-    method = METHODS[name]
+    method = method_named(name)
     settings = method.settings() if settings is None else settings
     if type(settings) is not method.settings:
         raise InvalidInputError(

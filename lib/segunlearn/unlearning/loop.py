@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -24,6 +25,10 @@ from segunlearn.unlearning.sets import Study
 
 Report = Callable[[Progress], None]
 Cancel = Callable[[], bool]
+#: ``(network, steps done, steps in all)`` to figures that the progress shows beside the loss.
+Watch = Callable[[nn.Module, int, int], Mapping[str, float]]
+
+_WATCH: ContextVar[Watch | None] = ContextVar("watch", default=None)
 
 #: Studies that go through the network together when they are scored.
 _SCORED_TOGETHER = 16
@@ -36,6 +41,16 @@ def no_report(_: Progress) -> None:
 def never() -> bool:
     """Go on."""
     return False
+
+
+@contextmanager
+def watched(watch: Watch) -> Iterator[None]:
+    """Let somebody look at the network after each step of every descent inside."""
+    token = _WATCH.set(watch)
+    try:
+        yield
+    finally:
+        _WATCH.reset(token)
 
 
 @dataclass(frozen=True)
@@ -138,7 +153,9 @@ def descend(
         optimiser.step()
         if scheduler is not None:
             scheduler.step()
-        report(Progress(phase, step + 1, steps.count, {"loss": loss.item()}))
+        watch = _WATCH.get()
+        figures = watch(network, step + 1, steps.count) if watch is not None else {}
+        report(Progress(phase, step + 1, steps.count, {"loss": loss.item(), **figures}))
         if after_step is not None and after_step(step + 1):
             return step + 1
     return steps.count
