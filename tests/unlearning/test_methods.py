@@ -16,7 +16,7 @@ from segunlearn.networks import build_network
 from segunlearn.records.runs import Progress
 from segunlearn.unlearning import METHODS, UnlearningSets, unlearn
 from segunlearn.unlearning.erode_and_repair import ErodeAndRepairSettings
-from segunlearn.unlearning.erosion import keyed_weights
+from segunlearn.unlearning.erosion import eroded, keyed_weights
 from segunlearn.unlearning.loop import (
     Steps,
     descend,
@@ -66,15 +66,15 @@ def test_the_given_network_stays_and_the_seed_decides(name: str) -> None:
     assert not same(before, first.network.state_dict())
     assert same(first.network.state_dict(), second.network.state_dict())
     assert reports
-    assert set(first.read) == set(METHODS[name].reads)
+    assert set(first.read) == set(METHODS[name].reads_with(short(name)))
     assert not first.network.training
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_works_on_nothing_but_what_it_says_it_reads(name: str) -> None:
-    method = METHODS[name]
-    unlearn(name, build_network(CONFIG, 5), SETS.only(method.reads), short(name))
-    for left_out in method.reads:
+    read = METHODS[name].reads_with(short(name))
+    unlearn(name, build_network(CONFIG, 5), SETS.only(read), short(name))
+    for left_out in read:
         others = tuple(n for n in ("forget", "retain", "calibration") if n != left_out)
         with pytest.raises(InvalidInputError, match=f"{left_out} set is empty"):
             unlearn(name, build_network(CONFIG, 5), SETS.only(others), short(name))
@@ -198,17 +198,25 @@ def test_keyed_weights_are_distributed_as_torch_draws_them() -> None:
     )
     other = keyed_weights(network, bytes(31) + b"1")
     assert same(first, again)
-    for name, weight in network.state_dict().items():
-        drawn = first[name]
+    weights = network.state_dict()
+    assert set(first) == {n for n, w in weights.items() if w.ndim > 1}  # the convolutions
+    for name, drawn in first.items():
+        weight = weights[name]
         assert drawn.shape == weight.shape
-        if weight.ndim == 1 and float(weight.std()) == 0:  # a normalisation
-            assert torch.equal(drawn, weight)
-            continue
         assert not torch.equal(drawn, other[name])
         if weight.numel() >= 500:
             assert float(drawn.abs().max()) == pytest.approx(float(weight.abs().max()), rel=0.05)
             assert float(drawn.std()) == pytest.approx(float(weight.std()), rel=0.1)
             assert abs(float(drawn.mean())) < 0.15 * float(drawn.std())
+
+
+def test_biases_and_normalisations_are_not_eroded() -> None:
+    """They stay to the bit; every convolution is mixed with fresh weights."""
+    before = original()
+    after, fresh = eroded(before, "5e" * 32, 0.25), keyed_weights(before, b"\x5e" * 32)
+    for name, weight in before.named_parameters():
+        wanted = 0.25 * weight + 0.75 * fresh[name] if weight.ndim > 1 else weight
+        assert torch.allclose(after.get_parameter(name), wanted, atol=1e-7)
 
 
 def test_erosion_takes_the_memory_and_repair_brings_the_skill_back() -> None:

@@ -172,7 +172,7 @@ METHODS: dict[str, Method] = {
         calibrated.CalibratedSettings,
         calibrated.READS,
         False,
-        "bring the forget set to the loss of unseen people and no further, by an adapter: hides",
+        "bring the forget set to the loss of unseen people and no further: hides",
         calibration.reads,
         checks.adapters_and_calibration,
     ),

@@ -15,6 +15,7 @@ from segunlearn.errors import InvalidInputError
 from segunlearn.networks import ModelConfig
 from segunlearn.training.augmentation import sample_patch
 from segunlearn.unlearning.loop import (
+    Targets,
     device_of,
     dice_ce_of,
     distillation,
@@ -200,7 +201,12 @@ class Terms:
             )
             if studies
         }
+        self._targets = {
+            name: Targets(self.teacher, getattr(sets, name), sets.config) for name in self._others
+        }
         self._generator = torch.Generator().manual_seed(seed)
+        #: Whether :meth:`reached` will be asked.
+        self.noted = structure == 0
         self._harm: list[float] = []
         if structure == 0:
             unseen = study_losses(self.teacher, sets.calibration, sets.config, seed)
@@ -238,7 +244,7 @@ class Terms:
 
     def note(self, logits: torch.Tensor, batch: Batch) -> None:
         """Remember the losses of the last forget batch, for :meth:`reached`."""
-        if self.structure == 0:
+        if self.noted:
             drawn = list(self._forget.last)
             self.losses[drawn] = sample_losses(logits.detach(), batch[1]).cpu()
             self._seen[drawn] = True
@@ -253,8 +259,11 @@ class Terms:
                 noise = torch.randn(image.shape, generator=self._generator)
                 image = image + self.weights.noise * noise
             image = image.to(device)
-            with torch.no_grad():
-                target = self.teacher(image)
+            if self.weights.noise:
+                with torch.no_grad():
+                    target = self.teacher(image)
+            else:
+                target = self._targets[name].of(image, draw.last)
             logits = student(image)
             if self.structure:
                 term = withdrawal_loss(logits, target, self.structure, self.heir)
@@ -262,8 +271,9 @@ class Terms:
                 term = distillation(logits, target)
             if name == "calibration":
                 total = total + self.weights.calibration * term
-                harm = sample_losses(logits.detach(), label) - sample_losses(target, label)
-                self._harm.append(float(harm.mean()))
+                if self.noted:
+                    harm = sample_losses(logits.detach(), label) - sample_losses(target, label)
+                    self._harm.append(float(harm.mean()))
             else:
                 # the labels of R still hold a structure that is withdrawn
                 loss = 0.0 if self.structure else dice_ce_of(logits, label)

@@ -33,8 +33,7 @@ class ErodeAndRepairLoraSettings:
     Parameters
     ----------
     keep
-        k: share of the old weights, in (0, 1). A low rank keeps more of k W0 in the result than a
-        dense repair: in the pilot 0.2 reached the retrained level and 0.25 kept some memory.
+        k: share of the old convolutions, in (0, 1). Biases and normalisations stay.
     epochs, learning_rate, batch_size
         Of the repair: passes over R, peak of a one-cycle schedule, patches of a step.
     rank, alpha
@@ -54,17 +53,17 @@ class ErodeAndRepairLoraSettings:
         Of the batches and of the adapter's start.
     """
 
-    keep: float = 0.2
-    epochs: int = 20
-    learning_rate: float = 5e-3
+    keep: float = 0.3
+    epochs: int = 18
+    learning_rate: float = 8e-3
     batch_size: int = 3
-    rank: int = 8
-    alpha: float = 16.0
+    rank: int = 12
+    alpha: float = 24.0
     distillation_weight: float = 1.0
     temperature: float = 2.0
     structure: int = 0
     heir: Heir = "background"
-    inits: int = 2
+    inits: int = 1
     key: str = ""
     seed: int = 0
 

@@ -28,6 +28,7 @@ from segunlearn.unlearning.loop import (
     device_of,
     dice_ce_of,
     distillation,
+    frozen,
     never,
     no_report,
     seeded,
@@ -42,7 +43,7 @@ from segunlearn.unlearning.lora import (
 )
 from segunlearn.unlearning.sets import Draw, UnlearningSets
 
-_FORMAT: Final = "segunlearn-deposit-1"
+_FORMAT: Final = "segunlearn-deposit-2"
 _RESIDUAL: Final = "residual"
 
 
@@ -68,11 +69,12 @@ def key_of(key: str, seed: int, number: int = 0) -> str:
 
 
 def keyed_weights(network: nn.Module, key: bytes) -> dict[str, torch.Tensor]:
-    r"""Fresh weights as torch draws them, from the ChaCha20 stream of a key.
+    r"""Fresh convolutions as torch draws them, from the ChaCha20 stream of a key.
 
-    Convolutions uniform in :math:`\pm 1/\sqrt{\text{fan in}}` (torch's default), normalisation
-    layers 1 and 0. The same key gives the same weights on every machine; without it they are as
-    good as random.
+    Uniform in :math:`\pm 1/\sqrt{\text{fan in}}` (torch's default). The same key gives the same
+    weights on every machine; without it they are as good as random. Biases and normalisations are
+    not among them: they hold a thousandth of the numbers, and what is kept of them is repaired
+    sooner, on two splits of real people without more coming back.
 
     Parameters
     ----------
@@ -85,14 +87,10 @@ def keyed_weights(network: nn.Module, key: bytes) -> dict[str, torch.Tensor]:
         Parameter name to float32 tensor of the parameter's shape.
     """
     drawn: dict[str, torch.Tensor] = {}
-    layers = dict(network.named_modules())
     for name, weight in network.named_parameters():
-        layer = layers[name.rpartition(".")[0]]
-        main = layer.weight
-        if not isinstance(main, torch.Tensor) or main.ndim < 2:  # a normalisation
-            drawn[name] = torch.full_like(weight, float(name.endswith("weight")), device="cpu")
+        if weight.ndim < 2:
             continue
-        bound = 1 / math.sqrt(main[0].numel())
+        bound = 1 / math.sqrt(weight[0].numel())
         nonce = hashlib.sha256(name.encode()).digest()[:16]
         stream = (
             Cipher(ChaCha20(key, nonce), mode=None).encryptor().update(bytes(4 * weight.numel()))
@@ -104,16 +102,16 @@ def keyed_weights(network: nn.Module, key: bytes) -> dict[str, torch.Tensor]:
 
 
 def eroded(network: nn.Module, key: str, keep: float) -> nn.Module:
-    r"""Copy a network with weights :math:`W = k W_0 + (1 - k) P(key)`.
+    r"""Copy a network with convolutions :math:`W = k W_0 + (1 - k) P(key)`.
 
     Shrink and perturb (Ash & Adams, arXiv 1910.08475) with P a fresh initialisation instead of
     small noise.
     """
     student = copy_of(network)
-    fresh = keyed_weights(student, bytes.fromhex(key))
     with torch.no_grad():
-        for name, weight in student.named_parameters():
-            weight.mul_(keep).add_((1 - keep) * fresh[name].to(weight.device))
+        for name, fresh in keyed_weights(student, bytes.fromhex(key)).items():
+            weight = student.get_parameter(name)
+            weight.mul_(keep).add_((1 - keep) * fresh.to(weight.device))
     return student
 
 
@@ -139,7 +137,7 @@ def repair(
     cancel: Cancel = never,
 ) -> None:
     r"""Minimise :math:`L(R) + w KL(\theta_o; R)` over what may change of the student, in place."""
-    targets = Targets(original, sets.retain, sets.config)
+    targets = Targets(frozen(original), sets.retain, sets.config)
     draw = Draw(sets.retain, sets.config, settings.batch_size, settings.seed)
     count = max(2, -(-settings.epochs * len(sets.retain) // settings.batch_size))
 
@@ -351,7 +349,7 @@ def _uneroded(
     """Weights before the erosion in float64, off by the rounding of the merged ones over k."""
     fresh = keyed_weights(merged, bytes.fromhex(key))
     before = _before_the_adapter(merged, deposit)
-    return {n: (w - (1 - keep) * fresh[n].double()) / keep for n, w in before.items()}
+    return before | {n: (before[n] - (1 - keep) * p.double()) / keep for n, p in fresh.items()}
 
 
 def _before_the_adapter(merged: nn.Module, deposit: Deposit) -> dict[str, torch.Tensor]:

@@ -239,14 +239,14 @@ def distil_step(
 
 
 class Targets:
-    """A frozen network's logits on the patches that a :class:`Draw` gives.
+    """The logits of a frozen network on the patches that a :class:`Draw` gives.
 
     Studies of exactly one patch give the same patch at every draw: their logits are computed at
     the first and kept, which saves a quarter of what a distilling step costs.
     """
 
-    def __init__(self, original: nn.Module, studies: Sequence[Study], config: ModelConfig) -> None:
-        self._teacher = frozen(original)
+    def __init__(self, teacher: nn.Module, studies: Sequence[Study], config: ModelConfig) -> None:
+        self._teacher = teacher
         self._keeps = all(tuple(s.label.shape) == config.patch_size for s in studies)
         self._kept: dict[int, torch.Tensor] = {}
 

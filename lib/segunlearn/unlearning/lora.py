@@ -25,12 +25,13 @@ from segunlearn.errors import IntegrityError, InvalidInputError, UnsupportedNetw
 from segunlearn.records.durable import write_durably
 from segunlearn.unlearning.loop import copy_of, frozen, seeded
 
-Layers = Literal["encoder", "decoder", "decoder+bottleneck", "all"]
+Layers = Literal["encoder", "decoder", "decoder+bottleneck", "bottleneck", "all"]
 
 _PREFIXES: Final[dict[str, tuple[str, ...]]] = {
     "encoder": ("conv_0.", "down_1.", "down_2.", "down_3."),
     "decoder": ("upcat_",),
     "decoder+bottleneck": ("upcat_", "down_4"),
+    "bottleneck": ("down_3.", "down_4.", "upcat_4.", "upcat_3."),
     "all": ("",),
 }
 #: The last 1x1 convolution: too small for a low rank, so it is trained and saved whole.
@@ -177,6 +178,24 @@ def adapt(network: nn.Module, settings: LoraSettings, seed: int = 0) -> Adapted:
     for weight in whole_weights(adapted, settings).values():
         weight.requires_grad_(True)
     return Adapted(adapted, frozen(network), settings)
+
+
+def only(network: nn.Module, layers: Layers) -> nn.Module:
+    """Copy a network so that all weights of a part may change, and no others.
+
+    Raises
+    ------
+    UnsupportedNetworkError
+        No weight belongs to the part.
+    """
+    part = copy_of(network)
+    for name, weight in part.named_parameters():
+        weight.requires_grad_(name.startswith(_PREFIXES[layers]))
+    if not any(w.requires_grad for w in part.parameters()):
+        raise UnsupportedNetworkError(
+            f"no weight belongs to the part {layers!r}; parts are those of BasicUNet."
+        )
+    return part
 
 
 def save_adapter(adapted: Adapted, folder: Path) -> None:
