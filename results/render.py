@@ -34,7 +34,8 @@ COLUMNS = {
         ("other label, Dice", "other", ".3f"),
         ("minus retrained", "other_difference", "+.4f"),
         ("KL, nats", "divergence", ".4f"),
-        ("comes back, above retrained", "relearned", "+.2f"),
+        ("KL of the others", "divergence_of_others", ".4f"),
+        ("comes back, minus retrained", "relearned", "+.2f"),
         ("CPU s", "cpu_seconds", ".0f"),
     ),
 }
@@ -73,6 +74,9 @@ def methods(kind: str, name: str, shown: str) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for candidate, figures in candidates.items():
         cells = [candidate.replace("_", " ")]
+        measured = {e["seed"] for e in figures["per_seed"]}
+        if len(measured) < len(result["seeds"]):
+            cells[0] += f" (seeds {', '.join(map(str, sorted(measured)))})"
         for _, column, form in COLUMNS[kind]:
             value = figures.get(column)
             if value is None:
