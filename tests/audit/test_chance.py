@@ -92,3 +92,12 @@ def test_with_one_unseen_person_nothing_is_known() -> None:
     rng = np.random.default_rng(0)
     chance = Chance(model(rng, 2, 1), [model(rng, 2, 1)])
     assert (chance.level(1), chance.gap(1), chance.worst(1)) == (0, 0, 0)
+
+
+def test_so_few_people_that_nothing_is_rare_refuse_nobody_by_membership() -> None:
+    """Two of five unseen people are drawn in ten ways; one in a hundred cannot be seen there."""
+    rng = np.random.default_rng(0)
+    few, enough = (Chance(model(rng, 2, n), [model(rng, 2, n)]) for n in (5, 30))
+    assert few.area(2, "dice") == 1.0
+    assert 0 < enough.area(2, "dice") < 1.0
+    assert failures(2, 5, 0.0)["membership"] == 0

@@ -89,6 +89,11 @@ class Way:
         return (self.method or "filter") + (f" to {self.heir}" if self.heir else "")
 
 
+#: Of ``calibrated``: its defaults hide studies; a structure is said by the decoder.
+_DECODER: Final = (
+    ("steps", 80), ("learning_rate", 3e-3), ("batch_size", 3), ("layers", "decoder"), ("rank", 8),
+    ("calibration_weight", 3.0), ("retain", "stored"), ("unseen", 1000),
+)  # fmt: skip
 #: What is offered comes first: a benchmark may be stopped.
 _BY_DECODER = (("layers", "decoder"), ("rank", 8), ("steps", 80), ("learning_rate", 3e-3))
 WAYS: Final = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import comb
 from statistics import NormalDist
 from typing import Final
 
@@ -77,10 +78,15 @@ class Chance:
 
         Unseen people are drawn in place of the forgotten ones, again and again; the original's
         area minus the references' mean stays within this bound in all but a share of ``REFUSED``.
+        1, the largest there can be, where too few ways to draw them are left to know what is as
+        rare as that: five unseen people give ten pairs, and a never-seen model is beyond all ten
+        one time in eleven.
         """
         people = min(people, self.unseen // 2)
         if people < 1:
             return 0.0
+        if comb(self.unseen, people) < 1 / REFUSED:
+            return 1.0
         rng = np.random.default_rng(0)
         drawn = np.argsort(rng.random((_DRAWS, self.unseen)), axis=1)[:, :people]
         areas = []

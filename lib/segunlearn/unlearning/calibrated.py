@@ -87,6 +87,11 @@ class CalibratedSettings:
         check_common(self.structure, self.retain, heir=self.heir)
         if self.rank < 0 or self.unseen < 1:
             raise InvalidInputError("calibrated needs a rank >= 0 and at least one unseen study.")
+        if self.structure and self.layers == "bottleneck":
+            raise InvalidInputError(
+                "a structure does not leave by the deepest layers: give layers 'decoder' and a "
+                "rank, 8 for instance."
+            )
 
 
 def calibrated(
