@@ -308,13 +308,13 @@ def test_roles(
     assert client.get("/audits").status_code == 200
     report = f"/audits/{audited.audit_id}/report"
     assert client.get(report).status_code == 200
-    real = Audits.get
+    real = Audits.report
 
-    def with_pictures(self: Audits, audit_id: str) -> dict[str, Any]:
-        result = real(self, audit_id)
-        return {**result, "about": {**result["about"], "pictures": True}}
+    def with_pictures(self: Audits, audit_id: str) -> tuple[dict[str, Any], bytes]:
+        result, page = real(self, audit_id)
+        return {**result, "about": {**result["about"], "pictures": True}}, page
 
-    monkeypatch.setattr(Audits, "get", with_pictures)
+    monkeypatch.setattr(Audits, "report", with_pictures)
     assert client.get(report).status_code == 403
     be("admin")
     assert client.get(report).status_code == 200

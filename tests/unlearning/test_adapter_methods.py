@@ -554,7 +554,8 @@ def test_too_few_unseen_people_are_refused_in_study_mode(name: str) -> None:
     few = replace(SETS, calibration=people(200, 4))
     with pytest.raises(InvalidInputError, match="holds 4 people; 5 are needed"):
         checked(name, original(), few)
-    checked(name, original(), few, METHODS[name].settings(structure=1))
+    decoder = {"layers": "decoder", "rank": 8}
+    checked(name, original(), few, METHODS[name].settings(structure=1, **decoder))
     checked(name, original(), replace(SETS, calibration=people(200, 5)))
 
 
@@ -566,7 +567,8 @@ def test_without_a_retain_set_none_is_given_or_read(name: str) -> None:
     assert given.retain == ()
     checked(name, original(), replace(SETS, retain=()), settings)
     with pytest.raises(InvalidInputError, match="retain set is empty"):
-        checked(name, original(), replace(SETS, retain=()))
+        stored = METHODS[name].settings(retain="stored")
+        checked(name, original(), replace(SETS, retain=()), stored)
     with pytest.raises(InvalidInputError, match="retain is 'some'"):
         METHODS[name].settings(retain="some")
 
