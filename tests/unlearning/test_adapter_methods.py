@@ -566,8 +566,8 @@ def test_without_a_retain_set_none_is_given_or_read(name: str) -> None:
     _, _, given = checked(name, original(), SETS, settings)
     assert given.retain == ()
     checked(name, original(), replace(SETS, retain=()), settings)
+    stored = METHODS[name].settings(retain="stored")
     with pytest.raises(InvalidInputError, match="retain set is empty"):
-        stored = METHODS[name].settings(retain="stored")
         checked(name, original(), replace(SETS, retain=()), stored)
     with pytest.raises(InvalidInputError, match="retain is 'some'"):
         METHODS[name].settings(retain="some")
