@@ -28,6 +28,7 @@ from segunlearn.errors import (
 )
 from segunlearn.networks import ModelConfig
 from segunlearn.records.forget_set import ForgetSet
+from segunlearn.records.ledger import Ledger
 from segunlearn.records.runs import Progress, Runs
 from segunlearn.records.versions import VersionRegistry
 from segunlearn.training import TrainSettings
@@ -313,7 +314,7 @@ def test_a_ledger_that_refuses_leaves_no_run_as_running(
     def refuse(_self: object, *_: object) -> None:
         raise UnavailableError("the store is away.")
 
-    monkeypatch.setattr(TrainingRun, "_append_to_ledger", refuse)
+    monkeypatch.setattr(Ledger, "append", refuse)
     with pytest.raises(UnavailableError):
         site.run()
     assert site.state() == "failed"

@@ -293,17 +293,8 @@ class AdaptRun(WatchedRun):
         )
 
     def _end(self, info: VersionInfo, support: Support, outcome: Any, why: str) -> None:
-        """Record an end without a result; what fails here must not hide why the run ended."""
-        steps: tuple[Callable[[], None], ...] = (
+        """Record an end without a result."""
+        self.record(
             lambda: self._append(info, support, outcome, None),
             lambda: self.records.runs.finish(self.run_id, outcome, why[:1900]),
         )
-        for step in steps:
-            try:
-                step()
-            except SegUnlearnError as error:
-                logger.error("the end of run %s could not be recorded: %s", self.run_id, error)
-
-    def forsaken(self) -> bool:
-        """Whether whoever started the run is gone."""
-        return self.orphan is not None and self.orphan()

@@ -288,11 +288,8 @@ class AuditRun(WatchedRun):
         self.tell(progress)
 
     def _finish(self, outcome: Any, message: str) -> None:
-        """Record the end; what fails here must not hide how it ended."""
-        try:
-            self.records.runs.finish(self.run_id, outcome, message)
-        except SegUnlearnError as error:
-            logger.error("the end of audit %s could not be recorded: %s", self.run_id, error)
+        """Record the end."""
+        self.record(lambda: self.records.runs.finish(self.run_id, outcome, message))
 
 
 def key_of(choice: Choice, pseudonyms: Pseudonyms) -> str:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from segunlearn.adaptation.meta_training import MetaSettings, meta_train
-from segunlearn.app.train_ledger import entry_of
 from segunlearn.app.training_run import TrainingRun
 from segunlearn.cases import Case, number_of
 from segunlearn.errors import InvalidInputError
@@ -83,23 +82,11 @@ class MetaTrainingRun(TrainingRun):
         }
         return super()._publish(result)
 
-    def _append_to_ledger(self, outcome: str, result: TrainResult | None) -> None:
-        entry = self._entry(outcome, result)
+    def _entry(self, outcome: str, result: TrainResult | None) -> LedgerEntry:
+        entry = super()._entry(outcome, result)
         parameters: dict[str, Any] = {
             **entry.parameters,
             "meta": self.meta.to_json(),
             "meta_model": self.details.get("meta_model"),
         }
-        self.records.ledger.append(replace(entry, parameters=parameters))
-
-    def _entry(self, outcome: str, result: TrainResult | None) -> LedgerEntry:
-        return entry_of(
-            run_id=self.run_id,
-            model=self.model,
-            parent_sha256=self.parent.sha256 if self.parent else None,
-            settings=self.settings,
-            cases=self.cases,
-            started=self._started,
-            outcome=outcome,
-            result=result,
-        )
+        return replace(entry, parameters=parameters)

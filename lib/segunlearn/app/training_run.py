@@ -18,6 +18,7 @@ from segunlearn.app.watched_run import WatchedRun
 from segunlearn.cases import Case
 from segunlearn.errors import CancelledError, ConflictError, SegUnlearnError
 from segunlearn.networks import ModelConfig
+from segunlearn.records.ledger import LedgerEntry
 from segunlearn.records.runs import Progress
 from segunlearn.records.store import utc_now
 from segunlearn.records.versions import VersionInfo, VersionRegistry
@@ -211,7 +212,7 @@ class TrainingRun(WatchedRun):
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
         # the row first: no version is ever served that the ledger does not know
-        self._append_to_ledger("done", result)
+        self.records.ledger.append(self._entry("done", result))
         version = self.registry.publish(
             result.weights,
             result.config.to_json(),
@@ -228,27 +229,21 @@ class TrainingRun(WatchedRun):
         return version
 
     def _finish(self, outcome: Any, message: str) -> None:
-        """Record an end without a result; what fails here must not hide why the run ended."""
-        steps: tuple[Callable[[], None], ...] = (
-            lambda: self._append_to_ledger(outcome, None),
+        """Record an end without a result."""
+        self.record(
+            lambda: self.records.ledger.append(self._entry(outcome, None)),
             lambda: self.records.runs.finish(self.run_id, outcome, message),
         )
-        for step in steps:  # a ledger that refuses the row must not leave the run as running
-            try:
-                step()
-            except SegUnlearnError as error:
-                logger.error("the end of run %s could not be recorded: %s", self.run_id, error)
 
-    def _append_to_ledger(self, outcome: str, result: TrainResult | None) -> None:
-        self.records.ledger.append(
-            entry_of(
-                run_id=self.run_id,
-                model=self.model,
-                parent_sha256=self.parent.sha256 if self.parent else None,
-                settings=self.settings,
-                cases=self.cases,
-                started=self._started,
-                outcome=outcome,
-                result=result,
-            )
+    def _entry(self, outcome: str, result: TrainResult | None) -> LedgerEntry:
+        """Row of the ledger."""
+        return entry_of(
+            run_id=self.run_id,
+            model=self.model,
+            parent_sha256=self.parent.sha256 if self.parent else None,
+            settings=self.settings,
+            cases=self.cases,
+            started=self._started,
+            outcome=outcome,
+            result=result,
         )

@@ -1,4 +1,4 @@
-"""What every run does while it works: tell how far it is, and look whether it should stop."""
+"""What every run does: tell how far it is, look whether it should stop, record its end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from segunlearn.app.records import Records
-from segunlearn.errors import UnavailableError
+from segunlearn.errors import SegUnlearnError, UnavailableError
 from segunlearn.records.runs import Progress
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,17 @@ class WatchedRun:
         """Whether whoever started the run is gone."""
         self.gone = self.orphan is not None and self.orphan()
         return self.gone
+
+    def record(self, *steps: Callable[[], object]) -> None:
+        """Record an end, step by step; what fails here must not hide why the run ended.
+
+        Each step is tried: a ledger that refuses the row must not leave the run as running.
+        """
+        for step in steps:
+            try:
+                step()
+            except SegUnlearnError as error:
+                logger.error("the end of run %s could not be recorded: %s", self.run_id, error)
 
     def _cancelled(self) -> bool:
         try:
