@@ -6,7 +6,6 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from segunlearn.adaptation import (
@@ -33,6 +32,7 @@ from segunlearn.errors import CancelledError, ConflictError, SegUnlearnError
 from segunlearn.inference import choose_device
 from segunlearn.networks import ModelConfig, load_weights
 from segunlearn.records.ledger import LedgerCase, LedgerEntry
+from segunlearn.records.numbered import created_now
 from segunlearn.records.runs import Progress
 from segunlearn.records.store import utc_now
 from segunlearn.records.versions import VersionInfo, VersionRegistry
@@ -237,7 +237,7 @@ class AdaptRun(WatchedRun):
             "support": sorted(pseudonyms.of(c.study) for c in support.cases),
             "curve": [list(point) for point in adapted.curve],
             "leave_one_out": held_out.means if held_out else dict(nothing),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "created": created_now(),
             "versions": dict(library_versions()),
         }
         return SiteAdapter(info.sha256, adapted.tensors, about)

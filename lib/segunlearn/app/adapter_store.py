@@ -15,16 +15,10 @@ forgotten; what is known of it stays.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
-import os
 import re
-import shutil
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
@@ -35,15 +29,14 @@ from segunlearn.records.durable import (
     write_durably,
     write_json_durably,
 )
+from segunlearn.records.numbered import add_folder, created_now, locked, names_in, number_of
 
 if TYPE_CHECKING:  # it loads torch
     from segunlearn.adapters.site import SiteAdapter
 
 AdapterState = Literal["current", "available", "retired"]
 
-_VERSION: Final = re.compile(r"v\d{4,}")
 _SITE: Final = re.compile(r"[0-9a-f]{16}")
-_STAGING: Final = ".staging-"
 
 
 @dataclass(frozen=True)
@@ -239,29 +232,25 @@ class SiteAdapters:
         manifest = {
             "sha256": hashlib.sha256(data).hexdigest(),
             "base": adapter.base,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "created": created_now(),
             "run_id": run_id,
             "state": "available",
             "weights": "here",
             "why": "",
             "about": dict(adapter.about),
         }
-        with self._lock():
+
+        def fill(staging: Path) -> None:
+            write_durably(staging / "adapter.safetensors", data)
+            write_json_durably(staging / "about.json", manifest)
+            note(staging)
+
+        with locked(self.root):
             folder = self._folder(site)
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / "site.json").is_file():
                 write_json_durably(folder / "site.json", {"site": site})
-            for stale in folder.glob(f"{_STAGING}*"):  # the lock says that nobody is at work
-                shutil.rmtree(stale)
-            staging = folder / f"{_STAGING}{uuid.uuid4().hex}"
-            staging.mkdir()
-            write_durably(staging / "adapter.safetensors", data)
-            write_json_durably(staging / "about.json", manifest)
-            note(staging)
-            names = self._names(site)
-            name = f"v{int(names[-1][1:]) + 1 if names else 1:04d}"
-            os.replace(staging, folder / name)  # noqa: PTH105 - see records.durable
-            sync_folder(folder)
+            name = add_folder(folder, fill)
             info = self._info(site, name, None)
             if activate:
                 self._point_to(site, info)
@@ -279,7 +268,7 @@ class SiteAdapters:
         IntegrityError
             Its file was changed.
         """
-        with self._lock():
+        with locked(self.root):
             info = self.get(site, version)
             if info.state == "retired":
                 raise ConflictError(
@@ -310,7 +299,7 @@ class SiteAdapters:
         ConflictError
             The base serves already.
         """
-        with self._lock():
+        with locked(self.root):
             pointer = self._pointer(site)
             if pointer is None:
                 raise ConflictError(
@@ -327,7 +316,7 @@ class SiteAdapters:
         """
         if not infos:
             return
-        with self._lock():
+        with locked(self.root):
             for info in infos:
                 self._rewrite(info, state="retired", why=why)
             for info in infos:
@@ -338,7 +327,7 @@ class SiteAdapters:
     def destroy(self, infos: list[AdapterInfo], why: str) -> None:
         """Retire adapters and remove their tensors; doing it again finishes or changes nothing."""
         self.retire([i for i in infos if i.state != "retired"], why)
-        with self._lock():
+        with locked(self.root):
             for info in infos:
                 info.file.unlink(missing_ok=True)
                 sync_folder(info.path)
@@ -348,7 +337,7 @@ class SiteAdapters:
         earlier = [
             i
             for i in self.versions(site)
-            if int(i.version[1:]) < int(version[1:])
+            if number_of(i.version) < number_of(version)
             and i.state != "retired"
             and i.here
             and i.base == base_sha256
@@ -365,11 +354,7 @@ class SiteAdapters:
         return [f for f in self.root.iterdir() if (f / "site.json").is_file()]
 
     def _names(self, site: str) -> list[str]:
-        folder = self._folder(site)
-        if not folder.is_dir():
-            return []
-        found = (p.name for p in folder.iterdir() if p.is_dir())
-        return sorted((n for n in found if _VERSION.fullmatch(n)), key=lambda n: int(n[1:]))
+        return names_in(self._folder(site))
 
     def _pointer(self, site: str) -> tuple[str, str] | None:
         path = self._folder(site) / "current"
@@ -411,10 +396,3 @@ class SiteAdapters:
     def _rewrite(self, info: AdapterInfo, **changes: str) -> None:
         path = info.path / "about.json"
         write_json_durably(path, {**read_json(path), **changes})
-
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield

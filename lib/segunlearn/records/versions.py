@@ -18,15 +18,9 @@ retired version can be destroyed, and put back when they were sealed (``adapters
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
-import os
-import re
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +31,14 @@ from segunlearn.records.durable import (
     sync_folder,
     write_durably,
     write_json_durably,
+)
+from segunlearn.records.numbered import (
+    NUMBERED,
+    add_folder,
+    clear_staging,
+    created_now,
+    locked,
+    names_in,
 )
 from segunlearn.records.version_info import (
     META_MODEL,
@@ -49,14 +51,8 @@ from segunlearn.records.version_info import (
 
 __all__ = ["State", "VersionInfo", "VersionRegistry", "WeightsState", "file_sha256"]
 
-_VERSION = re.compile(r"v\d{4,}")
-_STAGING = ".staging-"
 #: Which of several versions with one digest is meant by it, lowest first.
 _MEANT: dict[State, int] = {"active": 0, "available": 0, "candidate": 1, "retired": 2}
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class VersionRegistry:
@@ -168,7 +164,7 @@ class VersionRegistry:
             weights = weights / "weights.safetensors"
         if not weights.is_file():
             raise NotFoundError(f"{weights.name}: no weights to publish. The run did not finish.")
-        with self._lock():
+        with locked(self.root):
             digest = file_sha256(weights)
             same = (
                 v
@@ -207,7 +203,7 @@ class VersionRegistry:
         IntegrityError
             Its weights were changed.
         """
-        with self._lock():
+        with locked(self.root):
             info = self._find(version, None)
             if info.state == "retired":
                 raise ConflictError(
@@ -234,7 +230,7 @@ class VersionRegistry:
         IntegrityError
             Its weights were changed.
         """
-        with self._lock():
+        with locked(self.root):
             info = self._find(version, None)
             manifest = read_json(info.path / "manifest.json")
             if not manifest.get("candidate"):
@@ -247,7 +243,7 @@ class VersionRegistry:
                 )
             self._check_weights(info)
             if info.state == "candidate":
-                self._rewrite(info, state="available", promoted=_now())
+                self._rewrite(info, state="available", promoted=created_now())
             self._point_to(info)
             return self._info(info.version, self._read_pointer())
 
@@ -261,7 +257,7 @@ class VersionRegistry:
         ConflictError
             It is no candidate: it was promoted, or published by a training.
         """
-        with self._lock():
+        with locked(self.root):
             info = self.get(version)
             if not info.unpromoted or info.state == "active":
                 raise ConflictError(
@@ -293,7 +289,7 @@ class VersionRegistry:
         IntegrityError
             The pointer is damaged: this may be the version that is served.
         """
-        with self._lock():
+        with locked(self.root):
             info = self.get(version)
             if info.state != "retired":
                 raise ConflictError(
@@ -334,7 +330,7 @@ class VersionRegistry:
         """
         if state not in ("available", "retired"):
             raise InvalidInputError(f"{state!r}: weights come back as 'available' or 'retired'.")
-        with self._lock():
+        with locked(self.root):
             info = self.get(version)
             if info.unpromoted:
                 raise ConflictError(
@@ -369,7 +365,7 @@ class VersionRegistry:
         ConflictError
             It is the active one.
         """
-        with self._lock():
+        with locked(self.root):
             info = self.get(version)
             if info.state == "active":
                 raise ConflictError(
@@ -399,7 +395,7 @@ class VersionRegistry:
             )
 
     def _all(self, active: tuple[str, str] | None) -> list[VersionInfo]:
-        return [self._info(name, active) for name in self._names()]
+        return [self._info(name, active) for name in names_in(self._versions)]
 
     def _find(self, version: str, active: tuple[str, str] | None) -> VersionInfo:
         found = [i for i in self._all(active) if version in (i.version, i.sha256)]
@@ -407,14 +403,8 @@ class VersionRegistry:
             return min(found, key=lambda i: _MEANT[i.state])
         raise NotFoundError(
             f"model {self.root.name!r} has no version {version!r}; there are "
-            f"{', '.join(self._names()) or 'none'}."
+            f"{', '.join(names_in(self._versions)) or 'none'}."
         )
-
-    def _names(self) -> list[str]:
-        if not self._versions.is_dir():
-            return []
-        found = (p.name for p in self._versions.iterdir() if p.is_dir())
-        return sorted((n for n in found if _VERSION.fullmatch(n)), key=lambda n: int(n[1:]))
 
     def _read_pointer(self) -> tuple[str, str] | None:
         if not self._pointer.exists():
@@ -430,7 +420,7 @@ class VersionRegistry:
             not isinstance(data, dict)
             or set(data) != {"version", "sha256"}
             or not all(isinstance(v, str) for v in data.values())
-            or not _VERSION.fullmatch(data["version"])
+            or not NUMBERED.fullmatch(data["version"])
         ):
             raise damaged
         return data["version"], data["sha256"]
@@ -441,33 +431,22 @@ class VersionRegistry:
     def _add(
         self, weights: Path, config: dict[str, Any], manifest: Mapping[str, Any]
     ) -> VersionInfo:
-        self._versions.mkdir(parents=True, exist_ok=True)
-        self._clear_staging()
-        staging = self._versions / f"{_STAGING}{uuid.uuid4().hex}"
-        staging.mkdir()
-        shutil.copyfile(weights, staging / "weights.safetensors")
-        sync_file(staging / "weights.safetensors")
-        if (beside := weights.parent / META_MODEL).is_file():
-            shutil.copyfile(beside, staging / META_MODEL)
-            sync_file(staging / META_MODEL)
-        write_json_durably(staging / "config.json", config)
-        digest = file_sha256(staging / "weights.safetensors")
-        made = {**manifest, "sha256": digest, "created": _now(), "weights": "here"}
-        write_json_durably(staging / "manifest.json", made)
-        names = self._names()
-        name = f"v{int(names[-1][1:]) + 1 if names else 1:04d}"
-        os.replace(staging, self._versions / name)  # noqa: PTH105 - see records.durable
-        sync_folder(self._versions)
-        return self._info(name, None)
+        def fill(folder: Path) -> None:
+            shutil.copyfile(weights, folder / "weights.safetensors")
+            sync_file(folder / "weights.safetensors")
+            if (beside := weights.parent / META_MODEL).is_file():
+                shutil.copyfile(beside, folder / META_MODEL)
+                sync_file(folder / META_MODEL)
+            write_json_durably(folder / "config.json", config)
+            digest = file_sha256(folder / "weights.safetensors")
+            made = {**manifest, "sha256": digest, "created": created_now(), "weights": "here"}
+            write_json_durably(folder / "manifest.json", made)
 
-    def _clear_staging(self) -> None:
-        """Remove what killed publishes left; the lock says that none is at work."""
-        for stale in self._versions.glob(f"{_STAGING}*"):
-            shutil.rmtree(stale)
+        return self._info(add_folder(self._versions, fill), None)
 
     def _clear_leftovers(self, info: VersionInfo) -> None:
         """Remove copies of weights that killed calls left; they would outlive a purge."""
-        self._clear_staging()
+        clear_staging(self._versions)
         for part in info.path.glob(f".{info.weights.name}.*.part"):
             part.unlink()
 
@@ -501,12 +480,3 @@ class VersionRegistry:
 
     def _point_to(self, info: VersionInfo) -> None:
         write_json_durably(self._pointer, {"version": info.version, "sha256": info.sha256})
-
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        if self.root.exists() and not self.root.is_dir():
-            raise InvalidInputError(f"{self.root}: is no folder; choose another --home.")
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
