@@ -52,7 +52,7 @@ def test_adapting_changes_the_named_part_and_never_the_base(network: nn.Module) 
 
 def test_the_adapter_file_gives_the_adapted_network(network: nn.Module) -> None:
     adapted = adapt(network, None, SUPPORT, CONFIG, TUNE)
-    data = SiteAdapter(BASE, adapted.tensors, {"method": "fine_tune"}).to_bytes()
+    data = SiteAdapter(BASE, adapted.tensors, {"method": "fine_tune"}).content
 
     served = SiteAdapter.from_bytes(data).applied_to(network, BASE)
 

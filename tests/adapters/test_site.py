@@ -31,7 +31,7 @@ def adapter(**about: object) -> SiteAdapter:
 def test_a_file_gives_back_the_same_adapter() -> None:
     made = adapter(k=3, curve=[[0, 1.5], [1, 1.25]], leave_one_out={"adapted": None, "base": 0.5})
 
-    read = SiteAdapter.from_bytes(made.to_bytes())
+    read = SiteAdapter.from_bytes(made.content)
 
     assert read.base == BASE
     assert read.about == made.about
@@ -40,7 +40,7 @@ def test_a_file_gives_back_the_same_adapter() -> None:
 
 def test_the_same_adapter_is_the_same_bytes() -> None:
     """Safetensors alone writes several entries of its header in a random order."""
-    assert len({adapter(k=1, j=2).to_bytes() for _ in range(10)}) == 1
+    assert len({adapter(k=1, j=2).content for _ in range(10)}) == 1
 
 
 def test_putting_an_adapter_in_leaves_the_base_as_it_is(network: nn.Module) -> None:
@@ -79,7 +79,7 @@ def test_an_adapter_of_no_use_is_refused(tensors: dict[str, torch.Tensor]) -> No
 
 
 def test_a_damaged_file_is_refused() -> None:
-    data = adapter().to_bytes()
+    data = adapter().content
     other = data.replace(b"site-adapter-1", b"site-adapter-9")
     for damaged in (b"", b"PK\x03\x04", data[:-1], data[:40], other):
         with pytest.raises(IntegrityError):

@@ -113,7 +113,7 @@ def test_a_changed_file_is_never_loaded(store: SiteAdapters, how: str) -> None:
     if how == "missing":
         info.file.unlink()
     else:
-        info.file.write_bytes(adapter(5.0).to_bytes())
+        info.file.write_bytes(adapter(5.0).content)
     with pytest.raises(IntegrityError, match="changed"):
         info.load()
     with pytest.raises(IntegrityError):

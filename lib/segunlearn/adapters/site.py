@@ -8,10 +8,12 @@ costs nothing more, and the base's file is never written.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final
 
 import torch
@@ -59,13 +61,19 @@ class SiteAdapter:
                     f"the adapter's tensor {name!r} is not finite float32; adapt the site again."
                 )
 
-    def to_bytes(self) -> bytes:
-        """Return the file's content: safetensors, with ``about`` and ``base`` in its header."""
+    @cached_property
+    def content(self) -> bytes:
+        """The file's content: safetensors, with ``about`` and ``base`` in its header."""
         return pack(FORMAT, self.tensors, self.base, self.about)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the file."""
+        return hashlib.sha256(self.content).hexdigest()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> SiteAdapter:
-        """Read what ``to_bytes`` gave.
+        """Read ``content``.
 
         Raises
         ------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -246,7 +245,7 @@ class AdaptRun(WatchedRun):
         """Write the ledger row, then the adapter: none is there that the ledger does not know."""
         self.tell(Progress("publish", 0, 1, {}))
         self._refuse_marked(support)
-        self._append(info, support, "done", hashlib.sha256(adapter.to_bytes()).hexdigest())
+        self._append(info, support, "done", adapter.sha256)
         pseudonyms = self.records.pseudonyms
         published = self.store.put(
             support.site,

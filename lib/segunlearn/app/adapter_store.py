@@ -228,9 +228,8 @@ class SiteAdapters:
         activate
             Choose it from now on.
         """
-        data = adapter.to_bytes()
         manifest = {
-            "sha256": hashlib.sha256(data).hexdigest(),
+            "sha256": adapter.sha256,
             "base": adapter.base,
             "created": created_now(),
             "run_id": run_id,
@@ -241,7 +240,7 @@ class SiteAdapters:
         }
 
         def fill(staging: Path) -> None:
-            write_durably(staging / "adapter.safetensors", data)
+            write_durably(staging / "adapter.safetensors", adapter.content)
             write_json_durably(staging / "about.json", manifest)
             note(staging)
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
-
-from monailabel.interfaces.tasks.train import TrainTask
 
 from segunlearn.adaptation import AdaptSettings
 from segunlearn.app import train_options
@@ -18,18 +15,17 @@ from segunlearn.app.adapter_support import WIDTHS, AdaptOrder, Support
 from segunlearn.app.checkpoints import MARKED, SEALED
 from segunlearn.app.datastores import StudiesDatastore
 from segunlearn.app.models import ActiveModel
-from segunlearn.app.options import AppOptions, Home
 from segunlearn.app.records import Records
+from segunlearn.app.studies_task import (
+    LOCK_SECONDS,
+    StudiesTask,
+    labelled_cases,
+    starter_gone,
+)
 from segunlearn.app.train_options import Option
-from segunlearn.app.unlearn_task import LOCK_SECONDS, labelled_cases, stats_of
 from segunlearn.cases import Case
 from segunlearn.dicom.site import SiteKey
-from segunlearn.errors import (
-    CancelledError,
-    LabelError,
-    SegUnlearnError,
-    UnavailableError,
-)
+from segunlearn.errors import CancelledError, LabelError, SegUnlearnError
 from segunlearn.records.runs import Progress
 
 logger = logging.getLogger(__name__)
@@ -56,40 +52,15 @@ OPTIONS: Final[dict[str, Option]] = {
 }
 
 
-class SiteAdaptTask(TrainTask):
-    """Adapt the served model to one site, from a few of its labelled studies.
+class SiteAdaptTask(StudiesTask):
+    """Adapt the served model to one site, from a few of its studies; see ``StudiesTask``."""
 
-    Parameters
-    ----------
-    model
-        What is served.
-    options, home, records
-        Of the app.
-    every_study
-        Opens the studies with those that are marked, to say that they are left out.
-    """
-
-    #: Never started by the deprecated ``POST /train/``, which starts every trainer.
-    ordinary = False
-
-    def __init__(
-        self,
-        model: ActiveModel,
-        options: AppOptions,
-        home: Home,
-        records: Records,
-        every_study: Callable[[], StudiesDatastore],
-    ) -> None:
-        super().__init__(
-            "Adapt the served model to one site, from a few of its labelled studies. Only says "
-            "what it would do, unless adapt_now is switched on"
-        )
-        self._model, self._options, self._home, self._records = model, options, home, records
-        self._every_study = every_study
-
-    def config(self) -> dict[str, Any]:
-        """Options with their defaults, as clients show them."""
-        return train_options.config(OPTIONS)
+    about = (
+        "Adapt the served model to one site, from a few of its labelled studies. Only says "
+        "what it would do, unless adapt_now is switched on"
+    )
+    offers = OPTIONS
+    kind = SITE_ADAPT
 
     def check(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return the checked options of a request, fit for JSON.
@@ -99,21 +70,11 @@ class SiteAdaptTask(TrainTask):
         SegUnlearnError
             A value is wrong, or the support cannot be used: told before a process is started.
         """
-        client = request.get("client_id")
-        checked = train_options.check(request, OPTIONS)
+        checked = super().check(request)
         if checked["refit"] == "no":
             studies = self._every_study()
             self._run(self.order(checked)).prepare(labelled_cases(studies), header_of(studies))
-        return {**checked, "client_id": str(client)[:200]} if client else checked
-
-    def stats(self) -> dict[str, Any]:
-        """Progress of the latest adaptation, in the shape that stock clients render."""
-        try:
-            run = self._records.runs.latest(model=self._model.name, kind=SITE_ADAPT)
-        except UnavailableError as error:
-            logger.warning("no progress to show: %s", error)
-            return {}
-        return stats_of(run) if run is not None else {}
+        return checked
 
     def order(self, options: Mapping[str, Any]) -> AdaptOrder:
         """Make the order of checked options."""
@@ -161,10 +122,9 @@ class SiteAdaptTask(TrainTask):
         return self._adapt(self._run(self.order(options), by), studies)
 
     def _run(self, order: AdaptOrder, by: str = "") -> AdaptRun:
-        server = os.getppid()
         return AdaptRun(
             order, self._home, self._records, by,
-            orphan=lambda: os.getppid() != server, lock_seconds=LOCK_SECONDS,
+            orphan=starter_gone(), lock_seconds=LOCK_SECONDS,
         )  # fmt: skip
 
     def _adapt(self, run: AdaptRun, studies: StudiesDatastore) -> dict[str, Any]:

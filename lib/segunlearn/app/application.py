@@ -132,11 +132,11 @@ class SegUnlearnApp(MONAILabelApp):
             raise InvalidInputError(
                 f"--conf model {self.model.name}: this is the name of a task. Choose another."
             )
-        common = (self.model, self.options, self.home, self.records)
+        common = (self.model, self.options, self.home, self.records, self.every_study)
         return {
             self.model.name: SegmentationTrainTask(*common),
-            UNLEARN: UnlearnTask(*common, self.every_study),
-            SITE_ADAPT: SiteAdaptTask(*common, self.every_study),
+            UNLEARN: UnlearnTask(*common),
+            SITE_ADAPT: SiteAdaptTask(*common),
         }
 
     def every_study(self) -> StudiesDatastore:

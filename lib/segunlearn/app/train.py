@@ -3,86 +3,41 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from monailabel.interfaces.tasks.train import TrainTask
-
 from segunlearn.app import train_options
 from segunlearn.app.datastores import StudiesDatastore
 from segunlearn.app.locks import training_lock
-from segunlearn.app.models import ActiveModel
-from segunlearn.app.options import AppOptions, Home
-from segunlearn.app.records import Records
-from segunlearn.app.train_stats import stats_of
+from segunlearn.app.studies_task import LOCK_SECONDS, StudiesTask, starter_gone
+from segunlearn.app.train_stats import training_stats_of
 from segunlearn.app.training_run import TrainingRun
 from segunlearn.cases import Case, number_of
 from segunlearn.errors import (
     CancelledError,
     InvalidInputError,
-    UnavailableError,
 )
 from segunlearn.networks import ModelConfig
-from segunlearn.records.runs import Progress
+from segunlearn.records.runs import Progress, RunRecord
 from segunlearn.records.versions import VersionInfo
 from segunlearn.training.planning import plan, recipe
 
 logger = logging.getLogger(__name__)
 
-#: A killed training lets go of its lock at once; one that lost its server stops within seconds.
-LOCK_SECONDS = 60.0
 
+class SegmentationTrainTask(StudiesTask):
+    """Train the next version of a model on all finished labels; see ``StudiesTask``."""
 
-class SegmentationTrainTask(TrainTask):
-    """Train the next version of a model on all finished labels.
-
-    Parameters
-    ----------
-    model
-        What is trained.
-    options
-        Of the app.
-    home
-        Where runs and models lie.
-    records
-        Runs, ledger and forget set.
-    """
-
-    #: Started by the deprecated ``POST /train/`` too.
     ordinary = True
+    about = "Train a new version on all finished labels, and serve it"
+    offers = train_options.OPTIONS
+    kind = "train"
 
-    def __init__(
-        self, model: ActiveModel, options: AppOptions, home: Home, records: Records
-    ) -> None:
-        super().__init__("Train a new version on all finished labels, and serve it")
-        self._model, self._options, self._home, self._records = model, options, home, records
-
-    def config(self) -> dict[str, Any]:
-        """Options with their defaults, as clients show them."""
-        return train_options.config()
-
-    def check(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the checked options of a request, fit for JSON.
-
-        Raises
-        ------
-        InvalidInputError
-            A value is wrong, or the request tries to choose the cases.
-        """
-        client = request.get("client_id")
-        checked = train_options.check(request)
-        return {**checked, "client_id": str(client)[:200]} if client else checked
-
-    def stats(self) -> dict[str, Any]:
-        """Progress of the latest training, in the shape that stock clients render."""
-        try:
-            run = self._records.runs.latest(model=self._model.name, kind="train")
-        except UnavailableError as error:
-            logger.warning("no progress to show: %s", error)
-            return {}
-        return stats_of(run) if run is not None else {}
+    @staticmethod
+    def shown(run: RunRecord) -> dict[str, Any]:
+        """Statistics with the epochs of the training."""
+        return training_stats_of(run)
 
     def __call__(self, request: Mapping[str, Any], datastore: StudiesDatastore) -> dict[str, Any]:
         """Train, write the ledger row, publish.
@@ -113,7 +68,7 @@ class SegmentationTrainTask(TrainTask):
             return self._train(options, datastore)
 
     def _train(self, options: Mapping[str, Any], datastore: StudiesDatastore) -> dict[str, Any]:
-        active, server = self._model.registry.active(), os.getppid()
+        active = self._model.registry.active()
         run = TrainingRun(
             model=self._model.name,
             home=self._home,
@@ -121,7 +76,7 @@ class SegmentationTrainTask(TrainTask):
             settings=train_options.settings_of(options, self._options.device),
             parent=active if options["pretrained"] else None,
             requested_by=str(options.get("client_id", "")),
-            orphan=lambda: os.getppid() != server,
+            orphan=starter_gone(),
         )
         version, result = run.execute(
             lambda run: self._select(run, active, str(options["recipe"]), datastore)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, cast
 
-from monailabel.interfaces.tasks.train import TrainTask
-
-from segunlearn.app import train_options
 from segunlearn.app.datastores import StudiesDatastore
-from segunlearn.app.models import ActiveModel
-from segunlearn.app.options import AppOptions, Home
-from segunlearn.app.records import Records
+from segunlearn.app.studies_task import (
+    LOCK_SECONDS,
+    StudiesTask,
+    labelled_cases,
+    starter_gone,
+)
 from segunlearn.app.train_options import Option
 from segunlearn.app.unlearn_check import check
 from segunlearn.app.unlearn_choice import asked_for
@@ -23,7 +21,7 @@ from segunlearn.app.unlearn_plan import plan_of
 from segunlearn.app.unlearn_run import UnlearnRun
 from segunlearn.app.unlearn_undo import Undo
 from segunlearn.cases import Case
-from segunlearn.errors import CancelledError, SegUnlearnError, UnavailableError
+from segunlearn.errors import CancelledError, SegUnlearnError
 from segunlearn.records.forget_states import LEVELS
 from segunlearn.records.runs import RunRecord
 from segunlearn.unlearning import METHODS
@@ -34,8 +32,6 @@ logger = logging.getLogger(__name__)
 UNLEARN: Final = "unlearn"
 #: Kinds of its runs: a plan changes nothing.
 KINDS: Final = ("unlearn", "plan")
-#: A killed training lets go of its lock at once; one that lost its server stops within seconds.
-LOCK_SECONDS = 60.0
 _AUTO: Final = "auto"
 
 #: Options by name; stock clients send them as texts, and those of other trainers along.
@@ -52,40 +48,15 @@ OPTIONS: Final[dict[str, Option]] = {
 }
 
 
-class UnlearnTask(TrainTask):
-    """Take approved forget requests out of the served model.
+class UnlearnTask(StudiesTask):
+    """Take approved forget requests out of the served model; see ``StudiesTask``."""
 
-    Parameters
-    ----------
-    model
-        What is served.
-    options, home, records
-        Of the app.
-    every_study
-        Opens the studies with those that are marked: they are what is measured.
-    """
-
-    #: Never started by the deprecated ``POST /train/``, which starts every trainer.
-    ordinary = False
-
-    def __init__(
-        self,
-        model: ActiveModel,
-        options: AppOptions,
-        home: Home,
-        records: Records,
-        every_study: Callable[[], StudiesDatastore],
-    ) -> None:
-        super().__init__(
-            "Take studies with an approved forget request out of the model. A dry run, which only "
-            "plans, unless dry_run is switched off"
-        )
-        self._model, self._options, self._home, self._records = model, options, home, records
-        self._every_study = every_study
-
-    def config(self) -> dict[str, Any]:
-        """Options with their defaults, as clients show them."""
-        return train_options.config(OPTIONS)
+    about = (
+        "Take studies with an approved forget request out of the model. A dry run, which only "
+        "plans, unless dry_run is switched off"
+    )
+    offers = OPTIONS
+    kind = UNLEARN
 
     def check(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return the checked options of a request, fit for JSON.
@@ -99,23 +70,20 @@ class UnlearnTask(TrainTask):
         ConflictError
             Nothing is approved, or a named request is in another state.
         """
-        client = request.get("client_id")
-        checked = train_options.check(request, OPTIONS)
+        checked = super().check(request)
         if checked["restore"]:
-            undo = Undo(self._home, self._records, self._model.name, str(client or ""))
+            client = str(checked.get("client_id", ""))
+            undo = Undo(self._home, self._records, self._model.name, client)
             undo.would_restore(str(checked["restore"]))
         else:
             asked_for(_ids(checked), self._records)
-        return {**checked, "client_id": str(client)[:200]} if client else checked
+        return checked
 
-    def stats(self) -> dict[str, Any]:
-        """Progress of the latest unlearning or plan, in the shape that stock clients render."""
-        try:
-            run = newest(self._records, self._model.name)
-        except UnavailableError as error:
-            logger.warning("no progress to show: %s", error)
-            return {}
-        return stats_of(run) if run is not None else {}
+    def newest(self) -> RunRecord | None:
+        """Latest unlearning or plan: the running one, else the last; None without any."""
+        runs, model = self._records.runs, self._model.name
+        found = [r for kind in KINDS if (r := runs.latest(model=model, kind=kind)) is not None]
+        return max(found, key=lambda r: (r.is_running, r.started), default=None)
 
     def __call__(self, request: Mapping[str, Any], datastore: StudiesDatastore) -> dict[str, Any]:
         """Plan, or unlearn, audit and publish.
@@ -146,10 +114,9 @@ class UnlearnTask(TrainTask):
         by = str(options.get("client_id", ""))
         if options["dry_run"]:
             return self._plan(order, by)
-        server = os.getppid()
         run = UnlearnRun(
             order, self._home, self._records, by,
-            orphan=lambda: os.getppid() != server, lock_seconds=LOCK_SECONDS,
+            orphan=starter_gone(), lock_seconds=LOCK_SECONDS,
         )  # fmt: skip
         try:
             cases = self._cases(run.forsaken)
@@ -237,50 +204,6 @@ class UnlearnTask(TrainTask):
         for reason in found.skipped.values():
             logger.warning("a labelled image is left out: %s", reason)
         return list(found.cases)
-
-
-def labelled_cases(studies: StudiesDatastore) -> list[Case]:
-    """Who has a finished label, without the files: enough to choose sets, and nothing is fetched.
-
-    The path of a label is that of its image, and neither need exist.
-    """
-    found = []
-    for image_id in studies.get_labeled_images():
-        record = studies.record(image_id)
-        found.append(studies.case_of(record, studies.image_file(record)))
-    return found
-
-
-def newest(records: Records, model: str) -> RunRecord | None:
-    """Latest run of an unlearning task: the running one, else the last; None without any."""
-    runs = records.runs
-    found = [r for kind in KINDS if (r := runs.latest(model=model, kind=kind)) is not None]
-    return max(found, key=lambda r: (r.is_running, r.started), default=None)
-
-
-def stats_of(run: RunRecord) -> dict[str, Any]:
-    """Show a run as stock clients render trainings: the steps of its phase are epochs."""
-    progress = run.progress
-    started = datetime.fromisoformat(run.started)
-    ended = datetime.fromisoformat(run.ended) if run.ended else datetime.now(UTC)
-    seconds = str(timedelta(seconds=int((ended - started).total_seconds())))
-    return {
-        "epoch": progress.step if progress else 0,
-        "total_epochs": max(1, progress.total if progress else 1),
-        "start_ts": int(started.timestamp()),
-        ("total_time" if run.ended else "current_time"): seconds,
-        "best_metric": 0.0,
-        "run_id": run.run_id,
-        "kind": run.kind,
-        "state": run.state,
-        "message": run.message,
-        "phase": progress.phase if progress else "",
-        "step": progress.step if progress else 0,
-        "total": progress.total if progress else 0,
-        "metrics": dict(progress.metrics) if progress else {},
-        "eta_seconds": progress.eta_seconds if progress else None,
-        "plan": run.parameters.get("plan"),
-    }
 
 
 def _ids(options: Mapping[str, Any]) -> tuple[str, ...]:

@@ -117,7 +117,7 @@ def adapt(
     from segunlearn.app.adapter_task import refit as fit_again
     from segunlearn.app.models import ActiveModel
     from segunlearn.app.records import Records
-    from segunlearn.app.unlearn_task import labelled_cases
+    from segunlearn.app.studies_task import labelled_cases
     from segunlearn.records.versions import VersionRegistry
 
     place = home_of(home)
