@@ -19,12 +19,12 @@ from segunlearn.app.records import Records
 from segunlearn.app.studies_task import (
     LOCK_SECONDS,
     StudiesTask,
+    header_of,
     labelled_cases,
     starter_gone,
 )
 from segunlearn.app.train_options import Option
 from segunlearn.cases import Case
-from segunlearn.dicom.site import SiteKey
 from segunlearn.errors import CancelledError, LabelError, SegUnlearnError
 from segunlearn.records.runs import Progress
 
@@ -135,17 +135,9 @@ class SiteAdaptTask(StudiesTask):
     def _plan(self, order: AdaptOrder, by: str, studies: StudiesDatastore) -> dict[str, Any]:
         _, support, settings = self._run(order).prepare(labelled_cases(studies), header_of(studies))
         lines = plan_of(support, settings, self._model.adapters)
-        for line in lines:  # the platform shows the last lines of the task
-            logger.info("%s", line)
-        runs = self._records.runs
         plan = {"site": support.site, "width": support.width, "studies": len(support.cases),
                 "people": support.people, "method": settings.method}  # fmt: skip
-        run_id = runs.start(
-            SITE_ADAPT, order.model, {**order.to_json(), "plan": plan, "lines": lines},
-            requested_by=by,
-        )  # fmt: skip
-        runs.finish(run_id, "done", "a plan; nothing was changed")
-        return {"planned": True, "run_id": run_id, "plan": plan, "lines": lines}
+        return self.record_plan(order.to_json(), plan, lines, by)
 
     def _refit(self, by: str, studies: StudiesDatastore, *, outdated: bool) -> list[dict[str, Any]]:
         def adapt(order: AdaptOrder) -> dict[str, Any]:
@@ -232,11 +224,6 @@ def refit(
         why = info.why.split("; not made again")[0]
         adapters.retire([info], f"{why}; not made again: {result['why']}"[:1000])
     return {**told, **result}
-
-
-def header_of(studies: StudiesDatastore) -> Callable[[Case], SiteKey | None]:
-    """Make the function that tells the scanner of a case of the studies."""
-    return lambda case: studies.header_of(case.series)
 
 
 def fetching(

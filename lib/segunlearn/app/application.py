@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
@@ -30,6 +30,8 @@ from segunlearn.app.forget_service import ForgetService
 from segunlearn.app.forgetting import Forgetting
 from segunlearn.app.infer import SegmentationInferTask
 from segunlearn.app.marker import MARKER
+from segunlearn.app.meta_run import META_TRAIN
+from segunlearn.app.meta_task import MetaTrainTask
 from segunlearn.app.models import ActiveModel, InferencePool
 from segunlearn.app.options import AppOptions, Home
 from segunlearn.app.records import Records
@@ -52,6 +54,9 @@ from segunlearn.volumes import read_volume
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+#: Kinds of the runs of all trainers.
+_TRAINERS_RUNS: Final = ("train", META_TRAIN, SITE_ADAPT, *KINDS)
 
 
 class SegUnlearnApp(MONAILabelApp):
@@ -128,7 +133,7 @@ class SegUnlearnApp(MONAILabelApp):
 
     def init_trainers(self) -> dict[str, Any]:
         """Trainers of ``/train``; the ordinary one first, it is the clients' default."""
-        if self.model.name in (UNLEARN, SITE_ADAPT):
+        if self.model.name in (UNLEARN, SITE_ADAPT, META_TRAIN):
             raise InvalidInputError(
                 f"--conf model {self.model.name}: this is the name of a task. Choose another."
             )
@@ -137,6 +142,7 @@ class SegUnlearnApp(MONAILabelApp):
             self.model.name: SegmentationTrainTask(*common),
             UNLEARN: UnlearnTask(*common),
             SITE_ADAPT: SiteAdaptTask(*common),
+            META_TRAIN: MetaTrainTask(*common),
         }
 
     def every_study(self) -> StudiesDatastore:
@@ -201,12 +207,10 @@ class SegUnlearnApp(MONAILabelApp):
     def info(self) -> dict[str, Any]:
         """Return what clients render; the trainer that ran last comes first in ``train_stats``."""
         meta: dict[str, Any] = super().info()
-        ran = self.records.last_models("train")
         stats = meta["train_stats"]
-        order = sorted(stats, key=lambda m: ran.index(m) if m in ran else len(ran))
-        last = self.records.last_run_as_task("train", *KINDS)
-        if last is not None and last["request"]["model"] == UNLEARN and UNLEARN in stats:
-            order = [UNLEARN, *(m for m in order if m != UNLEARN)]
+        last = self.records.last_run_as_task(*_TRAINERS_RUNS)
+        first = last["request"]["model"] if last is not None else ""
+        order = sorted(stats, key=lambda m: m != first)
         return {**meta, "train_stats": {m: stats[m] for m in order}}
 
     @property
@@ -458,7 +462,7 @@ class SegUnlearnApp(MONAILabelApp):
 
     def last_run_as_task(self, kind: str) -> dict[str, Any] | None:
         """Last run of the store in the shape of the platform's tasks, None when there is none."""
-        return self.records.last_run_as_task(kind, *(KINDS if kind == "train" else ()))
+        return self.records.last_run_as_task(*(_TRAINERS_RUNS if kind == "train" else (kind,)))
 
     def cancel_runs(self, kind: str, stop: Callable[[float], T]) -> T:
         """Ask the running runs to stop, end their processes, and record them as cancelled.
@@ -470,7 +474,7 @@ class SegUnlearnApp(MONAILabelApp):
         stop
             Ends the processes; is given the seconds in which they may do so by themselves.
         """
-        asked = self.records.cancel(kind, *((UNLEARN, SITE_ADAPT) if kind == "train" else ()))
+        asked = self.records.cancel(*(_TRAINERS_RUNS if kind == "train" else (kind,)))
         polite = any(run.kind in (UNLEARN, SITE_ADAPT) for run in asked)
         stopped = stop(PATIENCE if polite else 0.0)
         if polite:

@@ -17,7 +17,7 @@ import logging
 import shutil
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection
 
@@ -36,6 +36,8 @@ from segunlearn.records.versions import VersionRegistry
 
 logger = logging.getLogger(__name__)
 
+#: Kinds of the runs that leave checkpoints in ``home/runs``.
+TRAININGS: Final = ("train", "meta_train")
 #: Why the tensors of an adapter were destroyed.
 MARKED = "a study of its support was marked for forgetting"
 SEALED = "the version it was made for was sealed or destroyed"
@@ -99,7 +101,7 @@ def drop(home: Home, connection: Connection, targets: Iterable[Target]) -> list[
     pseudonyms = Pseudonyms(load_or_create_key(home.site_key))
     named = named_by(wanted, pseudonyms)
     dropped = []
-    for run_id in Runs.ended(connection, "train", [p.name for p in _folders(home.runs)]):
+    for run_id in Runs.ended(connection, TRAININGS, [p.name for p in _folders(home.runs)]):
         if saw(home.runs / run_id, named, pseudonyms):
             shutil.rmtree(home.runs / run_id)
             logger.info("the checkpoint of run %s saw what was marked: deleted", run_id)

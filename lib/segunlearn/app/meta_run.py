@@ -5,11 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar, Final, cast
 
-from segunlearn.adaptation.meta_training import MetaSettings, meta_train
+from segunlearn.adaptation.episodes import EpisodeSettings
+from segunlearn.adaptation.inner import InnerSet
+from segunlearn.adaptation.maml import MamlSettings, Order
+from segunlearn.adaptation.meta_training import Learned, MetaSettings, meta_train
+from segunlearn.adaptation.virtual_sites import VirtualSettings
+from segunlearn.app.adapter_support import HeaderOf
+from segunlearn.app.site_choice import Aliases
 from segunlearn.app.training_run import TrainingRun
 from segunlearn.cases import Case, number_of
+from segunlearn.dicom.site import SiteKey
 from segunlearn.errors import InvalidInputError
 from segunlearn.networks import load_weights
 from segunlearn.records.durable import write_durably
@@ -20,6 +27,49 @@ from segunlearn.training import TrainResult
 from segunlearn.training.parallel import devices_for
 from segunlearn.unlearning.sets import Study, studies_of
 
+#: Kind of its runs, and name of the trainer.
+META_TRAIN: Final = "meta_train"
+
+
+def meta_settings(
+    *,
+    learn: str,
+    iterations: int,
+    order: str,
+    inner_set: str,
+    inner_steps: int,
+    virtual_sites: bool,
+    seed: int,
+) -> MetaSettings:
+    """Make the settings of what people choose; ``learn`` may be ``both``.
+
+    Raises
+    ------
+    InvalidInputError
+        A value is wrong.
+    """
+    return MetaSettings(
+        learn=("maml", "generator") if learn == "both" else (cast(Learned, learn),),
+        iterations=iterations,
+        maml=MamlSettings(cast(Order, order), cast(InnerSet, inner_set), inner_steps),
+        episodes=EpisodeSettings(virtual=VirtualSettings() if virtual_sites else None, seed=seed),
+    )
+
+
+def with_sites(cases: Sequence[Case], header_of: HeaderOf, aliases: Aliases) -> list[Case]:
+    """Name the site of each case as its adapters would: spellings of one site are one site.
+
+    A header that tells neither institution nor station gives no site.
+    """
+    keys = [aliases.of(header_of(case) or SiteKey()) for case in cases]
+    return [replace(c, site=str(key) if key else "") for c, key in zip(cases, keys, strict=True)]
+
+
+def people_by_site(cases: Sequence[Case]) -> dict[str, int]:
+    """Count the people of each site; cases without a site only shape the joint weights."""
+    sites = sorted({c.site for c in cases if c.site})
+    return {site: len({number_of(c.person) for c in cases if c.site == site}) for site in sites}
+
 
 def check_sites(cases: Sequence[Case], support_people: Sequence[int]) -> None:
     """Refuse, before the joint training, cases from which nothing could be meta-learned.
@@ -27,15 +77,14 @@ def check_sites(cases: Sequence[Case], support_people: Sequence[int]) -> None:
     Raises
     ------
     InvalidInputError
-        No site has people enough. Cases without a site only shape the joint weights.
+        No site has people enough.
     """
-    sites = {c.site for c in cases if c.site}
-    people = {site: len({number_of(c.person) for c in cases if c.site == site}) for site in sites}
-    need = min(support_people) + 1
+    people, need = people_by_site(cases), min(support_people) + 1
     if not any(count >= need for count in people.values()):
         raise InvalidInputError(
             f"none of {len(people)} sites has {need} people: {need - 1} to adapt to and one to be "
-            "judged on. Annotate more people of a site, or name the sites."
+            "judged on. Annotate more people of a site. Images without a DICOM header belong to "
+            "none: 'segunlearn meta-train --data' takes a folder for each site."
         )
 
 
@@ -52,7 +101,12 @@ class MetaTrainingRun(TrainingRun):
         How the meta-training goes on from the joint weights.
     """
 
+    kind: ClassVar[str] = META_TRAIN
+
     meta: MetaSettings = field(default_factory=MetaSettings)
+
+    def _parameters(self) -> dict[str, Any]:
+        return {**super()._parameters(), "meta": self.meta.to_json()}
 
     def _publish(self, result: TrainResult) -> VersionInfo:
         cases = [c for c in result.train_cases if c.site]

@@ -114,11 +114,6 @@ class Records:
         except (SegUnlearnError, OSError) as error:
             logger.error("checkpoints that saw marked studies could not be deleted: %s", error)
 
-    def last_models(self, kind: str) -> list[str]:
-        """Models by their latest run of a kind, the newest first; a running one before others."""
-        runs = self.runs.list(100, kind=kind)
-        return list(dict.fromkeys(r.model for r in sorted(runs, key=lambda r: not r.is_running)))
-
     def last_run_as_task(self, *kinds: str) -> dict[str, Any] | None:
         """Show the running, else latest, run of some kinds as the platform shows tasks."""
         runs = self.runs
@@ -126,7 +121,7 @@ class Records:
         run = max(found, key=lambda r: (r.is_running, r.started), default=None)
         if run is None:
             return None
-        trainer = run.model if run.kind == "train" else "unlearn"
+        trainer = {"train": run.model, "plan": "unlearn"}.get(run.kind, run.kind)
         return {
             "id": run.run_id,
             "status": _TASK_STATES.get(run.state, "ERROR"),

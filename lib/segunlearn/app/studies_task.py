@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from monailabel.interfaces.tasks.train import TrainTask
@@ -17,6 +17,7 @@ from segunlearn.app.records import Records
 from segunlearn.app.train_options import Option
 from segunlearn.app.train_stats import stats_of
 from segunlearn.cases import Case
+from segunlearn.dicom.site import SiteKey
 from segunlearn.errors import UnavailableError
 from segunlearn.records.runs import RunRecord
 
@@ -92,11 +93,37 @@ class StudiesTask(TrainTask):
         """Statistics of a run."""
         return stats_of(run)
 
+    def record_plan(
+        self, asked: Mapping[str, Any], plan: Mapping[str, Any], lines: Sequence[str], by: str
+    ) -> dict[str, Any]:
+        """Tell what a run would do, and record it as one that has ended.
+
+        Parameters
+        ----------
+        asked
+            Options or order.
+        plan, lines
+            For programs, and for people.
+        by
+            Who asked.
+        """
+        for line in lines:  # the platform shows the last lines of the task
+            logger.info("%s", line)
+        runs, parameters = self._records.runs, {**asked, "plan": plan, "lines": list(lines)}
+        run_id = runs.start(self.kind, self._model.name, parameters, requested_by=by)
+        runs.finish(run_id, "done", "a plan; nothing was changed")
+        return {"planned": True, "run_id": run_id, "plan": plan, "lines": list(lines)}
+
 
 def starter_gone() -> Callable[[], bool]:
     """Make the function that tells whether the process that started this one has ended."""
     starter = os.getppid()
     return lambda: os.getppid() != starter
+
+
+def header_of(studies: StudiesDatastore) -> Callable[[Case], SiteKey | None]:
+    """Make the function that tells the scanner of a case of the studies."""
+    return lambda case: studies.header_of(case.series)
 
 
 def labelled_cases(studies: StudiesDatastore) -> list[Case]:

@@ -69,6 +69,21 @@ class SegmentationTrainTask(StudiesTask):
 
     def _train(self, options: Mapping[str, Any], datastore: StudiesDatastore) -> dict[str, Any]:
         active = self._model.registry.active()
+        run, recipe_name = self._run(options, active)
+        version, result = run.execute(lambda run: self._select(run, active, recipe_name, datastore))
+        return {
+            "run_id": run.run_id,
+            "version": version.version,
+            "sha256": version.sha256,
+            "best_dice": result.best_dice,
+            "train_cases": len(result.train_cases),
+            "val_cases": len(result.val_cases),
+        }
+
+    def _run(
+        self, options: Mapping[str, Any], active: VersionInfo | None
+    ) -> tuple[TrainingRun, str]:
+        """Make the run, and name the recipe of a first network."""
         run = TrainingRun(
             model=self._model.name,
             home=self._home,
@@ -78,17 +93,7 @@ class SegmentationTrainTask(StudiesTask):
             requested_by=str(options.get("client_id", "")),
             orphan=starter_gone(),
         )
-        version, result = run.execute(
-            lambda run: self._select(run, active, str(options["recipe"]), datastore)
-        )
-        return {
-            "run_id": run.run_id,
-            "version": version.version,
-            "sha256": version.sha256,
-            "best_dice": result.best_dice,
-            "train_cases": len(result.train_cases),
-            "val_cases": len(result.val_cases),
-        }
+        return run, str(options["recipe"])
 
     def _select(
         self,

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from segunlearn.app import checkpoints
 from segunlearn.app.options import Home
@@ -54,6 +54,8 @@ class TrainingRun(WatchedRun):
     details
         What is written into the version's manifest, beside its scores.
     """
+
+    kind: ClassVar[str] = "train"
 
     model: str
     home: Home
@@ -103,12 +105,8 @@ class TrainingRun(WatchedRun):
         InvalidInputError, LabelError, GeometryError
             Cases, settings and configuration do not fit together.
         """
-        parameters = {
-            "settings": self.settings.to_json(),
-            "parent_sha256": self.parent.sha256 if self.parent else None,
-        }
         self.run_id = self.records.runs.start(
-            "train", self.model, parameters, requested_by=self.requested_by
+            self.kind, self.model, self._parameters(), requested_by=self.requested_by
         )
         try:
             cases, config = select(self)
@@ -144,6 +142,13 @@ class TrainingRun(WatchedRun):
         logger.info("version %s (%s…) is in service", version.version, version.sha256[:12])
         return version, result
 
+    def _parameters(self) -> dict[str, Any]:
+        """Return what is recorded when it begins."""
+        return {
+            "settings": self.settings.to_json(),
+            "parent_sha256": self.parent.sha256 if self.parent else None,
+        }
+
     def _withdrawn(self, config: ModelConfig) -> tuple[str, ...]:
         """Structures of the network that a live request names."""
         marked = self.records.forget_set.structures(self.model)
@@ -163,7 +168,9 @@ class TrainingRun(WatchedRun):
         folder, pseudonyms = self.folder, self.records.pseudonyms
         folder.parent.mkdir(parents=True, exist_ok=True)
         self.records.drop_marked_checkpoints()
-        for old in self.records.runs.list(1000, model=self.model, kind="train"):
+        kinds = sorted(checkpoints.TRAININGS, key=lambda kind: kind != self.kind)
+        runs = self.records.runs
+        for old in (r for k in kinds for r in runs.list(1000, model=self.model, kind=k)):
             left = self.home.runs / old.run_id
             if old.run_id == self.run_id or not left.is_dir():
                 continue

@@ -113,11 +113,11 @@ def adapt(
     from segunlearn.app.adapter_run import AdaptRun
     from segunlearn.app.adapter_store import SiteAdapters
     from segunlearn.app.adapter_support import AdaptOrder
-    from segunlearn.app.adapter_task import fetching, header_of, plan_of, to_refit
+    from segunlearn.app.adapter_task import fetching, plan_of, to_refit
     from segunlearn.app.adapter_task import refit as fit_again
     from segunlearn.app.models import ActiveModel
     from segunlearn.app.records import Records
-    from segunlearn.app.studies_task import labelled_cases
+    from segunlearn.app.studies_task import header_of, labelled_cases
     from segunlearn.records.versions import VersionRegistry
 
     place = home_of(home)

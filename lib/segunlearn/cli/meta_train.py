@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
@@ -34,6 +34,7 @@ from segunlearn.cli.common import (
     without_forgotten,
 )
 from segunlearn.cli.train import LOCK_SECONDS, RecipeName, names_in
+from segunlearn.dicom.site import SiteKey
 from segunlearn.errors import InvalidInputError
 
 
@@ -116,13 +117,10 @@ def meta_train(
     active version; then what adapting starts from. Both go on where they were when the command is
     started again with the same data and options. Studies with a live forget request are left out.
     """  # fmt: skip
-    from segunlearn.adaptation.episodes import EpisodeSettings
-    from segunlearn.adaptation.maml import MamlSettings
-    from segunlearn.adaptation.meta_training import Learned, MetaSettings
-    from segunlearn.adaptation.virtual_sites import VirtualSettings
     from segunlearn.app.locks import training_lock
-    from segunlearn.app.meta_run import MetaTrainingRun, check_sites
+    from segunlearn.app.meta_run import MetaTrainingRun, check_sites, meta_settings, with_sites
     from segunlearn.app.records import Records
+    from segunlearn.app.site_choice import Aliases
     from segunlearn.app.training_run import TrainingRun
     from segunlearn.networks import ModelConfig
     from segunlearn.records.runs import Progress
@@ -132,13 +130,10 @@ def meta_train(
     settings = replace(chosen.settings, seed=seed, device=device)
     if epochs is not None:
         settings = replace(settings, epochs=epochs)
-    both = learn is LearnName.BOTH
-    meta = MetaSettings(
-        learn=("maml", "generator") if both else (cast(Learned, learn.value),),
-        iterations=iterations,
-        maml=MamlSettings(order.value, inner_set.value, inner_steps),
-        episodes=EpisodeSettings(virtual=VirtualSettings() if virtual_sites else None, seed=seed),
-    )
+    meta = meta_settings(
+        learn=learn.value, iterations=iterations, order=order.value, inner_set=inner_set.value,
+        inner_steps=inner_steps, virtual_sites=virtual_sites, seed=seed,
+    )  # fmt: skip
     parent = version_of(place, model, None) if from_active else None
     if parent is not None and labels:
         raise InvalidInputError("--labels: --from-active keeps the labels of the active version.")
@@ -147,7 +142,8 @@ def meta_train(
     if data is not None:
         cases = _of_folders(data, modality, people, person_regex)
     elif parent is not None:
-        cases = list(cases_of_studies(studies, place, model, parent, people, person_regex))
+        found = cases_of_studies(studies, place, model, parent, people, person_regex)
+        cases = with_sites(found, lambda c: SiteKey.parse(c.site), Aliases.read(place.sites))
     else:
         raise InvalidInputError("--studies needs --from-active, which says what the labels mean.")
     records = Records(place, store)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, get_args
@@ -398,9 +398,12 @@ class Runs:
         return marked
 
     @classmethod
-    def ended(cls, connection: Connection, kind: str, run_ids: Sequence[str]) -> Sequence[str]:
-        """Those of some runs that are of a kind and write no more: ended, or their process died."""
-        query = select(RUN).where(RUN.c.kind == kind, RUN.c.id.in_(run_ids)).order_by(RUN.c.seq)
+    def ended(
+        cls, connection: Connection, kinds: Collection[str], run_ids: Sequence[str]
+    ) -> Sequence[str]:
+        """Those of some runs that are of these kinds and write no more: ended, or dead."""
+        wanted = RUN.c.kind.in_(kinds), RUN.c.id.in_(run_ids)
+        query = select(RUN).where(*wanted).order_by(RUN.c.seq)
         rows = connection.execute(query).all()
         return [row.id for row in rows if row.state != "running" or cls._is_dead(row)]
 

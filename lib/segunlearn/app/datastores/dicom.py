@@ -224,11 +224,15 @@ class DicomDatastore(StudiesDatastore):
         return SiteKey.read(headers[0]) if headers else None
 
     def case_of(self, record: ImageRecord, label: Path | None = None) -> Case:
-        """Say who is shown; a header that was read since the list was knows the issuer."""
+        """Say who is shown; a header that was read since the list was knows issuer and site."""
         case = super().case_of(record, label)
-        if label is None or split_person(case.person)[1]:
+        if label is None:
             return case
-        issuer = str(self._cached(record.id).get("issuer", ""))
+        note = self._cached(record.id)
+        case = replace(case, site=case.site or str(note.get("site", "")))
+        if split_person(case.person)[1]:
+            return case
+        issuer = str(note.get("issuer", ""))
         known = bool(record.info.get("PatientID"))
         return replace(case, person=person_name(case.person, issuer)) if known else case
 

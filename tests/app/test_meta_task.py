@@ -1,0 +1,179 @@
+"""``/train/meta_train`` in this process: a plan, the same version as the command's, and a stop."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from app_sources import LABELS, Study, make_study, publish_tiny, write_dicom
+from segunlearn.adaptation import read_meta_model
+from segunlearn.app import training_run, watched_run
+from segunlearn.app.adapter_run import SITE_ADAPT
+from segunlearn.app.application import SegUnlearnApp
+from segunlearn.app.meta_run import META_TRAIN
+from segunlearn.cli import app as command_line
+from segunlearn.dicom.segmentation import write_segmentation
+from segunlearn.errors import CancelledError, InvalidInputError
+from segunlearn.records.runs import Progress
+from segunlearn.records.versions import file_sha256
+
+#: Two people of each; the second spelling is the same hospital by its alias.
+HOSPITALS = ("North", "St. North", "South", "south")
+ALIASES = {"institution": {"st. north": "north"}}
+QUICK = {
+    "meta_train_now": "true", "joint_recipe": "sample", "joint_epochs": "1", "iterations": "1",
+    "maml_steps": "1", "maml_inner_set": "head",
+}  # fmt: skip
+WORDS = (
+    "--recipe", "sample", "--epochs", "1", "--iterations", "1", "--inner-steps", "1",
+    "--inner-set", "head", "--from-active", "--device", "cpu", "--json",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Study]]:
+    """Studies with finished labels in DICOM, and a home with a version."""
+    root, studies = tmp_path_factory.mktemp("meta-task"), []
+    for number, hospital in enumerate(HOSPITALS):
+        study = make_study(number)
+        for dataset in study.datasets:
+            dataset.InstitutionName, dataset.ManufacturerModelName = hospital, "CT 64"
+            dataset.StationName = "CT1"
+        studies.append(study)
+    write_dicom(root / "studies", studies)
+    names = {i + 1: name for i, name in enumerate(LABELS)}
+    for number, study in enumerate(studies):
+        segmentation = write_segmentation(study.label, study.datasets, names)
+        segmentation.save_as(root / "studies" / f"seg{number}.dcm", enforce_file_format=True)
+    publish_tiny(root / "home")
+    (root / "home" / "sites").mkdir()
+    (root / "home" / "sites" / "aliases.json").write_text(json.dumps(ALIASES))
+    return root, studies
+
+
+def app_of(root: Path, home: Path) -> SegUnlearnApp:
+    conf = {"home": str(home), "labels": ",".join(LABELS), "device": "cpu"}
+    return SegUnlearnApp(str(root), str(root / "studies"), conf)
+
+
+@pytest.fixture
+def app(built: tuple[Path, list[Study]], tmp_path: Path) -> Iterator[SegUnlearnApp]:
+    shutil.copytree(built[0] / "home", tmp_path / "home")
+    made = app_of(built[0], tmp_path / "home")
+    yield made
+    made.records.store.close()
+
+
+def meta_train(app: SegUnlearnApp, **options: Any) -> dict[str, Any]:
+    return app.train(app.train_request(META_TRAIN, {**QUICK, **options}))
+
+
+def mark(app: SegUnlearnApp, study: Study) -> None:
+    uid = str(study.datasets[0].StudyInstanceUID)
+    app.records.forget_set.mark("study", uid, "consent_withdrawn", actor="tester")
+
+
+def test_nothing_happens_unless_it_is_asked_for(
+    app: SegUnlearnApp, built: tuple[Path, list[Study]]
+) -> None:
+    """Stock clients send every trainer's options along, and start trainers with the defaults."""
+    assert app.ordinary_trainers() == ["segmentation"]
+    others = {"dry_run": False, "adapt_now": True, "max_epochs": 1, "recipe": "long"}
+    done = app.train(app.train_request(META_TRAIN, {**others, "client_id": "ann"}))
+    assert done["planned"]
+    sites = {site.split("|")[0]: people for site, people in done["plan"]["sites"].items()}
+    assert sites == {"north": 2, "south": 2}
+    assert "max_epochs" not in app.train_request(META_TRAIN, others)
+    assert [v.version for v in app.model.registry.versions()] == ["v0001"]
+    info = app.info()
+    stats = next(iter(info["train_stats"].values()))
+    assert (stats["kind"], stats["state"], stats["plan"]) == (META_TRAIN, "done", done["plan"])
+    assert app.trainer("segmentation").stats() == {}
+    config = info["trainers"][META_TRAIN]["config"]
+    assert config["meta_train_now"] is False
+    assert all(isinstance(v, bool | int | float | str | list) for v in config.values())
+    assert json.loads(json.dumps(info))["trainers"][META_TRAIN]["config"] == config
+    task = app.last_run_as_task("train")
+    assert task is not None
+    assert (task["status"], task["request"]) == ("DONE", {"model": META_TRAIN})
+    mark(app, built[1][3])
+    plan = app.train(app.train_request(META_TRAIN, {}))["plan"]
+    assert (sorted(plan["sites"].values()), plan["marked"]) == ([1, 2], 1)
+
+
+def test_it_makes_the_version_that_the_command_makes(
+    app: SegUnlearnApp, built: tuple[Path, list[Study]], tmp_path: Path
+) -> None:
+    done = meta_train(app, client_id="ann")
+    version = app.model.version()
+    assert (version.version, version.sha256) == (done["version"], done["sha256"])
+    assert version.version == "v0002"
+    meta = read_meta_model(version.path, version.sha256)
+    assert meta is not None
+    assert meta.methods == ("maml", "generator", "generator+steps")
+    run = app.records.runs.get(done["run_id"])
+    assert (run.kind, run.state, run.requested_by) == (META_TRAIN, "done", "ann")
+    assert run.progress is not None
+    assert run.progress.phase == "publish"
+    row = app.records.ledger.row(done["run_id"])
+    assert (row.kind, row.version_sha256, row.cases_count) == ("train", version.sha256, 4)
+    assert row.parameters["meta"]["iterations"] == 1
+    assert row.parameters["meta_model"]["sites"] == 2
+    assert app.records.ledger.verify() == []
+    assert not any(app.home.runs.iterdir())
+    plan = app.trainer(SITE_ADAPT).check({"site": "North", "support": ""})
+    assert plan["adapt_method"] == "auto"
+
+    other = tmp_path / "other"
+    shutil.copytree(built[0] / "home", other)
+    told = CliRunner().invoke(
+        command_line,
+        ["meta-train", "--studies", str(built[0] / "studies"), "--home", str(other), *WORDS],
+    )
+    assert told.exit_code == 0, told.output
+    figures = json.loads(told.stdout)
+    assert figures["sha256"] == version.sha256
+    assert figures["meta_model"]["sha256"] == file_sha256(version.path / "meta.safetensors")
+
+
+def test_a_stop_leaves_the_old_version_and_a_checkpoint_that_a_mark_deletes(
+    app: SegUnlearnApp, built: tuple[Path, list[Study]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched_run, "WATCH_SECONDS", 0.0)
+    real = training_run.TrainingRun.report
+
+    def report_and_stop(run: training_run.TrainingRun, progress: Progress) -> None:
+        real(run, progress)
+        if progress.phase == "maml":
+            app.cancel_runs("train", lambda seconds: seconds)
+
+    monkeypatch.setattr(training_run.TrainingRun, "report", report_and_stop)
+    monkeypatch.setattr(app.records, "finish_cancelled", lambda asked: None)  # it lives on
+    with pytest.raises(CancelledError):
+        meta_train(app, iterations=50)
+    run = app.records.runs.latest(kind=META_TRAIN)
+    assert run is not None
+    assert (run.state, app.model.version().version) == ("cancelled", "v0001")
+    assert app.records.ledger.row(run.run_id).outcome == "cancelled"
+    assert (app.home.runs / run.run_id).is_dir()
+    mark(app, built[1][0])
+    assert not (app.home.runs / run.run_id).exists()
+
+
+def test_what_cannot_be_meta_learned_is_told_before_a_process_is_started(
+    app: SegUnlearnApp, built: tuple[Path, list[Study]]
+) -> None:
+    for options in ({"learn": "everything"}, {"iterations": 0}, {"train_ds": ["x"]}):
+        with pytest.raises(InvalidInputError):
+            app.train_request(META_TRAIN, {**QUICK, **options})
+    for study in (built[1][0], built[1][2]):
+        mark(app, study)
+    with pytest.raises(InvalidInputError, match="none of 2 sites has 2 people"):
+        app.train_request(META_TRAIN, QUICK)
+    assert app.records.runs.latest(kind=META_TRAIN) is None
