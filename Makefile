@@ -6,6 +6,7 @@ PYTHON  ?= python3
 VENV    ?= .venv
 PORT    ?= 8000
 HOME_DIR ?= home
+VIEWER  ?= .viewer
 STUDIES ?= sample-data/studies
 BIN     := $(VENV)/bin
 WORKERS ?= 2
@@ -13,10 +14,11 @@ GPU     := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/
 TORCH   := $(if $(GPU),torch==2.13.0,torch==2.13.0+cpu)
 PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help run demo test check lint setup sample clean
+.PHONY: help run viewer ohif ohif-tools demo test check lint setup sample clean
 
 help:
 	@echo "make run     set up, make sample studies and a sample model, serve on http://127.0.0.1:$(PORT)/"
+	@echo "make viewer  prepare a current OHIF from its npm package, for 'make run' and the tests"
 	@echo "make demo    set up and show unlearning on synthetic people, in minutes: a report and a picture"
 	@echo "make test    set up and run the tests"
 	@echo "make check   make test, and before it formatting, lint, types and import rules"
@@ -48,7 +50,21 @@ run: setup sample
 	@test -e $(HOME_DIR)/models/segmentation/active || \
 	  $(BIN)/segunlearn train --data sample-data/nifti --home $(HOME_DIR) \
 	    --people sample-data/nifti/people.csv --labels liver,spleen --recipe sample --holdout 0.3
-	$(BIN)/segunlearn serve --studies $(STUDIES) --home $(HOME_DIR) --port $(PORT)
+	$(BIN)/segunlearn serve --studies $(STUDIES) --home $(HOME_DIR) --port $(PORT) \
+	  $(if $(wildcard $(VIEWER)/index.html),--conf viewer $(VIEWER))
+
+viewer: setup
+	$(BIN)/segunlearn viewer $(VIEWER)
+
+# The extension that ships in the package is built from lib/ohif; a test compares the two.
+lib/ohif/node_modules/.ready: lib/ohif/package-lock.json
+	cd lib/ohif && npm ci --prefer-offline --loglevel=error
+	@touch $@
+
+ohif-tools: lib/ohif/node_modules/.ready
+
+ohif: ohif-tools
+	cd lib/ohif && npm run --silent check && npm run --silent build
 
 demo: setup
 	OMP_NUM_THREADS=1 $(BIN)/segunlearn demo --home .demo

@@ -166,6 +166,24 @@ def test_a_foreign_web_page_changes_nothing(place: Place) -> None:
     assert place.server.post("/activelearning/first", json={}, headers=own).status_code == 200
 
 
+@pytest.mark.parametrize("media", ["text/plain", "application/x-www-form-urlencoded"])
+def test_a_form_decides_nothing(place: Place, media: str) -> None:
+    """What a browser sends for a foreign page without asking this server first."""
+    before = place.server.get("/forget/requests").json()
+    url = f"{place.server.url}/forget/studies/{place.studies[0].series}"
+    for path in ("/forget/patients/x", "/train/unlearn", "/models/v0001/activate"):
+        answer = place.server.post(
+            path, data=b'{"reason": "other"}', headers={"Content-Type": media}
+        )
+        assert answer.status_code == 415, path
+        assert "send application/json" in answer.json()["detail"]
+    answer = requests.put(
+        url, b'{"reason": "quality"}', headers={"Content-Type": media}, timeout=60
+    )
+    assert answer.status_code == 415
+    assert place.server.get("/forget/requests").json() == before
+
+
 @pytest.mark.parametrize("output", ["json", "image", "dicom_seg"])
 def test_results_of_every_kind(place: Place, output: str) -> None:
     """The same mask as NIfTI and, read by highdicom, as DICOM SEG on the series' own frames."""

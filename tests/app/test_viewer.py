@@ -10,7 +10,8 @@ from fastapi import FastAPI
 
 from live_server import live_server
 from segunlearn.app import viewer
-from segunlearn.app.viewer import configuration, current_source
+from segunlearn.app.viewer import configuration, current_bundle, current_source
+from segunlearn.app.viewer_package import MARKER
 from segunlearn.dicom.archive import Archive, open_archive
 
 BUNDLE = Path(str(files("monailabel"))) / "endpoints" / "static" / "ohif"
@@ -22,6 +23,7 @@ def app():
     for router in viewer.routers():
         app.include_router(router)
     app.dependency_overrides[current_source] = lambda: "embedded"
+    app.dependency_overrides[current_bundle] = lambda: BUNDLE
     return app
 
 
@@ -139,11 +141,38 @@ def test_configuration_names_this_server_only(http):
     assert answer.headers["content-type"].startswith("text/javascript")
 
 
+def test_the_extension_is_a_module_of_this_server(http):
+    assert f'"{viewer.EXTENSION}"' in configuration("embedded")
+    answer = http.get(viewer.EXTENSION)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/javascript")
+    assert "export{" in answer.text[-60:]
+    assert len(answer.content) < 60_000
+    assert not re.findall(r"https?://(?!www\.w3\.org)", answer.text)
+
+
+def test_a_newer_viewer_gets_a_configuration_of_its_own(app, tmp_path):
+    (tmp_path / "index.html").write_text("<html>newer</html>")
+    (tmp_path / MARKER).write_text('{"version": "3.13.2"}')
+    newer = FastAPI()
+    for router in viewer.routers():
+        newer.include_router(router)
+    newer.dependency_overrides[current_source] = lambda: "pacs"
+    newer.dependency_overrides[current_bundle] = lambda: tmp_path
+    with live_server(newer) as url:
+        assert "newer" in httpx.get(f"{url}/ohif/viewer", timeout=60).text
+        text = httpx.get(f"{url}/ohif/app-config.js", timeout=60).text
+        assert httpx.get(f"{url}/ohif/{MARKER}x.js", timeout=60).status_code == 404
+    assert '"routerBasename": "/ohif",' in text
+    assert "MONAILABEL_SERVER_URL" not in text
+
+
 def test_a_folder_of_nifti_is_told_plainly(app):
     other = FastAPI()
     for router in viewer.routers():
         other.include_router(router)
     other.dependency_overrides[current_source] = lambda: "files"
+    other.dependency_overrides[current_bundle] = lambda: BUNDLE
     with live_server(other) as url:
         for path in ("/ohif/", "/ohif/viewer"):
             answer = httpx.get(f"{url}{path}", timeout=60)

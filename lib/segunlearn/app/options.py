@@ -57,6 +57,8 @@ class AppOptions:
         Seconds between two looks into the PACS for documents of other systems.
     queue
         Inference requests that may wait for the device; more are told to come back.
+    viewer
+        Folder that ``segunlearn viewer`` made; empty: the OHIF that comes with MONAI Label.
     """
 
     home: Path = field(default_factory=lambda: DEFAULT_HOME.expanduser())
@@ -72,6 +74,7 @@ class AppOptions:
     refresh: float = 10.0
     poll: float = 60.0
     queue: int = 16
+    viewer: str = ""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.model):
@@ -90,6 +93,10 @@ class AppOptions:
             raise InvalidInputError("--conf poll must lie between 0 and 86400 seconds.")
         if self.refresh < 0 or self.queue < 1:
             raise InvalidInputError("--conf refresh must be >= 0 seconds and queue at least 1.")
+        if self.viewer and not (Path(self.viewer) / "index.html").is_file():
+            raise InvalidInputError(
+                f"--conf viewer {self.viewer}: no viewer is there. Make it: segunlearn viewer DIR."
+            )
 
     @classmethod
     def from_conf(cls, conf: Mapping[str, Any]) -> AppOptions:
@@ -255,4 +262,5 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "refresh": _number("refresh", float),
     "poll": _number("poll", float),
     "queue": _number("queue", int),
+    "viewer": lambda text: str(_path(text)),
 }

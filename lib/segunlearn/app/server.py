@@ -50,6 +50,8 @@ def prepare(
     conf = {**conf, "home": str(home.root)}
     if options.people:  # the server runs in another folder
         conf["people"] = str(Path(options.people).expanduser().resolve())
+    if options.viewer:
+        conf["viewer"] = options.viewer
     if not studies.lower().startswith(("http://", "https://")):
         folder = Path(studies).expanduser().resolve()
         if not folder.is_dir():
@@ -130,6 +132,7 @@ def serve(
             access_log=False,
             ssl_keyfile=keyfile,
             ssl_certfile=certfile,
+            timeout_graceful_shutdown=3,  # viewers keep a stream of changes open
         )
     finally:  # else leaving would wait for a training to end; it is resumed by the next start
         for kind in ("train", "scoring", "batch_infer"):

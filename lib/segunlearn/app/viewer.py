@@ -1,7 +1,8 @@
-"""OHIF, as it comes with MONAI Label, under ``/ohif/``: configured for this server.
+"""OHIF under ``/ohif/``, configured for this server and with our extension.
 
-Nothing of the package is changed on the disk. ``app-config.js`` is ours; pages and style sheets are
-sent without the fonts and files that they would ask of other servers or that are not there.
+It is the one that comes with MONAI Label, or a newer one (``segunlearn viewer``, ``--conf
+viewer``). Nothing of it is changed on the disk: ``app-config.js`` is ours; pages and style sheets
+are sent without the fonts and files that they would ask of other servers or that are not there.
 """
 
 from __future__ import annotations
@@ -15,19 +16,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
-from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 
 from segunlearn.app.dicomweb.common import PREFIX as DICOMWEB
 from segunlearn.app.dicomweb.common import current_archive
+from segunlearn.app.viewer_package import version_in
 from segunlearn.dicom.archive import Archive
 from segunlearn.dicom.folder import FolderClient
 
 #: Where studies are kept, as the viewer sees it.
 Source = Literal["embedded", "pacs", "files"]
 
-_BUNDLE = Path(str(files("monailabel"))) / "endpoints" / "static" / "ohif"
-_static = StaticFiles(directory=_BUNDLE)
+#: Address of our extension; sites with an OHIF of their own name it in their configuration.
+EXTENSION = "/segunlearn/extension.js"
+
+_BUNDLED = Path(str(files("monailabel"))) / "endpoints" / "static" / "ohif"
+_MODULE = Path(str(files("segunlearn"))) / "app" / "ohif" / "extension.js"
 
 # Python asks the machine for media types; modules are refused under a wrong one.
 _MEDIA = {
@@ -46,7 +51,7 @@ _MEDIA = {
     ".woff2": "font/woff2",
     ".xml": "application/xml",
 }
-_HASHED = re.compile(r"(^|\.)[0-9a-f]{20}\.(js|wasm)$")
+_HASHED = re.compile(r"(^|\.)[0-9a-f]{16,20}\.(js|wasm|woff2)$")
 _OUTSIDE = re.compile(r"""<link\b[^>]*\bhref=["']https?://[^>]*>""", re.IGNORECASE)
 _IMPORT = re.compile(r"""@import\s+(?:url\(\s*)?["']?([^"')\s;]+)["']?\s*\)?[^;]*;""")
 
@@ -58,11 +63,36 @@ _POLICY = (
 )
 
 _router = APIRouter(prefix="/ohif", tags=["Viewer"], include_in_schema=False)
+_extension = APIRouter(tags=["Viewer"], include_in_schema=False)
 
 
 def routers() -> list[APIRouter]:
     """Return the routers to mount, before MONAI Label's own ``/ohif``."""
-    return [_router]
+    return [_extension, _router]
+
+
+def current_bundle() -> Path:
+    """Return the folder of the viewer: ``--conf viewer``, else the one in MONAI Label."""
+    from monailabel.interfaces.utils.app import app_instance
+
+    named: str = app_instance().options.viewer
+    return Path(named) if named else _BUNDLED
+
+
+Bundle = Annotated[Path, Depends(current_bundle)]
+
+
+@lru_cache(maxsize=8)
+def _static(bundle: Path) -> StaticFiles:
+    return StaticFiles(directory=bundle)
+
+
+@_extension.get(EXTENSION)
+def extension() -> Response:
+    """Send our extension for OHIF: one module, which finds this server by its own address."""
+    return FileResponse(
+        _MODULE, media_type="text/javascript; charset=utf-8", headers={"Cache-Control": "no-cache"}
+    )
 
 
 def current_source(archive: Annotated[Archive | None, Depends(current_archive)]) -> Source:
@@ -79,16 +109,18 @@ def viewer_without_slash() -> Response:
 
 
 @_router.get("/app-config.js")
-def app_config(source: Annotated[Source, Depends(current_source)]) -> Response:
+def app_config(source: Annotated[Source, Depends(current_source)], bundle: Bundle) -> Response:
     """Send OHIF's configuration."""
-    return Response(
-        configuration(source), media_type="text/javascript", headers={"Cache-Control": "no-store"}
-    )
+    text = configuration(source, bundled=not version_in(bundle))
+    return Response(text, media_type="text/javascript", headers={"Cache-Control": "no-store"})
 
 
 @_router.get("/{path:path}")
 async def viewer_file(
-    path: str, request: Request, source: Annotated[Source, Depends(current_source)]
+    path: str,
+    request: Request,
+    source: Annotated[Source, Depends(current_source)],
+    bundle: Bundle,
 ) -> Response:
     """Send a file of the viewer; its own addresses (``viewer``, ``monai-label``) are its page."""
     name = path if Path(path).suffix in _MEDIA else "index.html"
@@ -98,14 +130,14 @@ async def viewer_file(
         raise HTTPException(404, "the viewer has no such file.")
     media = _MEDIA[Path(name).suffix]
     if media.startswith(("text/html", "text/css")):
-        text = _cleaned(name)
+        text = _cleaned(bundle, name)
         if text is None:
             raise HTTPException(404, f"the viewer has no file {html.escape(name)[:80]}.")
         response = Response(text, media_type=media)
         response.headers["Cache-Control"] = "no-cache"
         response.headers["Content-Security-Policy"] = _POLICY
         return response
-    response = await _static.get_response(name, request.scope)  # looks inside the bundle only
+    response = await _static(bundle).get_response(name, request.scope)  # inside the bundle only
     if response.status_code == 200:
         response.headers["Content-Type"] = media
     fixed = "public, max-age=31536000, immutable" if _HASHED.search(name) else "no-cache"
@@ -113,8 +145,8 @@ async def viewer_file(
     return response
 
 
-def configuration(source: Source) -> str:
-    """OHIF's ``app-config.js``.
+def configuration(source: Source, *, bundled: bool = True) -> str:
+    """OHIF's ``app-config.js``, for the viewer that comes with MONAI Label or for a newer one.
 
     The studies, and the MONAI Label server of its panel, are those of the server that the page
     came from. The panel reads its server's address from a cookie, which browsers share between
@@ -124,15 +156,16 @@ def configuration(source: Source) -> str:
     if source == "pacs":
         roots = ("/proxy/dicom/qido", "/proxy/dicom/wado")
     config: dict[str, Any] = {
-        "routerBasename": "/ohif/",
+        "routerBasename": "/ohif/" if bundled else "/ohif",
         "showStudyList": True,
-        "extensions": [],
+        "extensions": [EXTENSION],
         "modes": [],
         "showWarningMessageForCrossOrigin": False,
         "showCPUFallbackMessage": True,
         "showLoadingIndicator": True,
         "strictZSpacingForVolumeViewport": True,
         "investigationalUseDialog": {"option": "never"},
+        "customizationService": [{"ohif.tours": {"$set": []}}],  # it covers the viewer
         "useSharedArrayBuffer": "FALSE",
         "defaultDataSourceName": "dicomweb",
         "dataSources": [
@@ -158,17 +191,19 @@ def configuration(source: Source) -> str:
             }
         ],
     }
+    text = f"window.config = {json.dumps(config, indent=2)};\n"
+    if not bundled:
+        return text  # it has no panel of MONAI Label
     return (
-        f"window.config = {json.dumps(config, indent=2)};\n"
-        "document.cookie = 'MONAILABEL_SERVER_URL=' + escape(location.origin + '/')"
+        f"{text}document.cookie = 'MONAILABEL_SERVER_URL=' + escape(location.origin + '/')"
         " + '; path=/ohif; SameSite=Strict';\n"
     )
 
 
-@lru_cache(maxsize=64)
-def _cleaned(name: str) -> str | None:
+@lru_cache(maxsize=128)
+def _cleaned(bundle: Path, name: str) -> str | None:
     """Page or style sheet of the bundle without what it would load from elsewhere."""
-    full, stat = _static.lookup_path(name)  # None outside of the bundle
+    full, stat = _static(bundle).lookup_path(name)  # None outside of the bundle
     if stat is None or not Path(full).is_file():
         return None
     text = Path(full).read_text(encoding="utf-8")

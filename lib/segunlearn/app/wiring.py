@@ -38,6 +38,7 @@ from segunlearn.app import dicomweb, proxy, viewer
 from segunlearn.app.routes import (
     adapters,
     audits,
+    changes,
     datastore,
     forget,
     infer,
@@ -64,6 +65,10 @@ _REPLACED_PATHS = frozenset({"/reload"})
 
 _SUSPICIOUS = re.compile(rb"%2f|%5c|%00|\\|(?:^|/)(?:\.|%2e){2}(?:/|$)", re.IGNORECASE)
 _UNSAFE_METHODS = frozenset({"POST", "PUT", "DELETE", "PATCH"})
+
+#: Routes that decide or change something by JSON. A web page of another server can make a browser
+#: send a form there without asking, but not JSON.
+_JSON_ONLY = re.compile(r"/(?:forget|models|adapters|runs|pacs|train|unlearning)(?:/|$)")
 
 
 def wire(server: FastAPI) -> None:
@@ -117,7 +122,7 @@ def _further_routers() -> Iterable[Any]:
     """Routers of the records, the DICOMweb service, the proxy and the viewer."""
     records = (
         forget.router, ledger.router, runs.router, audits.router, models.router, unlearning.router,
-        adapters.router,
+        adapters.router, changes.router,
     )  # fmt: skip
     return [*records, *dicomweb.routers(), *proxy.routers(), *viewer.routers()]
 
@@ -151,6 +156,12 @@ class Guard:
         if scope["method"] not in _UNSAFE_METHODS:
             return None
         headers = {k: v.decode("latin-1") for k, v in scope["headers"]}
+        path = scope["path"].removeprefix(scope.get("root_path") or "")
+        media = headers.get(b"content-type", "").partition(";")[0].strip().lower()
+        if media not in ("", "application/json") and _JSON_ONLY.match(path):
+            return JSONResponse(
+                {"detail": f"{media:.80} is not taken here; send application/json."}, 415
+            )
         origin, host = headers.get(b"origin"), headers.get(b"host", "")
         if origin is None or origin in _allowed_origins() or urlsplit(origin).netloc == host:
             return None

@@ -21,6 +21,7 @@ from segunlearn.cli.meta_train import meta_train
 from segunlearn.cli.models import models
 from segunlearn.cli.train import train
 from segunlearn.cli.unlearn import purge, restore, unlearn
+from segunlearn.cli.viewer import viewer
 from segunlearn.errors import CancelledError, SegUnlearnError
 
 app = typer.Typer(
@@ -41,6 +42,7 @@ app.command()(restore)
 app.command()(purge)
 app.command()(adapt)
 app.command()(demo)
+app.command()(viewer)
 app.add_typer(forget, name="forget")
 app.add_typer(ledger, name="ledger")
 app.add_typer(audit, name="audit")

@@ -287,6 +287,12 @@ class ForgetSet:
             for r in rows
         ]
 
+    def last_change(self) -> int:
+        """Return the number of the newest step of any request; it grows with every change."""
+        with self._store.read() as connection:
+            found: int | None = connection.scalar(select(func.max(FORGET_HISTORY.c.seq)))
+        return found or 0
+
     def list(
         self,
         *,

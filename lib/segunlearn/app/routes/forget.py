@@ -26,13 +26,14 @@ from segunlearn.records.targets import (
 
 router = APIRouter(prefix="/forget", tags=["Forget"])
 
-_ANNOTATORS = [
+#: Roles that may mark.
+ANNOTATORS = [
     settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR,
     settings.MONAI_LABEL_AUTH_ROLE_REVIEWER,
     settings.MONAI_LABEL_AUTH_ROLE_ADMIN,
 ]
 Reader = Annotated[PlatformUser, Depends(RBAC("*"))]
-Marker = Annotated[PlatformUser, Depends(RBAC(_ANNOTATORS))]
+Marker = Annotated[PlatformUser, Depends(RBAC(ANNOTATORS))]
 Decider = Annotated[PlatformUser, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))]
 
 #: Studies and series that one status request may ask for.
@@ -403,4 +404,4 @@ def _is_admin(user: PlatformUser) -> bool:
 
 
 def _role(user: PlatformUser) -> str:
-    return next((role for role in reversed(_ANNOTATORS) if role in user.roles), "")
+    return next((role for role in reversed(ANNOTATORS) if role in user.roles), "")

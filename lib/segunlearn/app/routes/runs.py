@@ -104,20 +104,20 @@ def list_runs(
 ) -> list[RunOut]:
     """Page through runs of every kind, newest first."""
     found = services.runs.list(limit, offset, model=model, kind=kind, state=state)
-    return [_run(record) for record in found]
+    return [run_out(record) for record in found]
 
 
 @router.get("/runs/{run_id}", summary="One run", responses=_REFUSALS)
 def get_run(run_id: RunId, user: Reader, services: Services) -> RunOut:
     """Return one run with its newest progress."""
-    return _run(services.runs.get(run_id))
+    return run_out(services.runs.get(run_id))
 
 
 @router.post("/runs/{run_id}/cancel", summary="Stop a run", responses=_REFUSALS)
 def cancel_run(run_id: RunId, user: Decider, services: Services) -> RunOut:
     """Ask a run to stop; it does so at its next step."""
     services.runs.cancel(run_id, by=user.username)
-    return _run(services.runs.get(run_id))
+    return run_out(services.runs.get(run_id))
 
 
 @router.get(
@@ -233,7 +233,8 @@ def _progress(progress: Any) -> ProgressOut:
     return ProgressOut(**asdict(progress), fraction=progress.fraction)
 
 
-def _run(record: RunRecord) -> RunOut:
+def run_out(record: RunRecord) -> RunOut:
+    """Show a run as it stands."""
     values = {name: getattr(record, name) for name in RunOut.model_fields if name != "progress"}
     progress = None if record.progress is None else _progress(record.progress)
     return RunOut(**values, progress=progress)

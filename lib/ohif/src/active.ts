@@ -1,0 +1,84 @@
+// What the viewer shows now: the study, its series and its patient.
+import { activeViewport, displaySets, host, onEvents, viewports } from "./host";
+import type { DisplaySet } from "./host";
+import { get, set } from "./store";
+import type { Active, Target } from "./store";
+
+function text(value: unknown): string {
+  if (typeof value === "string") return value.trim();
+  if (typeof value === "number") return String(value);
+  if (Array.isArray(value)) return text(value[0]);
+  if (value && typeof value === "object") return text((value as { Alphabetic?: unknown }).Alphabetic);
+  return "";
+}
+
+const headerOf = (found: DisplaySet): Record<string, unknown> =>
+  found.instances?.[0] ?? found.instance ?? {};
+
+const wordsOf = (found: DisplaySet): string =>
+  [text(found.Modality), text(found.SeriesDescription) || "no description"].join(" · ");
+
+function look(): Active | null {
+  const all = displaySets();
+  const grid = viewports();
+  const here = grid.find((v) => v.id === activeViewport()) ?? grid[0];
+  const shown = here?.displaySets[0] ?? grid.flatMap((v) => v.displaySets)[0] ?? all[0];
+  const asked = new URLSearchParams(location.search).getAll("StudyInstanceUIDs")[0]?.split(",")[0];
+  const study = shown?.StudyInstanceUID ?? asked ?? "";
+  if (!study) return null;
+  const own = all.filter((d) => d.StudyInstanceUID === study);
+  const header = headerOf(shown ?? own[0] ?? {});
+  const series = new Map<string, string>();
+  for (const found of own)
+    if (found.SeriesInstanceUID && !series.has(found.SeriesInstanceUID))
+      series.set(found.SeriesInstanceUID, wordsOf(found));
+  return {
+    study,
+    words: text(header["StudyDescription"]) || "Study without description",
+    patient: text(header["PatientName"]).replace(/\^+/g, ", ").replace(/[, ]+$/, ""),
+    patientId: text(header["PatientID"]),
+    issuer: text(header["IssuerOfPatientID"]),
+    series: [...series].map(([uid, words]) => ({ uid, words })),
+    shown: shown?.SeriesInstanceUID ?? "",
+  };
+}
+
+export function watchActive(onChange: () => void): () => void {
+  let last = "";
+  const update = (): void => {
+    const found = look();
+    const now = JSON.stringify(found);
+    if (now === last) return;
+    last = now;
+    set({ active: found });
+    onChange();
+  };
+  const stops = [
+    ...onEvents(host().viewportGridService, [
+      "ACTIVE_VIEWPORT_ID_CHANGED", "GRID_STATE_CHANGED", "LAYOUT_CHANGED", "VIEWPORTS_READY",
+    ], update),
+    ...onEvents(host().displaySetService, [
+      "DISPLAY_SETS_ADDED", "DISPLAY_SETS_CHANGED", "DISPLAY_SETS_REMOVED",
+    ], update),
+  ];
+  update();
+  return () => {
+    for (const stop of stops) stop();
+  };
+}
+
+export function studyTarget(): Target | null {
+  const active = get().active;
+  return active && { kind: "study", id: active.study, issuer: "", words: active.words };
+}
+
+export function patientTarget(): Target | null {
+  const active = get().active;
+  if (!active?.patientId) return null;
+  const words = [active.patient, active.patientId].filter(Boolean).join(", ");
+  return { kind: "patient", id: active.patientId, issuer: active.issuer, words };
+}
+
+export const seriesTarget = (uid: string, words: string): Target => ({
+  kind: "series", id: uid, issuer: "", words,
+});

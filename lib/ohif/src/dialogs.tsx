@@ -1,0 +1,260 @@
+// The dialogs. Each says in plain words what becomes of the data; what is grave asks for a word.
+import * as actions from "./actions";
+import { useDraft, useStore } from "./store";
+import type { Dialog, Target } from "./store";
+import { Act, Fault, Field } from "./parts";
+import { React } from "./react";
+import { themeOf } from "./style";
+import type { ForgetRequest, Reason } from "./types";
+import * as words from "./words";
+
+interface FrameProps {
+  title: string;
+  says?: readonly string[];
+  children?: React.ReactNode;
+  wide?: boolean;
+}
+
+/** A native modal dialog: in front of everything, with Escape and a closed round of Tab. */
+function Frame({ title, says = [], children, wide }: FrameProps): JSX.Element {
+  const ref = React.useRef<HTMLDialogElement>(null);
+  React.useEffect(() => {
+    const element = ref.current;
+    if (element && !element.open) element.showModal();
+    const before = document.activeElement as HTMLElement | null;
+    return () => before?.focus?.();
+  }, []);
+  return (
+    <dialog ref={ref} className={`sul-dialog${wide ? " wide" : ""}`} aria-label={title}
+      data-cy="sul-dialog" data-theme={themeOf(document.querySelector(".sul"))}
+      onCancel={(e) => { e.preventDefault(); actions.closeDialog(); }}
+      onKeyDown={(e) => e.stopPropagation()}>
+      <h2>{title}</h2>
+      {says.length ? <ol>{says.map((s) => <li key={s}>{s}</li>)}</ol> : null}
+      {children}
+    </dialog>
+  );
+}
+
+interface EndsProps {
+  label: string;
+  act: () => void;
+  /** Word that must be typed. */
+  typed?: string;
+  look?: "main" | "danger";
+  why?: string | undefined;
+  children?: React.ReactNode;
+}
+
+function Ends({ label, act, typed, look = "main", why, children }: EndsProps): JSX.Element {
+  const busy = useStore((s) => s.busy);
+  const [text, setText] = React.useState("");
+  const reason = busy ? "It is being done."
+    : why ?? (typed && text.trim().toLowerCase() !== typed ? `Type “${typed}” first.` : undefined);
+  return (
+    <React.Fragment>
+      {typed ? (
+        <label>
+          To confirm, type <strong>{typed}</strong>
+          <input type="text" value={text} autoComplete="off" spellCheck={false}
+            data-cy="sul-typed" onChange={(e) => setText(e.target.value)} />
+        </label>
+      ) : null}
+      <Fault />
+      <div className="ends">
+        {children}
+        <Act label="Cancel" name="sul-cancel" act={actions.closeDialog} />
+        <Act label={busy ? "Working …" : label} look={look} name="sul-confirm" why={reason} act={act} />
+      </div>
+    </React.Fragment>
+  );
+}
+
+function MarkDialog({ target }: { target: Target }): JSX.Element {
+  const own = `${target.kind}-${target.id}`;
+  const [reason, setReason] = useDraft(`reason-${own}`);
+  const [note] = useDraft(`note-${own}`);
+  const [unknown, setUnknown] = React.useState(false);
+  const fault = useStore((s) => s.fault);
+  const why = !reason ? "Choose a reason first."
+    : reason === "other" && !note.trim() ? "Say in the note what the other reason is." : undefined;
+  return (
+    <Frame title={`Mark this ${words.KINDS[target.kind]} for forgetting`} says={words.MARKING}>
+      <p className="words"><strong>{target.words}</strong></p>
+      {target.kind === "patient" ? (
+        <p>All studies of this patient are covered, those that arrive later too.</p>
+      ) : null}
+      <label>Reason
+        <select value={reason} data-cy="sul-reason" autoFocus onChange={(e) => setReason(e.target.value)}>
+          <option value="">choose …</option>
+          {Object.entries(words.REASONS).map(([key, w]) => <option key={key} value={key}>{w}</option>)}
+        </select>
+      </label>
+      <Field draft={`note-${own}`} label="Note (no names of patients)" name="sul-note" rows />
+      {fault.includes("even_if_unknown") || unknown ? (
+        <label className="inline">
+          <input type="checkbox" checked={unknown} data-cy="sul-unknown"
+            onChange={(e) => setUnknown(e.target.checked)} />{" "}
+          Mark it although the archive does not hold it (any more)
+        </label>
+      ) : null}
+      <Ends label="Mark" why={why} act={() =>
+        void actions.mark(target, reason as Reason, note, unknown, [`reason-${own}`, `note-${own}`])} />
+    </Frame>
+  );
+}
+
+function What({ request }: { request: ForgetRequest }): JSX.Element {
+  return (
+    <p className="words">
+      <strong>{words.KINDS[request.target.kind]} {words.shortId(request.target.id)}</strong>:{" "}
+      {words.REASONS[request.reason]}, {words.STATES[request.state]}
+    </p>
+  );
+}
+
+const why = (request: ForgetRequest): string => `why-${request.request_id}`;
+
+function Simple({ dialog }: {
+  dialog: Extract<Dialog, { request: ForgetRequest }>;
+}): JSX.Element {
+  const { request } = dialog;
+  const [text] = useDraft(why(request));
+  const fault = useStore((s) => s.fault);
+  const note = <Field draft={why(request)} label="Why (optional)" name="sul-why" rows />;
+  switch (dialog.kind) {
+    case "approve":
+      return (
+        <Frame title="Approve this request" says={words.APPROVING}>
+          <What request={request} />
+          <Ends label="Approve" act={() => void actions.approve(request)} />
+        </Frame>
+      );
+    case "withdraw":
+      return (
+        <Frame title="Withdraw this mark" says={words.WITHDRAWING}>
+          <What request={request} />{note}
+          <Ends label="Withdraw mark" act={() => void actions.withdraw(request, text)} />
+        </Frame>
+      );
+    case "dismiss":
+      return (
+        <Frame title="Dismiss this proposal">
+          <What request={request} />{note}
+          <Ends label="Dismiss" act={() => void actions.dismiss(request, text)} />
+        </Frame>
+      );
+    case "restore":
+      return (
+        <Frame title="Restore what was forgotten" says={words.RESTORING}>
+          <What request={request} />{note}
+          <Ends label="Restore" typed="restore" act={() => void actions.restore(request, text)}>
+            {fault.includes("restore") ? (
+              <Act label="Restore and forget the others again…" act={() =>
+                actions.openDialog({ kind: "unlearn", requests: [], restore: request.request_id })} />
+            ) : null}
+          </Ends>
+        </Frame>
+      );
+    case "purge":
+      return (
+        <Frame title="Purge: erase for good" says={words.PURGING}>
+          <What request={request} />{note}
+          <Ends label="Purge" look="danger" typed="purge" act={() => void actions.purge(request, text)} />
+        </Frame>
+      );
+  }
+}
+
+function UnlearnDialog({ requests, restore = "" }: {
+  requests: ForgetRequest[]; restore?: string;
+}): JSX.Element {
+  const plan = useStore((s) => s.plan);
+  const fault = useStore((s) => s.fault);
+  const [method, setMethod] = useDraft("method");
+  const [quick, setQuick] = React.useState(false);
+  React.useEffect(() => {
+    void actions.loadPlan(requests, restore, method);
+  }, [method]);
+  const start = (dry: boolean): void =>
+    void actions.unlearn(requests, { dry_run: dry, method, quick, restore });
+  return (
+    <Frame title={restore ? "Restore, and forget the others again" : "Unlearn"} says={words.UNLEARNING}>
+      {requests.map((r) => <What key={r.request_id} request={r} />)}
+      <label>Method
+        <select value={method} data-cy="sul-method" onChange={(e) => setMethod(e.target.value)}>
+          <option value="">the server’s choice{plan ? ` (${plan.recommended || "none needed"})` : ""}</option>
+          {[...new Set([...(method ? [method] : []), ...(plan?.ways ?? []).map((w) => w.method)])].map(
+            (m) => <option key={m} value={m}>{m.replace(/_/g, " ")}</option>,
+          )}
+        </select>
+      </label>
+      <label className="inline">
+        <input type="checkbox" checked={quick} data-cy="sul-quick"
+          onChange={(e) => setQuick(e.target.checked)} />{" "}
+        Quick audit: fewer and shorter attacks; the report says what is left out
+      </label>
+      {plan ? (
+        <ul className="soft" data-cy="sul-plan">
+          {plan.lines.map((line, i) => <li key={i} className="words">{line}</li>)}
+        </ul>
+      ) : fault ? null : <p className="soft">The server plans …</p>}
+      <Ends label="Unlearn" typed="unlearn" act={() => start(false)}>
+        <Act label="Dry run" name="sul-dry-run" act={() => start(true)} />
+      </Ends>
+    </Frame>
+  );
+}
+
+function AdaptDialog(): JSX.Element {
+  const support = useStore((s) => s.support);
+  const [one, setOne] = React.useState(false);
+  return (
+    <Frame title={`Adapt with these ${support.length} series`} says={words.ADAPTING}>
+      <ul>{support.map((s) => <li key={s.uid} className="words">{s.words}</li>)}</ul>
+      <label className="inline">
+        <input type="checkbox" checked={one} onChange={(e) => setOne(e.target.checked)} />{" "}
+        They show one person: adopt it although nobody can be held out
+      </label>
+      <Ends label="Adapt" typed="adapt" act={() => void actions.adapt(true, one)}>
+        <Act label="Dry run" act={() => void actions.adapt(false, one)} />
+      </Ends>
+    </Frame>
+  );
+}
+
+export function Dialogs(): JSX.Element | null {
+  const dialog = useStore((s) => s.dialog);
+  if (!dialog) return null;
+  switch (dialog.kind) {
+    case "mark":
+      return <MarkDialog key={dialog.target.id} target={dialog.target} />;
+    case "unlearn":
+      return <UnlearnDialog requests={dialog.requests} restore={dialog.restore ?? ""} />;
+    case "adapt":
+      return <AdaptDialog />;
+    case "rollback":
+      return (
+        <Frame title="Roll the site’s adapter back" says={words.ROLLING_BACK}>
+          <p className="words"><strong>{dialog.adapter.site}</strong> {dialog.adapter.version}</p>
+          <Ends label="Roll back" act={() => void actions.rollBack(dialog.adapter.key)} />
+        </Frame>
+      );
+    case "cancel":
+      return (
+        <Frame title="Stop this run" says={["It stops at its next step. The version in service stays."]}>
+          <Ends label="Stop" act={() => void actions.cancel(dialog.run)} />
+        </Frame>
+      );
+    case "report":
+      return (
+        <Frame title="Audit report" wide>
+          <iframe title="Audit report" sandbox="" srcDoc={dialog.html} />
+          <div className="ends"><Act label="Close" act={actions.closeDialog} /></div>
+        </Frame>
+      );
+    default:
+      return <Simple key={dialog.kind + dialog.request.request_id} dialog={dialog} />;
+  }
+}
+

@@ -1,0 +1,81 @@
+// The extension. Hosts call these hooks without `this`, some of them at every entry into a mode.
+import { watchActive } from "./active";
+import { findServer } from "./api";
+import { startBadges } from "./badge";
+import { host, onEvents, useServices } from "./host";
+import type { ExtensionParams } from "./host";
+import { refreshStatus, startLive, failed } from "./live";
+import { ID, PANEL, commands, customizations, forgetKnown } from "./menus";
+import { Panel } from "./panel";
+import { captureReact } from "./react";
+import { loadSupport } from "./store";
+import { addStyle } from "./style";
+
+type LogoComponent = (react: unknown, ...rest: unknown[]) => unknown;
+
+let stops: (() => void)[] = [];
+let adding = false;
+
+function preRegistration({ servicesManager, appConfig, configuration }: ExtensionParams): void {
+  useServices(servicesManager.services);
+  findServer(import.meta.url, configuration?.server);
+  addStyle();
+  if (!appConfig) return;
+  const labels = (appConfig["whiteLabeling"] ?? {}) as { createLogoComponentFn?: LogoComponent };
+  const before = labels.createLogoComponentFn;
+  const createLogoComponentFn: LogoComponent = (react, ...rest) => {
+    captureReact(react as Parameters<typeof captureReact>[0]);
+    return before?.(react, ...rest);
+  };
+  appConfig["whiteLabeling"] = { ...labels, createLogoComponentFn };
+}
+
+/** The mode sets its own panels after onModeEnter, so ours is added when they are there. */
+function addPanel(): void {
+  const panels = host().panelService;
+  const there = panels?.getPanels("right") ?? [];
+  if (adding || !there.length || there.some((p) => p.id === PANEL)) return;
+  adding = true;
+  try {
+    panels?.addPanel("right", PANEL);
+  } finally {
+    adding = false;
+  }
+}
+
+function onModeEnter(): void {
+  onModeExit();
+  forgetKnown();
+  loadSupport();
+  stops = [
+    ...onEvents(host().panelService, ["PANELS_CHANGED"], addPanel),
+    watchActive(() => void refreshStatus().catch(failed)),
+    startLive(),
+    startBadges(),
+  ];
+  addPanel();
+}
+
+function onModeExit(): void {
+  for (const stop of stops) stop();
+  stops = [];
+  forgetKnown();
+}
+
+export default {
+  id: ID,
+  preRegistration,
+  onModeEnter,
+  onModeExit,
+  getPanelModule: () => [
+    {
+      name: "forget",
+      iconName: "Delete",
+      iconLabel: "Forget & adapt",
+      label: "Forget & adapt",
+      component: Panel,
+    },
+  ],
+  getCommandsModule: commands,
+  getCustomizationModule: () => [{ name: "global", value: customizations() }],
+};

@@ -1,0 +1,70 @@
+// Small pieces that the panel and the dialogs are made of.
+import { React } from "./react";
+import { useDraft, useStore } from "./store";
+import type { RequestState } from "./types";
+import { STATES, TONES } from "./words";
+
+interface ActProps {
+  label: string;
+  act: () => void;
+  /** Why it cannot be done; said on hover, to screen readers and on a click. */
+  why?: string | undefined;
+  look?: "main" | "danger";
+  name?: string;
+  about?: string;
+}
+
+export function Act({ label, act, why, look, name, about }: ActProps): JSX.Element {
+  const [told, tell] = React.useState(false);
+  return (
+    <React.Fragment>
+      <button
+        type="button"
+        className={look}
+        data-cy={name}
+        aria-disabled={why ? true : undefined}
+        aria-label={about ? `${label}: ${about}` : undefined}
+        title={why}
+        onClick={() => (why ? tell(true) : act())}
+      >
+        {label}
+      </button>
+      {why && told ? <p className="warn" role="status">{why}</p> : null}
+    </React.Fragment>
+  );
+}
+
+export function Chip({ state }: { state: RequestState }): JSX.Element {
+  return <span className={`chip ${TONES[state]}`}>{STATES[state]}</span>;
+}
+
+interface FieldProps {
+  draft: string;
+  label: string;
+  name: string;
+  rows?: boolean;
+  limit?: number;
+}
+
+/** A text that survives errors, other panels and reloads. */
+export function Field({ draft, label, name, rows, limit = 2000 }: FieldProps): JSX.Element {
+  const [text, setText] = useDraft(draft);
+  const shared = {
+    "value": text,
+    "data-cy": name,
+    "maxLength": limit,
+    "autoComplete": "off",
+    "onChange": (e: { target: { value: string } }) => setText(e.target.value),
+  };
+  return (
+    <label>
+      {label}
+      {rows ? <textarea {...shared} /> : <input type="text" {...shared} />}
+    </label>
+  );
+}
+
+export function Fault(): JSX.Element | null {
+  const fault = useStore((s) => s.fault);
+  return fault ? <p className="bad words" role="alert" data-cy="sul-fault">{fault}</p> : null;
+}

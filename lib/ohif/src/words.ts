@@ -1,0 +1,114 @@
+// Every sentence about what becomes of the data stands here.
+import type { ForgetRequest, Kind, Reason, RequestState } from "./types";
+
+export const REASONS: Record<Reason, string> = {
+  consent_withdrawn: "Consent withdrawn",
+  wrong_patient: "Wrong patient",
+  wrong_label: "Wrong label",
+  quality: "Image quality",
+  retention_expired: "Retention period over",
+  other: "Other (say which)",
+};
+
+export const STATES: Record<RequestState, string> = {
+  proposed: "proposed by the PACS",
+  dismissed: "proposal dismissed",
+  requested: "waits for approval",
+  approved: "approved",
+  withdrawn: "mark withdrawn",
+  working: "being unlearned",
+  refused: "audit refused it",
+  fulfilled: "forgotten, restorable",
+  restored: "restored",
+  purged: "erased for good",
+};
+
+export const KINDS: Record<Kind, string> = {
+  patient: "patient",
+  study: "study",
+  series: "series",
+  structure: "structure",
+};
+
+export const TONES: Record<RequestState, "plain" | "warn" | "good" | "bad"> = {
+  proposed: "warn",
+  dismissed: "plain",
+  requested: "warn",
+  approved: "warn",
+  withdrawn: "plain",
+  working: "warn",
+  refused: "bad",
+  fulfilled: "good",
+  restored: "plain",
+  purged: "good",
+};
+
+/** Which law's word applies to a request as it stands. */
+export function lawOf(request: Pick<ForgetRequest, "state" | "live">): string {
+  if (request.state === "purged") return "Erasure (GDPR Art. 17): nobody can bring it back.";
+  if (request.live)
+    return "Restriction of processing (GDPR Art. 18): kept out of learning, not erased.";
+  return "Not restricted: training may use it again.";
+}
+
+export const MARKING = [
+  "Images and labels stay in the archive, and everybody sees them as before.",
+  "From now on no training, validation, proposal or adaptation reads them. Models that were trained before still know them until an unlearning.",
+  "In the law's words: restriction of processing (GDPR Art. 18), not erasure.",
+];
+
+export const WITHDRAWING = [
+  "The mark is taken back. Training may use the data again, and nothing is unlearned.",
+];
+
+export const APPROVING = [
+  "You confirm that this is to be forgotten. Nothing changes in the model yet: an unlearning does that.",
+];
+
+export const UNLEARNING = [
+  "A new version of the model is made that shall behave as if it had never seen these data. An audit attacks it; it is served only if the audit passes. Otherwise the present version stays.",
+  "The present version is sealed in a deposit that one key opens: “Restore” brings it back, byte for byte. Images and labels in the archive are not touched.",
+  "In the law's words: restriction of processing (GDPR Art. 18). Only a purge is erasure (Art. 17).",
+];
+
+export const RESTORING = [
+  "The version that knows these data serves again. The request is closed: training may use the data again.",
+  "Versions made since are no longer served. Requests that were unlearned together come back together.",
+  "In the law's words: the restriction of processing (GDPR Art. 18) ends.",
+];
+
+export const PURGING = [
+  "The key, every old version that knows these data, their checkpoints and caches are destroyed. Nobody can restore them, we neither.",
+  "Images and labels in the archive stay; the answer lists the places that may still hold something.",
+  "In the law's words: erasure (GDPR Art. 17) of what the models kept.",
+];
+
+export const ADAPTING = [
+  "An adapter is made for the scanner of these labelled studies. It serves only if the Dice of people held out does not fall; the model itself does not change.",
+  "Studies that are marked for forgetting are left out. You can roll back.",
+];
+
+export const ROLLING_BACK = [
+  "The adapter before this one serves the site, or the model itself where there is none.",
+];
+
+export const NOT_MARKER =
+  "Only annotators, reviewers and administrators may mark. Ask one, or sign in as one.";
+export const NOT_ADMIN = "Only administrators may do this. Ask one, or sign in as one.";
+
+const WHEN = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+
+export function when(iso: string): string {
+  const time = new Date(iso);
+  return Number.isNaN(time.getTime()) ? iso : WHEN.format(time);
+}
+
+export function duration(seconds: number): string {
+  const s = Math.max(0, Math.round(seconds));
+  if (s < 60) return `${s} s`;
+  return s < 5400 ? `${Math.round(s / 60)} min` : `${(s / 3600).toFixed(1)} h`;
+}
+
+export function shortId(id: string): string {
+  return id.length > 24 ? `${id.slice(0, 8)}…${id.slice(-10)}` : id;
+}

@@ -1,0 +1,217 @@
+"""A small hospital for the viewer's tests: studies of made-up people, a model that saw some.
+
+The network, the unlearning and the audit are the product's; only the audit's bars are wide open,
+as a few small studies can prove nothing, and what is tried here is the viewer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import httpx
+import pydicom
+import torch
+from pydicom.dataset import Dataset
+
+from segunlearn.app.options import Home
+from segunlearn.app.records import Records
+from segunlearn.app.training_run import TrainingRun
+from segunlearn.cases import Case
+from segunlearn.networks import ModelConfig
+from segunlearn.training import TrainSettings
+
+ROOT = Path(__file__).parents[1]
+MODEL = "segmentation"
+#: People that the model was trained on, and people it never saw.
+TAUGHT, UNSEEN = 5, 8
+CONFIG = ModelConfig(
+    labels=("liver", "spleen"), spacing=(12.0, 12.0, 12.0), patch_size=(32, 32, 16),
+    features=(4, 8, 8, 16, 16, 4), name=MODEL,
+)  # fmt: skip
+
+#: What the server and its children load as the app: the product, with wide bars.
+APP = '''"""The product, with an audit that lets pass what so few studies cannot show."""
+
+from dataclasses import replace
+
+from segunlearn.app.application import SegUnlearnApp as SegUnlearnApp
+from segunlearn.app.unlearn_task import UnlearnTask
+from segunlearn.audit.policy import Policy
+
+WIDE = Policy(
+    unseen_quality=-1, unseen_quality_short=-1, forget_level=1, gap_excess=1, worst_person=1,
+    membership=1, calibrated_membership=1, relearning=1, relearning_short=1, distillation=1,
+    weakest_power=1, required={"hidden": (), "unlearned": ()},
+)
+order = UnlearnTask.order
+UnlearnTask.order = lambda self, options: replace(order(self, options), policy=WIDE)
+'''
+
+
+@dataclass(frozen=True)
+class Person:
+    """One study of one person."""
+
+    number: int
+    study: str
+    series: str
+    files: tuple[Path, ...]
+    case: Case
+
+    @property
+    def name(self) -> str:
+        return self.case.person
+
+
+@dataclass(frozen=True)
+class Hospital:
+    """Studies as DICOM files, and a home whose model was trained on the first of them."""
+
+    dicom: Path
+    home: Path
+    people: tuple[Person, ...]
+
+    def datasets(self) -> Iterator[Dataset]:
+        for path in sorted(self.dicom.rglob("*.dcm")):
+            yield pydicom.dcmread(path)
+
+    def copy(self, folder: Path) -> Hospital:
+        """The same with files of its own."""
+        shutil.copytree(self.dicom, folder / "dicom")
+        shutil.copytree(self.home, folder / "home")
+        return replace(self, dicom=folder / "dicom", home=folder / "home")
+
+
+def build_hospital(folder: Path) -> Hospital:
+    """Write the studies and train for some seconds."""
+    generate = _generator()
+    people = tuple(_write(generate, folder, n) for n in range(1, TAUGHT + UNSEEN + 1))
+    home = Home(folder / "home")
+    home.root.mkdir()
+    settings = TrainSettings(
+        epochs=20, batch_size=2, samples_per_case=2, learning_rate=8e-3, val_fraction=0.0,
+        device="cpu",
+    )  # fmt: skip
+    records = Records(home)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        run = TrainingRun(MODEL, home, records, settings)
+        run.execute(lambda _: ([p.case for p in people[:TAUGHT]], CONFIG))
+    finally:
+        torch.set_num_threads(threads)
+        records.store.close()
+    return Hospital(folder / "dicom", home.root, people)
+
+
+def _generator() -> ModuleType:
+    sys.path.insert(0, str(ROOT / "sample-data"))
+    try:
+        import generate
+    finally:
+        sys.path.remove(str(ROOT / "sample-data"))
+    return generate
+
+
+def _write(generate: Any, folder: Path, number: int) -> Person:
+    study = generate.Study(number, "A")
+    usual = generate.SITES["A"]
+    generate.SITES["A"] = replace(
+        usual, columns=64, rows=64, slices=16, pixel_mm=6.0, slice_mm=12.5
+    )
+    try:
+        scan = generate.scan(study)
+        generate.write_dicom(folder / "dicom", study, scan)
+        generate.write_nifti(folder / "nifti", study, scan)
+    finally:
+        generate.SITES["A"] = usual
+    found = sorted((folder / "dicom" / f"SYNTHETIC-P{number:03d}").rglob("*.dcm"))
+    images = [
+        (path, ds)
+        for path in found
+        if (ds := pydicom.dcmread(path, stop_before_pixels=True)).Modality == "CT"
+    ]
+    header = images[0][1]
+    nifti = folder / "nifti"
+    case = Case(
+        str(header.SeriesInstanceUID), str(header.StudyInstanceUID), str(header.PatientID),
+        nifti / "images" / f"{study.name}.nii.gz", nifti / "labels" / f"{study.name}.nii.gz", "CT",
+    )  # fmt: skip
+    return Person(number, case.study, case.series, tuple(p for p, _ in images), case)
+
+
+class ViewerServer:
+    """The server with a viewer, on a port that it keeps when it is stopped and started again."""
+
+    def __init__(self, studies: str, home: Path, viewer: Path | None = None) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = home / "server.txt"
+        self._arguments = [studies, str(home), str(self.port), str(viewer or "")]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, environment: dict[str, str] | None = None) -> None:
+        code = (
+            "import sys; from segunlearn.app import server; from ohif_site import APP; "
+            "server._MAIN = APP; studies, home, port, viewer = sys.argv[1:]; "
+            "conf = {'home': home, 'refresh': '2', 'poll': '2', 'viewer': viewer}; "
+            "server.serve(studies, conf, port=int(port))"
+        )
+        with self.log.open("ab") as out:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code, *self._arguments], stdout=out, stderr=out,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests"),
+                     **(environment or {})},
+            )  # fmt: skip
+        for _ in range(600):
+            if self._process.poll() is not None:
+                raise AssertionError("the server ended: " + self.log.read_text()[-3000:])
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{self.url}/whoami", timeout=20).status_code in (200, 401):
+                    return
+            time.sleep(0.1)
+        raise AssertionError("the server did not answer: " + self.log.read_text()[-3000:])
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait(timeout=10)
+            self._process = None
+
+
+@contextlib.contextmanager
+def serving(studies: str, home: Path, viewer: Path | None = None) -> Iterator[ViewerServer]:
+    """Serve while the block runs."""
+    server = ViewerServer(studies, home, viewer)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def upload(rest: str, hospital: Hospital) -> None:
+    """Put all studies into an Orthanc."""
+    with httpx.Client(timeout=30) as client:
+        for dataset in hospital.datasets():
+            buffer = io.BytesIO()
+            dataset.save_as(buffer, enforce_file_format=True)
+            client.post(f"{rest}/instances", content=buffer.getvalue()).raise_for_status()
