@@ -237,6 +237,10 @@ def all_marked(place: Place) -> dict[str, Any]:
     return {}
 
 
+def no_site_by_its_name(place: Place) -> dict[str, Any]:
+    return {"site": "Anonymized"}
+
+
 def no_meta_model(place: Place) -> dict[str, Any]:
     return {"method": "maml"}
 
@@ -256,6 +260,7 @@ BAD: list[tuple[Change, type[SegUnlearnError], str]] = [
     (held_out_people, InvalidInputError, "1 people of the support were kept out"),
     (marked_study, ConflictError, "1 of the named studies are marked"),
     (all_marked, LabelError, "3 are marked"),
+    (no_site_by_its_name, InvalidInputError, "names no site"),
     (no_meta_model, NotFoundError, "meta"),
 ]
 

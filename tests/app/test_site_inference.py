@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from app_sources import LABELS, TINY, Study, make_study, publish_tiny, write_dicom, write_files
 from segunlearn.adapters.site import SiteAdapter
 from segunlearn.app import models
 from segunlearn.app.application import SegUnlearnApp
+from segunlearn.cli import app as command_line
 from segunlearn.dicom.site import SiteKey
 from segunlearn.errors import InvalidInputError, NotFoundError
 from segunlearn.networks import build_network
@@ -165,6 +168,75 @@ def test_a_site_that_is_no_text_is_refused(app: SegUnlearnApp, studies: dict[str
             infer(app, studies["b"].series, site=site)
     with pytest.raises(NotFoundError):
         infer(app, studies["b"].series, site="elsewhere")
+
+
+def test_batch_inference_takes_a_site_and_each_entry_says_what_made_the_mask(
+    app: SegUnlearnApp, studies: dict[str, Study]
+) -> None:
+    info = put(app, "south||ct 64|ct1", 1)
+
+    def made(**options: Any) -> dict[str, tuple[str, str]]:
+        done = app.batch_infer(app.batch_request("segmentation", "all", options))
+        said = {key: done[study.series]["params"] for key, study in studies.items()}
+        return {key: (p["adapter"], p["site_rule"]) for key, p in said.items()}
+
+    assert made() == {
+        "a": ("base", "none"), "b": (info.name, "scanner"), "removed": ("base", "none"),
+    }  # fmt: skip
+    assert set(made(site="south||ct 64|ct1").values()) == {(info.name, "override")}
+    assert set(made(site="none").values()) == {("base", "override")}
+    with pytest.raises(NotFoundError, match="no adapter in service"):
+        app.batch_request("segmentation", "all", {"site": "elsewhere"})
+    with pytest.raises(InvalidInputError, match="name one site"):
+        app.batch_request("segmentation", "all", {"site": 5})
+
+
+@pytest.mark.parametrize(
+    ("site", "words", "rule"),
+    [
+        ("b", (), "scanner"),
+        ("a", (), "none"),
+        ("removed", ("--site", "south||ct 64|ct1"), "override"),
+        ("b", ("--site", "none"), "override"),
+        ("b", ("--site", "base"), "override"),
+    ],
+)
+def test_the_command_chooses_as_the_server_does(
+    app: SegUnlearnApp,
+    studies: dict[str, Study],
+    tmp_path: Path,
+    site: str,
+    words: tuple[str, ...],
+    rule: str,
+) -> None:
+    info = put(app, "south||ct 64|ct1", 1)
+    series, home = tmp_path / "studies" / studies[site].series, tmp_path / "home"
+    output = tmp_path / "mask.dcm"
+    told = segment(series, "-o", output, "--home", home, *words)
+    assert told.exit_code == 0, told.output
+    said = json.loads(told.stdout)
+    adapter = "base" if rule == "none" or words[1:] in (("none",), ("base",)) else info.name
+    assert (said["adapter"], said["site_rule"]) == (adapter, rule)
+    segmentation = pydicom.dcmread(output)
+    algorithm = segmentation.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0]
+    assert f"site adapter={adapter}" in str(algorithm.AlgorithmParameters)
+    voxels = segmentation.pixel_array
+    assert bool((voxels == 1).all()) == (adapter != "base")
+
+
+def test_the_command_refuses_a_site_that_has_no_adapter(
+    app: SegUnlearnApp, studies: dict[str, Study], tmp_path: Path
+) -> None:
+    output = tmp_path / "mask.nii.gz"
+    series = tmp_path / "studies" / studies["b"].series
+    told = segment(series, "-o", output, "--home", tmp_path / "home", "--site", "elsewhere")
+    assert isinstance(told.exception, NotFoundError)
+    assert not output.exists()
+
+
+def segment(*words: object) -> Any:
+    """``segunlearn infer`` in this process."""
+    return CliRunner().invoke(command_line, ["infer", *map(str, words), "--json"])
 
 
 def test_clients_are_offered_the_sites_in_service(app: SegUnlearnApp) -> None:

@@ -33,6 +33,7 @@ from segunlearn.records.numbered import add_folder, created_now, locked, names_i
 
 if TYPE_CHECKING:  # it loads torch
     from segunlearn.adapters.site import SiteAdapter
+    from segunlearn.inference import Segmenter
 
 AdapterState = Literal["current", "available", "retired"]
 
@@ -110,6 +111,19 @@ class AdapterInfo:
                 "Restore it from a backup, activate another one, or adapt the site again."
             )
         return SiteAdapter.from_bytes(data)
+
+    def segmenter(self, base: Segmenter, base_sha256: str) -> Segmenter:
+        """Make what segments the images of the site; the base's stays as it is.
+
+        Raises
+        ------
+        IntegrityError
+            The tensors are missing or changed, or were made for other weights.
+        """
+        from segunlearn.inference import Segmenter
+
+        network = self.load().applied_to(base.network, base_sha256)
+        return Segmenter(network, base.config, base.device, mirror_axes=base.mirror_axes)
 
 
 def site_digest(site: str) -> str:

@@ -135,9 +135,9 @@ def choose_support(
     Raises
     ------
     InvalidInputError
-        The studies are of several sites or modalities, or no site is named where no header tells
-        one; a person was kept out of the model to judge it; or one person's studies are all and
-        this was not confirmed.
+        The name is none of a site; the studies are of several sites or modalities; no site is
+        named where no header tells one; a person was kept out of the model to judge it; or one
+        person's studies are all and this was not confirmed.
     LabelError
         A named study has no finished label, or there is none of the site.
     ConflictError
@@ -152,6 +152,11 @@ def choose_support(
         )
     keys = {c.series: aliases.of(header_of(c) or SiteKey()) for c in wanted}
     asked = aliases.site(order.site) if order.site not in ("", AUTO) else None
+    if asked == SiteKey():
+        raise InvalidInputError(
+            f"site {order.site!r:.200}: this names no site, headers without one say it. Give the "
+            "name of the hospital or of its scanner."
+        )
     if asked is not None and any(k.rungs() for k in keys.values()):
         mine = [c for c in wanted if _fits(asked, keys[c.series])]
         if order.support and len(mine) < len(wanted):

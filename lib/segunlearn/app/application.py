@@ -37,6 +37,7 @@ from segunlearn.app.options import AppOptions, Home
 from segunlearn.app.records import Records
 from segunlearn.app.requests import check_batch, check_prediction_tag, check_scoring
 from segunlearn.app.scoring import DiceScoring
+from segunlearn.app.site_choice import Aliases, choose_site
 from segunlearn.app.train import SegmentationTrainTask
 from segunlearn.app.unlearn_settle import PATIENCE, settle
 from segunlearn.app.unlearn_task import KINDS, UNLEARN, UnlearnTask
@@ -454,9 +455,18 @@ class SegUnlearnApp(MONAILabelApp):
         return check_scoring(method, options, self.scoring_methods())
 
     def batch_request(self, model: str, images: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Check the request of a batch inference; see ``segunlearn.app.requests``."""
-        self.served_model(model).version()
-        return check_batch(model, images, options, self.datastore())
+        """Check the request of a batch inference; see ``segunlearn.app.requests``.
+
+        Raises
+        ------
+        NotFoundError, ConflictError
+            A site is named that has no adapter, or one of other weights.
+        """
+        served = self.served_model(model)
+        base = served.version().sha256
+        request = check_batch(model, images, options, self.datastore())
+        choose_site(served.adapters, Aliases.read(self.home.sites), None, request["site"], base)
+        return request
 
     # -- runs -----------------------------------------------------------------------------------
 

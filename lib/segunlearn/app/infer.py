@@ -15,6 +15,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from segunlearn.app.adapter_store import AdapterInfo
 from segunlearn.app.models import ActiveModel
+from segunlearn.app.requests import asked_site
 from segunlearn.app.site_choice import AUTO, BASE, Aliases, SiteChoice, choose_site
 from segunlearn.dicom.site import SiteKey
 from segunlearn.errors import InvalidInputError, UnsupportedSeriesError
@@ -170,22 +171,6 @@ def result_options(request: Mapping[str, Any]) -> tuple[str, type[np.generic], b
         )
     compress = request.get("result_compress", True)
     return extension, _DTYPES[dtype], str(compress).lower() not in ("false", "0", "no")
-
-
-def asked_site(request: Mapping[str, Any]) -> str:
-    """Read which site a client asks for; of a list, as ``config`` gives it, the first.
-
-    Raises
-    ------
-    InvalidInputError
-        It is no text.
-    """
-    asked = request.get("site") or AUTO
-    if isinstance(asked, list):
-        asked = asked[0]
-    if not isinstance(asked, str) or len(asked) > 300:
-        raise InvalidInputError(f"site {str(asked)!r:.40}: name one site, or {AUTO!r} or {BASE!r}.")
-    return asked.strip()
 
 
 def header_of(folder: Path) -> SiteKey | None:

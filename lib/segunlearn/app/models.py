@@ -113,11 +113,8 @@ class ActiveModel:
         with self._loading:
             found = self._adapted.pop(key, None)
             if found is None:
-                from segunlearn.inference import Segmenter
-
                 started = time.perf_counter()
-                network = adapter.load().applied_to(base.network, info.sha256)
-                found = Segmenter(network, base.config, base.device)
+                found = adapter.segmenter(base, info.sha256)
                 logger.info(
                     "site adapter %s on %s made ready in %.3f s",
                     adapter.name, info.version, time.perf_counter() - started,

@@ -8,6 +8,7 @@ from typing import Any
 from segunlearn.app.datastores import StudiesDatastore
 from segunlearn.app.datastores.infos import check_tag
 from segunlearn.app.datastores.studies import FINAL, ORIGINAL
+from segunlearn.app.site_choice import AUTO, BASE
 from segunlearn.errors import InvalidInputError, NotFoundError
 
 
@@ -51,6 +52,22 @@ def check_scoring(
     }
 
 
+def asked_site(request: Mapping[str, Any]) -> str:
+    """Read which site a client asks for; of a list, as ``/info`` gives it, the first.
+
+    Raises
+    ------
+    InvalidInputError
+        It is no text.
+    """
+    asked = request.get("site") or AUTO
+    if isinstance(asked, list):
+        asked = asked[0]
+    if not isinstance(asked, str) or len(asked) > 300:
+        raise InvalidInputError(f"site {str(asked)!r:.40}: name one site, or {AUTO!r} or {BASE!r}.")
+    return asked.strip()
+
+
 def check_batch(
     model: str, images: str, options: Mapping[str, Any], studies: StudiesDatastore
 ) -> dict[str, Any]:
@@ -77,4 +94,7 @@ def check_batch(
     if largest < 0:
         raise InvalidInputError("max_batch_size must not be negative; 0 means all.")
     tag = check_prediction_tag(options.get("label_tag"))
-    return {"model": model, "images": chosen, "label_tag": tag, "max_batch_size": largest}
+    return {
+        "model": model, "images": chosen, "label_tag": tag, "max_batch_size": largest,
+        "site": asked_site(options),
+    }  # fmt: skip

@@ -135,7 +135,7 @@ def choose_site(
     header
         What the image's header says; None where it has none (NIfTI, NRRD).
     asked
-        ``auto`` or empty, ``base``, or a site's name, key or folder.
+        ``auto`` or empty, ``base`` or ``none``, or a site's name, key or folder.
     base_sha256
         Of the weights that are served.
 
@@ -148,7 +148,7 @@ def choose_site(
     IntegrityError
         A record is damaged.
     """
-    if asked == BASE:
+    if asked in (BASE, "none"):
         return SiteChoice(None, "", "override", "the base was asked for.")
     if asked not in ("", AUTO):
         return _asked_for(adapters, aliases, asked, base_sha256)

@@ -44,13 +44,23 @@ def infer(
     modality: ModalityOption = "auto",
     model: ModelOption = "segmentation",
     version: Annotated[str | None, typer.Option(help="Instead of the active version.")] = None,
+    site: Annotated[
+        str,
+        typer.Option(
+            help="Site whose adapter segments: a name or key, or base (none) for the model itself; "
+            "auto: by the DICOM header, as the server does."
+        ),
+    ] = "auto",
     mirror: MirrorOption = "",
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Segment one image; the mask lies on the image's own grid."""
+    from segunlearn.app.adapter_store import SiteAdapters
+    from segunlearn.app.site_choice import Aliases, choose_site
     from segunlearn.dicom.segmentation import Algorithm, write_segmentation
     from segunlearn.dicom.series import volume_from_datasets
+    from segunlearn.dicom.site import SiteKey
     from segunlearn.inference import Segmenter
     from segunlearn.records.durable import write_durably
     from segunlearn.volumes import read_volume, write_volume
@@ -62,22 +72,29 @@ def infer(
         raise InvalidInputError(f"{output.name}: would overwrite the image. Name another file.")
     if as_dicom and source.is_file():
         raise InvalidInputError("a DICOM SEG needs a folder with a DICOM series as INPUT.")
-    info = version_of(home_of(home), model, version)
-    if source.is_dir():
-        datasets = _series_in(source)
+    place = home_of(home)
+    info = version_of(place, model, version)
+    datasets = _series_in(source) if source.is_dir() else []
+    header = SiteKey.read(datasets[0]) if datasets else None
+    adapters, aliases = SiteAdapters(place.sites / model), Aliases.read(place.sites)
+    chosen = choose_site(adapters, aliases, header, site.strip(), info.sha256)
+    if datasets:
         image = volume_from_datasets(datasets)
     else:
-        datasets = []
         image = read_volume(source, modality=modality_of(modality))
     segmenter = Segmenter.from_version(info, device, mirror_axes=axes_of("--mirror", mirror))
+    if chosen.adapter is not None:
+        segmenter = chosen.adapter.segmenter(segmenter, info.sha256)
     with stop_on_interrupt() as interrupted, progress_bar(as_json) as bar:
         mask = segmenter.predict(
             image, progress=lambda done, total: bar("infer", done, total), cancel=interrupted
         )
-    values = segmenter.config.label_values
+    values, said = segmenter.config.label_values, chosen.params()
     if as_dicom:
         algorithm = Algorithm(
-            name=f"SegUnlearn {model}", version=f"{info.version} {info.sha256[:12]}"
+            name=f"SegUnlearn {model}",
+            version=f"{info.version} {info.sha256[:12]}",
+            parameters={"site adapter": said["adapter"], "site rule": said["site_rule"]},
         )
         segmentation = write_segmentation(
             mask,
@@ -95,7 +112,7 @@ def infer(
     if as_json:
         print_json(
             {
-                "output": str(output), "version": info.version, "sha256": info.sha256,
+                "output": str(output), "version": info.version, "sha256": info.sha256, **said,
                 "modality": mask.assumed.modality if mask.assumed else image.modality,
                 "warnings": warnings, "labels": values, "millilitres": volumes,
                 "seconds": dict(mask.seconds),
@@ -104,7 +121,10 @@ def infer(
         return
     warn(warnings)
     shown = ", ".join(f"{k} {v:.1f} ml" for k, v in volumes.items())
-    console.print(f"{output.name}: {shown} ({info.version}, {sum(mask.seconds.values()):.1f} s)")
+    by = f", adapter {said['adapter']} ({said['site_rule']})" if chosen.adapter else ""
+    console.print(
+        f"{output.name}: {shown} ({info.version}{by}, {sum(mask.seconds.values()):.1f} s)"
+    )
 
 
 def _series_in(folder: Path) -> list[Dataset]:
