@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from audit_home import MODEL, Site
-from segunlearn.adaptation import LeaveOneOut
+from segunlearn.adaptation import LeaveOneOut, MetaModel
 from segunlearn.app import adapter_run, watched_run
 from segunlearn.app.adapter_run import SITE_ADAPT, AdaptRun
 from segunlearn.app.adapter_store import SiteAdapters
@@ -28,8 +31,9 @@ from segunlearn.errors import (
     NotFoundError,
     SegUnlearnError,
 )
-from segunlearn.records.durable import read_json
+from segunlearn.records.durable import read_json, write_json_durably
 from segunlearn.records.runs import Progress
+from segunlearn.records.version_info import META_MODEL
 from segunlearn.volumes import Volume, read_volume, write_volume
 from unlearn_site import copy_of, known_site
 
@@ -221,8 +225,6 @@ def held_out_people(place: Place) -> dict[str, Any]:
     manifest = place.site.registry.active().path / "manifest.json"
     data = read_json(manifest)
     pseudonym = place.site.records.pseudonyms.of(place.south[1].person)
-    import json
-
     manifest.write_text(json.dumps({**data, "details": {"held_out_pseudonyms": [pseudonym]}}))
     return {}
 
@@ -278,20 +280,26 @@ def test_bad_input_is_an_error_and_publishes_nothing(
     assert place.site.records.ledger.verify() == []
 
 
-def test_a_damaged_meta_model_or_one_of_another_base_is_refused(place: Place) -> None:
-    import torch
-
-    from segunlearn.adaptation import MetaModel
-    from segunlearn.records.version_info import META_MODEL
-
+def test_a_meta_model_that_was_changed_or_is_of_another_base_is_refused(place: Place) -> None:
     folder = place.site.registry.active().path
-    (folder / META_MODEL).write_bytes(b"nonsense")
-    with pytest.raises(IntegrityError):
-        place.adapt()
-    other = MetaModel("f" * 64, rates={"x": torch.ones(1)})
-    (folder / META_MODEL).write_bytes(other.to_bytes())
-    with pytest.raises(IntegrityError, match="made for weights"):
-        place.adapt()
+    manifest = read_json(folder / "manifest.json")
+
+    def beside(data: bytes, recorded: bytes) -> None:
+        """A meta model, and what the version's manifest says of one."""
+        (folder / META_MODEL).write_bytes(data)
+        said = {"meta_model": {"sha256": hashlib.sha256(recorded).hexdigest()}}
+        write_json_durably(folder / "manifest.json", {**manifest, "details": said})
+
+    mine = MetaModel(manifest["sha256"], rates={"x": torch.ones(1)}).to_bytes()
+    other = MetaModel("f" * 64, rates={"x": torch.ones(1)}).to_bytes()
+    for data, recorded, words in (
+        (b"nonsense", b"nonsense", "no valid meta model"),
+        (mine[:-1] + bytes([mine[-1] ^ 1]), mine, "changed after it was published"),
+        (other, other, "made for weights"),
+    ):
+        beside(data, recorded)
+        with pytest.raises(IntegrityError, match=words):
+            place.adapt()
     assert place.nothing_published()
 
 

@@ -114,7 +114,7 @@ def test_it_makes_the_version_that_the_command_makes(
     version = app.model.version()
     assert (version.version, version.sha256) == (done["version"], done["sha256"])
     assert version.version == "v0002"
-    meta = read_meta_model(version.path, version.sha256)
+    meta = read_meta_model(version)
     assert meta is not None
     assert meta.methods == ("maml", "generator", "generator+steps")
     run = app.records.runs.get(done["run_id"])

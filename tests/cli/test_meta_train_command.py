@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +70,24 @@ def test_a_meta_training_is_a_version_that_can_be_adapted_and_a_row_of_all_it_sa
     assert row.parameters["meta_model"] == told["meta_model"]
     assert not any((tmp_path / "runs").iterdir()), "no checkpoint stays"
 
-    meta = read_meta_model(version.path, version.sha256)
+    meta = read_meta_model(version)
     assert meta is not None
     config = ModelConfig.from_json(version.config)
     network = load_weights(version.weights, config, version.sha256)
+    file = version.path / "meta.safetensors"
+    whole = file.read_bytes()
+    for position in (0, len(whole) // 2, len(whole) - 1):
+        changed = bytearray(whole)
+        changed[position] ^= 1
+        file.write_bytes(changed)
+        with pytest.raises(IntegrityError, match="changed after it was published"):
+            read_meta_model(version)
+    file.write_bytes(whole)
     support = studies_of(cases_from_folder(sites / "north", People("^(.....)"))[:1], config)
     adapted = adapt(network, meta, support, config, AdaptSettings("maml", 1))
     assert adapted.structures == ("ball", "cube")
     with pytest.raises(IntegrityError, match="made for weights"):
-        read_meta_model(version.path, "0" * 64)
+        read_meta_model(replace(version, sha256="0" * 64))
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ before their first step, so they are only where its steps start.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final, cast, get_args
 
 import torch
@@ -16,7 +16,7 @@ import torch
 from segunlearn.adaptation.inner import InnerSet
 from segunlearn.adapters.site import check_base, pack, unpack
 from segunlearn.errors import IntegrityError, NotFoundError
-from segunlearn.records.version_info import META_MODEL
+from segunlearn.records.version_info import META_MODEL, VersionInfo
 
 FORMAT: Final = "segunlearn-meta-model-1"
 _PARTS: Final = ("initial", "rates", "film_network", "generator")
@@ -90,19 +90,26 @@ class MetaModel:
         return cls(base, cast(InnerSet, inner_set), about=about, **parts)
 
 
-def read_meta_model(folder: Path, base_sha256: str) -> MetaModel | None:
+def read_meta_model(info: VersionInfo) -> MetaModel | None:
     """Read the meta model beside a version's weights; None where there is none.
+
+    Digest and content come from one reading of the file.
 
     Raises
     ------
     IntegrityError
-        The file is damaged, or was made for other weights.
+        The file is not the one that was published, or was made for other weights.
     """
-    path = Path(folder) / META_MODEL
     try:
-        return MetaModel.from_bytes(path.read_bytes(), base_sha256)
+        data = (info.path / META_MODEL).read_bytes()
     except FileNotFoundError:
         return None
+    if hashlib.sha256(data).hexdigest() != info.meta_sha256:
+        raise IntegrityError(
+            f"{info.version}: its meta model was changed after it was published. Restore "
+            f"{META_MODEL} from a backup, or remove it and adapt by fine_tune."
+        )
+    return MetaModel.from_bytes(data, info.sha256)
 
 
 def need(meta: MetaModel | None, method: str) -> MetaModel:

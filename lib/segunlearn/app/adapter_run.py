@@ -111,7 +111,7 @@ class AdaptRun(WatchedRun):
             )
         aliases = Aliases.read(self.home.sites)
         support = choose_support(self.order, cases, header_of, self.records, info, aliases)
-        meta = read_meta_model(info.path, info.sha256)
+        meta = read_meta_model(info)
         return info, support, self.order.settings_for(meta.methods if meta else ())
 
     def execute(
@@ -182,7 +182,7 @@ class AdaptRun(WatchedRun):
         studies = self._read(fetch(support.cases), config)
         network = load_weights(info.weights, config, info.sha256)
         network = network.to(choose_device(self.order.device))
-        meta = read_meta_model(info.path, info.sha256)
+        meta = read_meta_model(info)
         held_out, why = None, _UNCHECKED
         if support.people > 1:
             given = (network, meta, studies, config, settings, self.tell, self.should_stop)

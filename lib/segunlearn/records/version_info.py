@@ -66,6 +66,11 @@ class VersionInfo:
         """The weights' file."""
         return self.path / "weights.safetensors"
 
+    @property
+    def meta_sha256(self) -> str:
+        """Digest of the meta model that was published with it; empty without one."""
+        return str(dict(self.details.get("meta_model") or {}).get("sha256", ""))
+
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, hexadecimal, read in pieces."""
