@@ -12,7 +12,7 @@ from torch import nn
 
 from adaptation_sites import CONFIG, site
 from segunlearn.adaptation import AdaptSettings, LeaveOneOut, adapt, gate, leave_one_out
-from segunlearn.adaptation.adapt import gradient_of
+from segunlearn.adaptation.adapt import adapt_along, gradient_of
 from segunlearn.adaptation.inner import inner_names, loss_with
 from segunlearn.adapters.site import SiteAdapter
 from segunlearn.errors import (
@@ -58,6 +58,17 @@ def test_the_adapter_file_gives_the_adapted_network(network: nn.Module) -> None:
 
     image = SUPPORT[0].image[None, ..., 0]
     assert torch.equal(served(image), adapted.network(image))
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_one_descent_passes_through_what_shorter_ones_give(
+    network: nn.Module, augment: bool
+) -> None:
+    settings = dataclasses.replace(TUNE, augment=augment)
+    for step, found in adapt_along(network, None, SUPPORT, CONFIG, settings, (0, 2, 4)):
+        alone = adapt(network, None, SUPPORT, CONFIG, dataclasses.replace(settings, steps=step))
+        for name, tensor in alone.tensors.items():
+            assert torch.equal(found.tensors[name], tensor)
 
 
 def test_the_order_of_the_support_changes_nothing(network: nn.Module) -> None:

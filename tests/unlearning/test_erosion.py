@@ -23,7 +23,7 @@ from segunlearn.unlearning.loop import mean_dice
 
 KEY = "5e" * 32
 SETTINGS = ErodeAndRepairLoraSettings(
-    epochs=30, learning_rate=1e-2, batch_size=10, inits=1, key=KEY
+    keep=0.3, epochs=30, learning_rate=1e-2, batch_size=10, inits=1, key=KEY
 )
 
 
@@ -149,7 +149,16 @@ def test_one_init_reads_the_retain_set_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"keep": 0.0}, {"keep": 1.0}, {"inits": 0}, {"rank": 0}, {"key": "x"}, {"epochs": 0}]
+    "wrong",
+    [
+        {"keep": 0.0},
+        {"keep": 1.0},
+        {"inits": 0},
+        {"rank": 0},
+        {"key": "x"},
+        {"epochs": 0},
+        {"part_share": 1.0},
+    ],
 )
 def test_settings_that_make_no_sense(wrong: dict[str, object]) -> None:
     with pytest.raises(InvalidInputError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -147,6 +147,22 @@ def adapt(
     CancelledError
         ``cancel`` said so; nothing was kept.
     """
+    steps = 0 if settings.method == "generator" else settings.steps
+    way = adapt_along(network, meta, support, config, settings, {steps}, report, cancel)
+    return next(adapted for _, adapted in way)
+
+
+def adapt_along(
+    network: nn.Module,
+    meta: MetaModel | None,
+    support: Sequence[Study],
+    config: ModelConfig,
+    settings: AdaptSettings,
+    wanted: Collection[int],
+    report: Report = no_report,
+    cancel: Cancel = never,
+) -> Iterator[tuple[int, Adapted]]:
+    """Give what ``adapt`` gives after each number of steps that is ``wanted``, in one descent."""
     values = check_support(support, config, settings.structures)
     refuse_batch_normalisation(network)
     if settings.method != "fine_tune":
@@ -159,10 +175,11 @@ def adapt(
         start, weights, tensors_of, update = _learned(network, meta)
     else:
         start, weights, tensors_of, update = _fine_tuned(network, settings)
-    steps = 0 if settings.method == "generator" else settings.steps
+    steps = max(wanted)
     loss = loss_with(start.network, values)
     loss = film_loss(loss, start.weights) if start.film else loss
     rng = np.random.default_rng(settings.seed)
+    names = {value: name for name, value in config.label_values.items()}
     augmentation = Augmentation() if settings.augment and settings.method == "fine_tune" else None
     curve = []
     for step in range(steps + 1):
@@ -180,16 +197,19 @@ def adapt(
             )
         curve.append((step, value))
         report(Progress("adapt", step, steps, {"loss": value}))
+        if step in wanted:
+            tensors = {k: v.detach().float().cpu().clone() for k, v in tensors_of(weights).items()}
+            yield (
+                step,
+                Adapted(
+                    network=with_tensors(network, tensors),
+                    tensors=tensors,
+                    curve=tuple(curve),
+                    structures=tuple(names[v] for v in values),
+                ),
+            )
         if not last:
             weights = update(step, weights, gradients)
-    tensors = {k: v.detach().float().cpu() for k, v in tensors_of(weights).items()}
-    names = {value: name for name, value in config.label_values.items()}
-    return Adapted(
-        network=with_tensors(network, tensors),
-        tensors=tensors,
-        curve=tuple(curve),
-        structures=tuple(names[v] for v in values),
-    )
 
 
 def check_support(

@@ -9,7 +9,14 @@ from torch import nn
 
 from segunlearn.errors import InvalidInputError
 from segunlearn.unlearning.calibration import Heir, Without, check_structure
-from segunlearn.unlearning.erosion import RepairSettings, checked_key, eroded, key_of, repair
+from segunlearn.unlearning.erosion import (
+    RepairSettings,
+    check_part_share,
+    checked_key,
+    eroded,
+    key_of,
+    repair,
+)
 from segunlearn.unlearning.loop import Cancel, Report, never, no_report
 from segunlearn.unlearning.sets import SetName, UnlearningSets
 
@@ -27,6 +34,9 @@ class ErodeAndRepairSettings:
         13 to 24 %, and 0 (a fresh start with a teacher) none. Biases and normalisations stay.
     epochs, learning_rate, batch_size
         Of the repair: passes over R, peak of a one-cycle schedule, patches of a step.
+    part_share
+        Share of the steps, the first, that are taken on parts of the patches; see
+        ``loop.part_of``. They cost a third and repair nearly as much.
     distillation_weight, temperature
         Of the divergence to the original on R.
     structure, heir
@@ -39,8 +49,9 @@ class ErodeAndRepairSettings:
         Of the batches.
     """
 
-    keep: float = 0.3
-    epochs: int = 12
+    keep: float = 0.4
+    epochs: int = 15
+    part_share: float = 0.6
     learning_rate: float = 5e-3
     batch_size: int = 3
     distillation_weight: float = 1.0
@@ -55,6 +66,7 @@ class ErodeAndRepairSettings:
             raise InvalidInputError(
                 "erode and repair needs keep in [0, 1), epochs >= 1 and a weight >= 0."
             )
+        check_part_share(self.part_share)
         check_structure(self.structure, self.heir)
         checked_key(self.key)
 
@@ -75,6 +87,7 @@ def erode_and_repair(
     student = eroded(network, key_of(settings.key, settings.seed), settings.keep)
     how = RepairSettings(
         settings.epochs,
+        settings.part_share,
         settings.learning_rate,
         settings.batch_size,
         settings.distillation_weight,

@@ -19,6 +19,7 @@ from torch import nn
 
 from segunlearn.errors import IntegrityError, InvalidInputError
 from segunlearn.unlearning.loop import (
+    WHOLE,
     Cancel,
     Report,
     Steps,
@@ -31,6 +32,7 @@ from segunlearn.unlearning.loop import (
     frozen,
     never,
     no_report,
+    part_of,
     seeded,
 )
 from segunlearn.unlearning.lora import (
@@ -58,6 +60,18 @@ def checked_key(key: str) -> str:
     if key and (len(key) != 64 or not set(key) <= set("0123456789abcdef")):
         raise InvalidInputError("the key must be 64 hexadecimal digits (256 bits).")
     return key
+
+
+def check_part_share(share: float) -> None:
+    """Refuse a share of steps that is none.
+
+    Raises
+    ------
+    InvalidInputError
+        It is not in [0, 1).
+    """
+    if not 0 <= share < 1:
+        raise InvalidInputError(f"part_share is {share}, must be in [0, 1).")
 
 
 def key_of(key: str, seed: int, number: int = 0) -> str:
@@ -120,6 +134,7 @@ class RepairSettings:
     """How eroded weights are repaired on R; see ``ErodeAndRepairSettings`` for the fields."""
 
     epochs: int
+    part_share: float
     learning_rate: float
     batch_size: int
     distillation_weight: float
@@ -140,13 +155,16 @@ def repair(
     targets = Targets(frozen(original), sets.retain, sets.config)
     draw = Draw(sets.retain, sets.config, settings.batch_size, settings.seed)
     count = max(2, -(-settings.epochs * len(sets.retain) // settings.batch_size))
+    places = np.random.default_rng((settings.seed, 1))
 
-    def objective(_: int) -> torch.Tensor:
+    def objective(step: int) -> torch.Tensor:
         image, label = draw.next()
+        whole = step >= settings.part_share * count
+        part = WHOLE if whole else part_of(image.shape, places)
         image = image.to(device_of(student))
-        logits = student(image)  # once for both terms: it is what the repair costs
-        kept = distillation(logits, targets.of(image, draw.last), settings.temperature)
-        return dice_ce_of(logits, label) + settings.distillation_weight * kept
+        logits = student(image[part])  # once for both terms: it is what the repair costs
+        kept = distillation(logits, targets.of(image, draw.last, part), settings.temperature)
+        return dice_ce_of(logits, label[part]) + settings.distillation_weight * kept
 
     with seeded(settings.seed):
         steps = Steps(count, settings.learning_rate, "one_cycle")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Final, Literal, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from segunlearn.unlearning.sets import Study
 
 Report = Callable[[Progress], None]
 Cancel = Callable[[], bool]
+#: Index of a part of a batch; ``WHOLE`` is all of it.
+Part = tuple[slice, ...]
+WHOLE: Final[Part] = (slice(None),)
 #: ``(network, steps done, steps in all)`` to figures that the progress shows beside the loss.
 Watch = Callable[[nn.Module, int, int], Mapping[str, float]]
 
@@ -250,7 +253,7 @@ class Targets:
         self._keeps = all(tuple(s.label.shape) == config.patch_size for s in studies)
         self._kept: dict[int, torch.Tensor] = {}
 
-    def of(self, image: torch.Tensor, drawn: Sequence[int]) -> torch.Tensor:
+    def of(self, image: torch.Tensor, drawn: Sequence[int], part: Part = WHOLE) -> torch.Tensor:
         """Logits ``(B, K, ...)`` without gradient.
 
         Parameters
@@ -259,16 +262,34 @@ class Targets:
             The batch, ``(B, C, ...)``, on the network's device.
         drawn
             Number of each sample's study; see ``Draw.last``.
+        part
+            Index of the part of the batch that is wanted; see ``part_of``.
         """
         with torch.no_grad():
             if not self._keeps:
-                return cast(torch.Tensor, self._teacher(image))
+                return cast(torch.Tensor, self._teacher(image[part]))
             new = [i for i, study in enumerate(drawn) if study not in self._kept]
             if new:
                 self._kept |= {
                     drawn[i]: x for i, x in zip(new, self._teacher(image[new]), strict=True)
                 }
-            return torch.stack([self._kept[study] for study in drawn])
+            return torch.stack([self._kept[study] for study in drawn])[part]
+
+
+def part_of(shape: Sequence[int], rng: np.random.Generator) -> Part:
+    """Choose a part of a batch ``(B, C, X, Y[, Z])`` at random: about a third of its voxels.
+
+    The longest axes are halved, one after the other, until 40 % of the voxels or less are left. A
+    side stays a multiple of 16, by which BasicUNet divides it, and two such pieces remain: a single
+    value cannot be normalised.
+    """
+    whole, size = shape[2:], list(shape[2:])
+    for axis in sorted(range(len(size)), key=lambda a: -size[a]):
+        smaller = [*size[:axis], min(size[axis], -(-size[axis] // 32) * 16), *size[axis + 1 :]]
+        if math.prod(size) > 0.4 * math.prod(whole) and math.prod(smaller) > 16 ** len(size):
+            size = smaller
+    starts = [int(rng.integers(0, n - m + 1)) for n, m in zip(whole, size, strict=True)]
+    return (slice(None), slice(None), *(slice(a, a + m) for a, m in zip(starts, size, strict=True)))
 
 
 def log_probabilities(
