@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from segunlearn.adapters.site import SiteAdapter
+from segunlearn.adapters.site import SiteAdapter, Start, differing
 from segunlearn.errors import IntegrityError
 from segunlearn.networks import ModelConfig, build_network
 
@@ -78,9 +78,34 @@ def test_an_adapter_of_no_use_is_refused(tensors: dict[str, torch.Tensor]) -> No
         SiteAdapter(BASE, tensors)
 
 
+def test_an_adapter_goes_on_from_the_weights_that_its_steps_began_at(network: nn.Module) -> None:
+    state = {n: p.detach() for n, p in network.named_parameters()}
+    start = {n: p + 1 for n, p in state.items()}
+    adapted = {**start, "final_conv.bias": torch.tensor([0.25, -1.5])}
+    own = differing(adapted, network, start)
+    assert own.keys() == {"final_conv.bias"}
+    made = SiteAdapter(BASE, own, {"k": 1}, Start("initial", "cd" * 32))
+
+    read = SiteAdapter.from_bytes(made.content)
+
+    assert (read.start, read.about) == (made.start, {"k": 1})
+    site = dict(read.applied_to(network, BASE, start).named_parameters())
+    assert all(torch.equal(site[n], value) for n, value in adapted.items())
+    for given, of in ((None, made), (start, adapter())):
+        with pytest.raises(IntegrityError, match="meta model"):
+            of.applied_to(network, BASE, given)
+
+
+def test_a_tensor_that_the_steps_brought_back_to_the_base_is_kept(network: nn.Module) -> None:
+    state = {n: p.detach() for n, p in network.named_parameters()}
+    start = {"final_conv.bias": state["final_conv.bias"] + 1}
+    assert differing(state, network, start).keys() == {"final_conv.bias"}
+    assert differing(state, network, {}) == {}
+
+
 def test_a_damaged_file_is_refused() -> None:
     data = adapter().content
-    other = data.replace(b"site-adapter-1", b"site-adapter-9")
+    other = data.replace(b"site-adapter-2", b"site-adapter-9")
     for damaged in (b"", b"PK\x03\x04", data[:-1], data[:40], other):
         with pytest.raises(IntegrityError):
             SiteAdapter.from_bytes(damaged)

@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from audit_home import MODEL, Site
-from segunlearn.adaptation import LeaveOneOut, MetaModel
+from segunlearn.adaptation import AdaptSettings, LeaveOneOut, MetaModel, adapt
+from segunlearn.adaptation.generator import Generator, film_layers
+from segunlearn.adapters.site import SiteAdapter, Start
 from segunlearn.app import adapter_run, watched_run
 from segunlearn.app.adapter_run import SITE_ADAPT, AdaptRun
 from segunlearn.app.adapter_store import SiteAdapters
@@ -31,9 +33,12 @@ from segunlearn.errors import (
     NotFoundError,
     SegUnlearnError,
 )
+from segunlearn.inference import Segmenter
+from segunlearn.networks import ModelConfig, load_weights
 from segunlearn.records.durable import read_json, write_json_durably
 from segunlearn.records.runs import Progress
 from segunlearn.records.version_info import META_MODEL
+from segunlearn.unlearning.sets import studies_of
 from segunlearn.volumes import Volume, read_volume, write_volume
 from unlearn_site import copy_of, known_site
 
@@ -280,27 +285,67 @@ def test_bad_input_is_an_error_and_publishes_nothing(
     assert place.site.records.ledger.verify() == []
 
 
-def test_a_meta_model_that_was_changed_or_is_of_another_base_is_refused(place: Place) -> None:
+def beside(place: Place, data: bytes, recorded: bytes) -> None:
+    """A meta model of the active version, and what its manifest says of one."""
     folder = place.site.registry.active().path
+    (folder / META_MODEL).write_bytes(data)
+    said = {"meta_model": {"sha256": hashlib.sha256(recorded).hexdigest()}}
     manifest = read_json(folder / "manifest.json")
+    write_json_durably(folder / "manifest.json", {**manifest, "details": said})
 
-    def beside(data: bytes, recorded: bytes) -> None:
-        """A meta model, and what the version's manifest says of one."""
-        (folder / META_MODEL).write_bytes(data)
-        said = {"meta_model": {"sha256": hashlib.sha256(recorded).hexdigest()}}
-        write_json_durably(folder / "manifest.json", {**manifest, "details": said})
 
-    mine = MetaModel(manifest["sha256"], rates={"x": torch.ones(1)}).to_bytes()
+def test_a_meta_model_that_was_changed_or_is_of_another_base_is_refused(place: Place) -> None:
+    mine = MetaModel(place.site.registry.active().sha256, rates={"x": torch.ones(1)}).to_bytes()
     other = MetaModel("f" * 64, rates={"x": torch.ones(1)}).to_bytes()
     for data, recorded, words in (
         (b"nonsense", b"nonsense", "no valid meta model"),
         (mine[:-1] + bytes([mine[-1] ^ 1]), mine, "changed after it was published"),
         (other, other, "made for weights"),
     ):
-        beside(data, recorded)
+        beside(place, data, recorded)
         with pytest.raises(IntegrityError, match=words):
             place.adapt()
     assert place.nothing_published()
+
+
+@pytest.mark.parametrize(
+    ("method", "own"), [("maml", {"final_conv.bias", "final_conv.weight"}), ("generator", "adn.N")]
+)
+def test_an_adapter_holds_what_its_steps_changed_and_not_the_meta_model(
+    place: Place, adopted: Callable[[LeaveOneOut], None], method: str, own: set[str] | str
+) -> None:
+    """And base, meta model and adapter together are the network that was adapted, to the bit."""
+    info = place.site.registry.active()
+    config = ModelConfig.from_json(info.config)
+    network = load_weights(info.weights, config, info.sha256)
+    away = {n: p.detach() * 1.01 + 0.001 for n, p in network.named_parameters()}
+    rates = {n: torch.full((1,), 0.01) for n in away if n.startswith("final_conv")}
+    generator = Generator(config, film_layers(network)).state_dict()
+    for values in generator.values():
+        values += 0.01  # else it gives the network as it is
+    meta = MetaModel(info.sha256, "head", away, rates, away, generator)
+    beside(place, meta.to_bytes(), meta.to_bytes())
+    info = place.site.registry.active()
+
+    result = place.adapt(method=method)
+
+    found = place.store.current(result["site"])
+    assert found is not None
+    kept = found.load()
+    names = {n for n in away if own in n} if isinstance(own, str) else own
+    assert kept.tensors.keys() == names
+    assert kept.start == Start("initial" if method == "maml" else "film_network", info.meta_sha256)
+    whole = SiteAdapter(info.sha256, {**away, **kept.tensors}, found.about)
+    assert found.file.stat().st_size < len(whole.content) / 2
+    support = studies_of(sorted(place.south, key=lambda c: c.series), config)
+    wanted = adapt(network, meta, support, config, AdaptSettings(method=method, **SETTINGS))
+    base = Segmenter(network, config, "cpu")
+    served = dict(found.segmenter(base, info).network.named_parameters())
+    for name, value in wanted.network.named_parameters():
+        assert torch.equal(served[name], value), name
+    (info.path / META_MODEL).unlink()
+    with pytest.raises(IntegrityError, match="is not beside the weights"):
+        found.segmenter(base, info)
 
 
 # -- what is chosen ------------------------------------------------------------------------------

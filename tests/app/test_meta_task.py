@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from app_sources import LABELS, Study, make_study, publish_tiny, write_dicom
-from segunlearn.adaptation import read_meta_model
-from segunlearn.app import training_run, watched_run
+from segunlearn.adaptation import LeaveOneOut, read_meta_model
+from segunlearn.app import adapter_run, training_run, watched_run
 from segunlearn.app.adapter_run import SITE_ADAPT
 from segunlearn.app.application import SegUnlearnApp
 from segunlearn.app.meta_run import META_TRAIN
@@ -108,7 +108,10 @@ def test_nothing_happens_unless_it_is_asked_for(
 
 
 def test_it_makes_the_version_that_the_command_makes(
-    app: SegUnlearnApp, built: tuple[Path, list[Study]], tmp_path: Path
+    app: SegUnlearnApp,
+    built: tuple[Path, list[Study]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     done = meta_train(app, client_id="ann")
     version = app.model.version()
@@ -127,8 +130,17 @@ def test_it_makes_the_version_that_the_command_makes(
     assert row.parameters["meta_model"]["sites"] == 2
     assert app.records.ledger.verify() == []
     assert not any(app.home.runs.iterdir())
-    plan = app.trainer(SITE_ADAPT).check({"site": "North", "support": ""})
-    assert plan["adapt_method"] == "auto"
+    monkeypatch.setattr(adapter_run, "leave_one_out", lambda *_: LeaveOneOut((1.0,), (0.5,)))
+    order = {"adapt_now": True, "site": "North", "adapt_steps": 1}
+    adapted = app.train(app.train_request(SITE_ADAPT, order))
+    assert (adapted["outcome"], adapted["people"]) == ("adopted", 2)
+    adapter = app.model.adapters.current(adapted["site"])
+    assert adapter is not None
+    assert adapter.about["method"] == "maml"
+    assert adapter.load().tensors.keys() <= meta.rates.keys()
+    reply = app.infer({"model": "segmentation", "image": built[1][0].series})
+    Path(reply["file"]).unlink()
+    assert reply["params"]["adapter"] == adapter.name
 
     other = tmp_path / "other"
     shutil.copytree(built[0] / "home", other)

@@ -8,7 +8,7 @@ gives the modulation of every normalisation layer in one forward pass.
 
 from segunlearn.adaptation.adapt import Adapted, AdaptSettings, adapt, check_support
 from segunlearn.adaptation.gate import LeaveOneOut, gate, leave_one_out
-from segunlearn.adaptation.meta_model import MetaModel, read_meta_model
+from segunlearn.adaptation.meta_model import MetaModel, read_meta_model, start_of
 
 __all__ = [
     "AdaptSettings",
@@ -20,4 +20,5 @@ __all__ = [
     "gate",
     "leave_one_out",
     "read_meta_model",
+    "start_of",
 ]

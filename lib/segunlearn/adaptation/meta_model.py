@@ -14,7 +14,7 @@ from typing import Any, Final, cast, get_args
 import torch
 
 from segunlearn.adaptation.inner import InnerSet
-from segunlearn.adapters.site import check_base, pack, unpack
+from segunlearn.adapters.site import Start, check_base, pack, unpack
 from segunlearn.errors import IntegrityError, NotFoundError
 from segunlearn.records.version_info import META_MODEL, VersionInfo
 
@@ -60,6 +60,11 @@ class MetaModel:
         """Methods of ``adapt`` that it makes possible."""
         found: tuple[str, ...] = ("maml",) if self.rates else ()
         return (*found, "generator", "generator+steps") if self.generator else found
+
+    def part_of(self, method: str) -> str:
+        """Name the part whose weights a method of ``adapt`` starts from; empty: the base's."""
+        part = {"maml": "initial", "fine_tune": ""}.get(method, "film_network")
+        return part if part and getattr(self, part) else ""
 
     def to_bytes(self) -> bytes:
         """Return the file's content."""
@@ -110,6 +115,27 @@ def read_meta_model(info: VersionInfo) -> MetaModel | None:
             f"{META_MODEL} from a backup, or remove it and adapt by fine_tune."
         )
     return MetaModel.from_bytes(data, info.sha256)
+
+
+def start_of(info: VersionInfo, start: Start | None) -> Tensors | None:
+    """Read the tensors that an adapter of a version goes on from; None: the base's own.
+
+    Raises
+    ------
+    IntegrityError
+        The meta model is missing, was changed, or is another one.
+    """
+    if start is None:
+        return None
+    meta = read_meta_model(info)
+    if meta is None or info.meta_sha256 != start.meta_sha256 or start.part not in _PARTS:
+        raise IntegrityError(
+            f"{info.version}: the meta model that the site adapter goes on from "
+            f"({start.meta_sha256[:12]}…) is not beside the weights. Restore {META_MODEL} from a "
+            "backup, or adapt the site again."
+        )
+    found: Tensors = getattr(meta, start.part)
+    return found
 
 
 def need(meta: MetaModel | None, method: str) -> MetaModel:

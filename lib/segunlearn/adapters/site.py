@@ -12,7 +12,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
@@ -24,8 +24,24 @@ from torch import nn
 
 from segunlearn.errors import IntegrityError
 
-FORMAT: Final = "segunlearn-site-adapter-1"
+FORMAT: Final = "segunlearn-site-adapter-2"
 _HEADER: Final = "segunlearn"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Which tensors of a meta model go into the base before the adapter's own.
+
+    Parameters
+    ----------
+    part
+        Of the meta model, such as ``initial``.
+    meta_sha256
+        Digest of its file, hexadecimal.
+    """
+
+    part: str
+    meta_sha256: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +53,12 @@ class SiteAdapter:
     base
         SHA-256 of the base's weights file, hexadecimal.
     tensors
-        Name of a parameter of the base to its new value, float32.
+        Name of a parameter of the base to its new value, float32; see ``differing``.
     about
         Plain JSON: method, k, steps, labels, support (pseudonyms), curve, leave-one-out Dice,
         time, versions.
+    start
+        The steps began at a meta model's weights, which are not repeated here; None: at the base.
 
     Raises
     ------
@@ -51,10 +69,14 @@ class SiteAdapter:
     base: str
     tensors: Mapping[str, torch.Tensor]
     about: Mapping[str, Any] = field(default_factory=dict)
+    start: Start | None = None
 
     def __post_init__(self) -> None:
-        if not self.tensors:
-            raise IntegrityError("the adapter changes no tensor; adapt the site again.")
+        if not self.tensors and self.start is None:
+            raise IntegrityError(
+                "the adapter changes no tensor. Adapt the site with more steps, or a larger "
+                "learning rate."
+            )
         for name, value in self.tensors.items():
             if value.dtype != torch.float32 or not bool(torch.isfinite(value).all()):
                 raise IntegrityError(
@@ -63,8 +85,9 @@ class SiteAdapter:
 
     @cached_property
     def content(self) -> bytes:
-        """The file's content: safetensors, with ``about`` and ``base`` in its header."""
-        return pack(FORMAT, self.tensors, self.base, self.about)
+        """The file's content: safetensors, with the other facts in its header."""
+        start = asdict(self.start) if self.start is not None else None
+        return pack(FORMAT, self.tensors, self.base, {"start": start, "about": dict(self.about)})
 
     @property
     def sha256(self) -> str:
@@ -80,10 +103,21 @@ class SiteAdapter:
         IntegrityError
             It is anything else.
         """
-        tensors, base, about = unpack(FORMAT, data, "site adapter")
-        return cls(base, tensors, about)
+        tensors, base, facts = unpack(FORMAT, data, "site adapter")
+        try:
+            start = Start(**facts["start"]) if facts["start"] is not None else None
+            return cls(base, tensors, dict(facts["about"]), start)
+        except (KeyError, TypeError, ValueError) as error:
+            raise IntegrityError(
+                f"the site adapter does not say what it is ({error!r:.80}); make it again."
+            ) from error
 
-    def applied_to(self, network: nn.Module, base_sha256: str) -> nn.Module:
+    def applied_to(
+        self,
+        network: nn.Module,
+        base_sha256: str,
+        start: Mapping[str, torch.Tensor] | None = None,
+    ) -> nn.Module:
         """Make the site's network; the given one stays as it is.
 
         Parameters
@@ -92,6 +126,8 @@ class SiteAdapter:
             The base, loaded.
         base_sha256
             Digest of the file it was loaded from.
+        start
+            The tensors that ``self.start`` names.
 
         Returns
         -------
@@ -101,10 +137,25 @@ class SiteAdapter:
         Raises
         ------
         IntegrityError
-            The adapter was made for another base, or does not fit the network.
+            The adapter was made for another base, does not fit the network, or what it starts from
+            is not given.
         """
         check_base(self.base, base_sha256, "site adapter")
-        return with_tensors(network, self.tensors)
+        if (self.start is None) != (start is None):
+            raise IntegrityError(
+                "the site adapter goes on from a meta model's weights, and only from them. Put the "
+                "meta model back beside its version, or adapt the site again."
+            )
+        return with_tensors(network, {**(start or {}), **self.tensors})
+
+
+def differing(
+    tensors: Mapping[str, torch.Tensor], network: nn.Module, start: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Tensors that are not, bit for bit, what the network has once ``start`` was put in."""
+    parameters = {n: p.detach().float().cpu() for n, p in network.named_parameters()}
+    before = {**parameters, **start}
+    return {n: value for n, value in tensors.items() if not torch.equal(value, before[n])}
 
 
 def with_tensors(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Module:

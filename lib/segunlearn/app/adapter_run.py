@@ -7,16 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from torch import nn
+
 from segunlearn.adaptation import (
     Adapted,
     AdaptSettings,
     LeaveOneOut,
+    MetaModel,
     adapt,
     gate,
     leave_one_out,
     read_meta_model,
 )
-from segunlearn.adapters.site import SiteAdapter
+from segunlearn.adapters.site import SiteAdapter, Start, differing
 from segunlearn.app import checkpoints
 from segunlearn.app.adapter_store import AdapterInfo, SiteAdapters
 from segunlearn.app.adapter_support import AdaptOrder, HeaderOf, Support, choose_support
@@ -194,7 +197,8 @@ class AdaptRun(WatchedRun):
                 return {"outcome": "base kept", "adapter": None, "why": why,
                         "leave_one_out": held_out.means, "curve": []}  # fmt: skip
         adapted = adapt(network, meta, studies, config, settings, self.tell, self.should_stop)
-        adapter = self._adapter(info, support, settings, adapted, held_out)
+        about = self._about(support, settings, adapted, held_out)
+        adapter = _adapter(info, meta, network, adapted, settings.method, about)
         published = self._publish(info, support, adapter)
         self.records.runs.finish(
             self.run_id, "done", f"adapter {published.name} is in service: {why}"[:1900]
@@ -213,17 +217,16 @@ class AdaptRun(WatchedRun):
             self.tell(Progress("read", number, len(cases), {}))
         return tuple(studies)
 
-    def _adapter(
+    def _about(
         self,
-        info: VersionInfo,
         support: Support,
         settings: AdaptSettings,
         adapted: Adapted,
         held_out: LeaveOneOut | None,
-    ) -> SiteAdapter:
+    ) -> dict[str, Any]:
         pseudonyms = self.records.pseudonyms
         nothing: Mapping[str, float | None] = {"adapted": None, "base": None}
-        about = {
+        return {
             "method": settings.method,
             "k": len(support.cases),
             "people": support.people,
@@ -239,7 +242,6 @@ class AdaptRun(WatchedRun):
             "created": created_now(),
             "versions": dict(library_versions()),
         }
-        return SiteAdapter(info.sha256, adapted.tensors, about)
 
     def _publish(self, info: VersionInfo, support: Support, adapter: SiteAdapter) -> AdapterInfo:
         """Write the ledger row, then the adapter: none is there that the ledger does not know."""
@@ -297,3 +299,18 @@ class AdaptRun(WatchedRun):
             lambda: self._append(info, support, outcome, None),
             lambda: self.records.runs.finish(self.run_id, outcome, why[:1900]),
         )
+
+
+def _adapter(
+    info: VersionInfo,
+    meta: MetaModel | None,
+    network: nn.Module,
+    adapted: Adapted,
+    method: str,
+    about: Mapping[str, Any],
+) -> SiteAdapter:
+    """Keep what the steps changed; the weights they began at lie beside the version."""
+    part = meta.part_of(method) if meta is not None else ""
+    start = Start(part, info.meta_sha256) if part else None
+    given = getattr(meta, part) if part else {}
+    return SiteAdapter(info.sha256, differing(adapted.tensors, network, given), about, start)

@@ -30,6 +30,7 @@ from segunlearn.records.durable import (
     write_json_durably,
 )
 from segunlearn.records.numbered import add_folder, created_now, locked, names_in, number_of
+from segunlearn.records.version_info import VersionInfo
 
 if TYPE_CHECKING:  # it loads torch
     from segunlearn.adapters.site import SiteAdapter
@@ -112,17 +113,21 @@ class AdapterInfo:
             )
         return SiteAdapter.from_bytes(data)
 
-    def segmenter(self, base: Segmenter, base_sha256: str) -> Segmenter:
+    def segmenter(self, base: Segmenter, version: VersionInfo) -> Segmenter:
         """Make what segments the images of the site; the base's stays as it is.
 
         Raises
         ------
         IntegrityError
-            The tensors are missing or changed, or were made for other weights.
+            The tensors, or the meta model that they go on from, are missing or changed, or were
+            made for other weights.
         """
+        from segunlearn.adaptation import start_of
         from segunlearn.inference import Segmenter
 
-        network = self.load().applied_to(base.network, base_sha256)
+        adapter = self.load()
+        start = start_of(version, adapter.start)
+        network = adapter.applied_to(base.network, version.sha256, start)
         return Segmenter(network, base.config, base.device, mirror_axes=base.mirror_axes)
 
 

@@ -114,7 +114,7 @@ class ActiveModel:
             found = self._adapted.pop(key, None)
             if found is None:
                 started = time.perf_counter()
-                found = adapter.segmenter(base, info.sha256)
+                found = adapter.segmenter(base, info)
                 logger.info(
                     "site adapter %s on %s made ready in %.3f s",
                     adapter.name, info.version, time.perf_counter() - started,

@@ -84,7 +84,7 @@ def infer(
         image = read_volume(source, modality=modality_of(modality))
     segmenter = Segmenter.from_version(info, device, mirror_axes=axes_of("--mirror", mirror))
     if chosen.adapter is not None:
-        segmenter = chosen.adapter.segmenter(segmenter, info.sha256)
+        segmenter = chosen.adapter.segmenter(segmenter, info)
     with stop_on_interrupt() as interrupted, progress_bar(as_json) as bar:
         mask = segmenter.predict(
             image, progress=lambda done, total: bar("infer", done, total), cancel=interrupted
