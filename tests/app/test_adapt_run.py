@@ -170,6 +170,13 @@ def two_of_one_person(place: Place) -> dict[str, Any]:
     return {"support": (first.series, second.series)}
 
 
+def one_person_with_and_without_issuer(place: Place) -> dict[str, Any]:
+    """An archive names the issuer of some of a patient's studies, and of others it does not."""
+    first, second = place.south[:2]
+    place.site.unseen[1] = replace(second, person=f"{first.person}^^^St. Anna")
+    return {"support": (first.series, second.series)}
+
+
 def nobody_labelled(place: Place) -> dict[str, Any]:
     return {"support": ("1.2.3.not-labelled",)}
 
@@ -234,6 +241,12 @@ def held_out_people(place: Place) -> dict[str, Any]:
     return {}
 
 
+def held_out_people_with_their_issuer(place: Place) -> dict[str, Any]:
+    held_out_people(place)
+    place.site.unseen[1] = replace(place.south[1], person=f"{place.south[1].person}^^^St. Anna")
+    return {}
+
+
 def marked_study(place: Place) -> dict[str, Any]:
     place.site.mark([place.south[0]], approve=False)
     return {"support": tuple(c.series for c in place.south)}
@@ -255,6 +268,7 @@ def no_meta_model(place: Place) -> dict[str, Any]:
 BAD: list[tuple[Change, type[SegUnlearnError], str]] = [
     (one_study, InvalidInputError, r"one person \(1 studies\).*confirm"),
     (two_of_one_person, InvalidInputError, r"one person \(2 studies\)"),
+    (one_person_with_and_without_issuer, InvalidInputError, r"one person \(2 studies\)"),
     (nobody_labelled, LabelError, "no study with a finished label"),
     (another_site, InvalidInputError, "1 of the named studies are not of site"),
     (several_sites, InvalidInputError, r"of 2 sites .*north\|\|avanto\|7, south"),
@@ -265,6 +279,7 @@ BAD: list[tuple[Change, type[SegUnlearnError], str]] = [
     (unknown_labels, LabelError, "holds values from 7 to 8, the model knows 0 to 1"),
     (empty_labels, LabelError, "nothing to adapt to"),
     (held_out_people, InvalidInputError, "1 people of the support were kept out"),
+    (held_out_people_with_their_issuer, InvalidInputError, "1 people of the support were kept"),
     (marked_study, ConflictError, "1 of the named studies are marked"),
     (all_marked, LabelError, "3 are marked"),
     (no_site_by_its_name, InvalidInputError, "names no site"),
@@ -346,6 +361,26 @@ def test_an_adapter_holds_what_its_steps_changed_and_not_the_meta_model(
     (info.path / META_MODEL).unlink()
     with pytest.raises(IntegrityError, match="is not beside the weights"):
         found.segmenter(base, info)
+
+
+def test_two_studies_of_a_person_are_held_out_together(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where only one of them names the issuer of the person's number."""
+    first, second, third = place.south
+    place.site.unseen[1] = replace(second, person=f"{first.person}^^^St. Anna")
+    seen: list[list[str]] = []
+
+    def look(_network: Any, _meta: Any, studies: Sequence[Any], *_: Any) -> LeaveOneOut:
+        seen.append([s.person for s in studies])
+        return ADOPT
+
+    monkeypatch.setattr(adapter_run, "leave_one_out", look)
+    result = place.adapt()
+    assert sorted(seen[0]) == sorted([first.person, first.person, third.person])
+    assert (result["people"], result["studies"]) == (2, 3)
+    cases = place.site.records.ledger.cases_of(result["run_id"])
+    assert f"{first.person}^^^St. Anna" in {c.person for c in cases}, "the ledger keeps the issuer"
 
 
 # -- what is chosen ------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from torch import nn
@@ -29,7 +29,7 @@ from segunlearn.app.records import Records
 from segunlearn.app.site_choice import Aliases
 from segunlearn.app.train_ledger import library_versions, machine
 from segunlearn.app.watched_run import WatchedRun
-from segunlearn.cases import Case
+from segunlearn.cases import Case, number_of
 from segunlearn.errors import CancelledError, ConflictError, SegUnlearnError
 from segunlearn.inference import choose_device
 from segunlearn.networks import ModelConfig, load_weights
@@ -213,7 +213,9 @@ class AdaptRun(WatchedRun):
         for number, case in enumerate(cases, start=1):
             if self.should_stop():
                 raise CancelledError("the adapting was stopped while it read images.")
-            studies += studies_of([case], config)
+            # as in training: who shares a number may be one person, and is held out as one
+            read = studies_of([case], config)
+            studies += [replace(study, person=number_of(study.person)) for study in read]
             self.tell(Progress("read", number, len(cases), {}))
         return tuple(studies)
 

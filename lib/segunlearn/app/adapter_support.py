@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from segunlearn.adaptation import AdaptSettings
 from segunlearn.app.records import Records
 from segunlearn.app.site_choice import AUTO, BASE, Aliases
-from segunlearn.cases import Case
+from segunlearn.cases import Case, number_of
 from segunlearn.dicom.site import Rule, SiteKey
 from segunlearn.errors import ConflictError, InvalidInputError, LabelError
 from segunlearn.records.version_info import VersionInfo
@@ -108,7 +108,7 @@ class Support:
     @property
     def people(self) -> int:
         """Number of persons."""
-        return len({c.person for c in self.cases})
+        return len({number_of(c.person) for c in self.cases})
 
 
 def choose_support(
@@ -229,8 +229,9 @@ def _some(
     turn: dict[str, int] = {}
     rank = {}
     for case in ordered:
-        turn[case.person] = turn.get(case.person, 0) + 1
-        rank[case.series] = turn[case.person]
+        person = number_of(case.person)
+        turn[person] = turn.get(person, 0) + 1
+        rank[case.series] = turn[person]
     return sorted(ordered, key=lambda c: (rank[c.series], c.series))[:most]
 
 
@@ -263,8 +264,12 @@ def _refuse_held_out(cases: Sequence[Case], records: Records, info: VersionInfo)
     held_out = set(info.details.get("held_out_pseudonyms") or ())
     if not held_out:
         return
-    pseudonyms = records.pseudonyms
-    people = {c.person for c in cases if pseudonyms.of(c.person) in held_out}
+    of = records.pseudonyms.of
+    people = {
+        number_of(c.person)
+        for c in cases
+        if not held_out.isdisjoint((of(c.person), of(number_of(c.person))))
+    }
     if people:
         raise InvalidInputError(
             f"{len(people)} people of the support were kept out of {info.version} to judge it: a "

@@ -112,6 +112,7 @@ class MetaTrainingRun(TrainingRun):
         cases = [c for c in result.train_cases if c.site]
         by_site: dict[str, list[Study]] = {}
         for case, study in zip(cases, studies_of(cases, result.config), strict=True):
+            study = replace(study, person=number_of(study.person))  # in support or query, not both
             by_site.setdefault(case.site, []).append(study)
         network = load_weights(result.weights, result.config, result.sha256)
         made = meta_train(
