@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Final
 
+from segunlearn.app.adapter_info import AdapterInfo, AdapterState, read_adapter
 from segunlearn.errors import ConflictError, IntegrityError, NotFoundError
 from segunlearn.records.durable import (
     read_json,
@@ -30,105 +30,13 @@ from segunlearn.records.durable import (
     write_json_durably,
 )
 from segunlearn.records.numbered import add_folder, created_now, locked, names_in, number_of
-from segunlearn.records.version_info import VersionInfo
 
 if TYPE_CHECKING:  # it loads torch
     from segunlearn.adapters.site import SiteAdapter
-    from segunlearn.inference import Segmenter
 
-AdapterState = Literal["current", "available", "retired"]
+__all__ = ["AdapterInfo", "AdapterState", "SiteAdapters", "site_digest"]
 
 _SITE: Final = re.compile(r"[0-9a-f]{16}")
-
-
-@dataclass(frozen=True)
-class AdapterInfo:
-    """One adapter of a site.
-
-    Parameters
-    ----------
-    model, site
-        Name of the model; key of the site as text.
-    version
-        Name, ``v0001`` and on; counted for each site.
-    sha256, base
-        Digests of its file and of the weights it was made for.
-    created, run_id
-        UTC, ISO 8601; the run that made it.
-    state
-        ``"current"``: it is chosen for the site, ``"available"``, or ``"retired"``: never again.
-    here
-        Its tensors are on the disk; otherwise they were destroyed.
-    why
-        It was retired.
-    about
-        How it was made, see ``adapters.site.SiteAdapter``.
-    path
-        Its folder.
-    """
-
-    model: str
-    site: str
-    version: str
-    sha256: str
-    base: str
-    created: str
-    run_id: str
-    state: AdapterState
-    here: bool
-    why: str
-    about: Mapping[str, Any]
-    path: Path
-
-    @property
-    def key(self) -> str:
-        """Name of the site's folder."""
-        return self.path.parent.name
-
-    @property
-    def name(self) -> str:
-        """Short name, unique in a model: ``0a1b…/v0001``."""
-        return f"{self.key}/{self.version}"
-
-    @property
-    def file(self) -> Path:
-        """The tensors' file."""
-        return self.path / "adapter.safetensors"
-
-    def load(self) -> SiteAdapter:
-        """Read the tensors; digest and content come from one reading of the file.
-
-        Raises
-        ------
-        IntegrityError
-            They are missing or changed.
-        """
-        from segunlearn.adapters.site import SiteAdapter
-
-        data = self.file.read_bytes() if self.file.is_file() else b""
-        if hashlib.sha256(data).hexdigest() != self.sha256:
-            raise IntegrityError(
-                f"site adapter {self.name}: its file is missing or was changed after it was made. "
-                "Restore it from a backup, activate another one, or adapt the site again."
-            )
-        return SiteAdapter.from_bytes(data)
-
-    def segmenter(self, base: Segmenter, version: VersionInfo) -> Segmenter:
-        """Make what segments the images of the site; the base's stays as it is.
-
-        Raises
-        ------
-        IntegrityError
-            The tensors, or the meta model that they go on from, are missing or changed, or were
-            made for other weights.
-        """
-        from segunlearn.adaptation import start_of
-        from segunlearn.inference import Segmenter
-
-        adapter = self.load()
-        start = start_of(version, adapter.start)
-        network = adapter.applied_to(base.network, version.sha256, start)
-        return Segmenter(network, base.config, base.device, mirror_axes=base.mirror_axes)
 
 
 def site_digest(site: str) -> str:
@@ -394,22 +302,7 @@ class SiteAdapters:
 
     def _info(self, site: str, name: str, pointer: tuple[str, str] | None) -> AdapterInfo:
         folder = self._folder(site) / name
-        data = read_json(folder / "about.json")
-        try:
-            state: AdapterState = data["state"]
-            if state not in get_args(AdapterState):
-                raise KeyError("state")
-            if state == "available" and pointer is not None and pointer[0] == name:
-                state = "current"
-            return AdapterInfo(
-                self.model, site, name, data["sha256"], data["base"], data["created"],
-                data["run_id"], state, data["weights"] == "here", data["why"], data["about"],
-                folder,
-            )  # fmt: skip
-        except (KeyError, TypeError) as error:
-            raise IntegrityError(
-                f"site adapter {folder.parent.name}/{name}: its record lacks {error}; restore it."
-            ) from error
+        return read_adapter(folder, site, current=pointer is not None and pointer[0] == name)
 
     def _rewrite(self, info: AdapterInfo, **changes: str) -> None:
         path = info.path / "about.json"

@@ -19,29 +19,22 @@ retired version can be destroyed, and put back when they were sealed (``adapters
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from segunlearn.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
-from segunlearn.records.durable import (
-    read_json,
-    sync_file,
-    sync_folder,
-    write_durably,
-    write_json_durably,
-)
-from segunlearn.records.numbered import (
-    NUMBERED,
-    add_folder,
-    clear_staging,
-    created_now,
-    locked,
-    names_in,
+from segunlearn.records.durable import read_json, write_durably, write_json_durably
+from segunlearn.records.numbered import add_folder, created_now, locked, names_in
+from segunlearn.records.version_files import (
+    change_manifest,
+    check_weights,
+    clear_leftovers,
+    fill_folder,
+    read_pointer,
+    remove_weights,
 )
 from segunlearn.records.version_info import (
-    META_MODEL,
     State,
     VersionInfo,
     WeightsState,
@@ -211,7 +204,7 @@ class VersionRegistry:
                 )
             if info.state == "candidate":
                 raise self._is_candidate(info)
-            self._check_weights(info)
+            check_weights(info)
             self._point_to(info)
             return self._info(info.version, self._read_pointer())
 
@@ -241,7 +234,7 @@ class VersionRegistry:
                 raise ConflictError(
                     f"{info.version} was discarded or retired and is not served; unlearn again."
                 )
-            self._check_weights(info)
+            check_weights(info)
             if info.state == "candidate":
                 self._rewrite(info, state="available", promoted=created_now())
             self._point_to(info)
@@ -350,7 +343,7 @@ class VersionRegistry:
                     f"{info.version}: the bytes are not those that were published. Open the "
                     "deposit that was sealed for this version."
                 )
-            self._clear_leftovers(info)
+            clear_leftovers(info)
             if not info.weights.is_file() or file_sha256(info.weights) != info.sha256:
                 write_durably(info.weights, payload)
             return self._rewrite(info, state=state, weights="here")
@@ -407,23 +400,7 @@ class VersionRegistry:
         )
 
     def _read_pointer(self) -> tuple[str, str] | None:
-        if not self._pointer.exists():
-            return None
-        damaged = IntegrityError(
-            f"model {self.root.name!r}: the file 'active' is damaged. Activate a version again."
-        )
-        try:
-            data = read_json(self._pointer)
-        except IntegrityError as error:
-            raise damaged from error
-        if (
-            not isinstance(data, dict)
-            or set(data) != {"version", "sha256"}
-            or not all(isinstance(v, str) for v in data.values())
-            or not NUMBERED.fullmatch(data["version"])
-        ):
-            raise damaged
-        return data["version"], data["sha256"]
+        return read_pointer(self._pointer)
 
     def _info(self, name: str, active: tuple[str, str] | None) -> VersionInfo:
         return read_info(self._versions / name, active=active is not None and active[0] == name)
@@ -432,45 +409,17 @@ class VersionRegistry:
         self, weights: Path, config: dict[str, Any], manifest: Mapping[str, Any]
     ) -> VersionInfo:
         def fill(folder: Path) -> None:
-            shutil.copyfile(weights, folder / "weights.safetensors")
-            sync_file(folder / "weights.safetensors")
-            if (beside := weights.parent / META_MODEL).is_file():
-                shutil.copyfile(beside, folder / META_MODEL)
-                sync_file(folder / META_MODEL)
-            write_json_durably(folder / "config.json", config)
-            digest = file_sha256(folder / "weights.safetensors")
-            made = {**manifest, "sha256": digest, "created": created_now(), "weights": "here"}
-            write_json_durably(folder / "manifest.json", made)
+            fill_folder(folder, weights, config, manifest)
 
         return self._info(add_folder(self._versions, fill), None)
 
-    def _clear_leftovers(self, info: VersionInfo) -> None:
-        """Remove copies of weights that killed calls left; they would outlive a purge."""
-        clear_staging(self._versions)
-        for part in info.path.glob(f".{info.weights.name}.*.part"):
-            part.unlink()
-
     def _destroy(self, info: VersionInfo, weights_state: WeightsState) -> VersionInfo:
-        self._clear_leftovers(info)
-        if (beside := info.path / META_MODEL).exists():  # never sealed: it is made again
-            beside.unlink()
-        info.weights.unlink(missing_ok=True)
-        sync_folder(info.path)
+        remove_weights(info)
         return self._rewrite(info, weights=weights_state)
 
     def _rewrite(self, info: VersionInfo, **changes: str) -> VersionInfo:
-        """Change entries of a manifest, by one rename, and read it again."""
-        manifest = read_json(info.path / "manifest.json")
-        if any(manifest.get(key) != value for key, value in changes.items()):
-            write_json_durably(info.path / "manifest.json", {**manifest, **changes})
+        change_manifest(info, **changes)
         return self._info(info.version, self._read_pointer())
-
-    def _check_weights(self, info: VersionInfo) -> None:
-        if not info.weights.is_file() or file_sha256(info.weights) != info.sha256:
-            raise IntegrityError(
-                f"{info.version}: weights are missing or changed since they were published. "
-                "Restore them from a backup."
-            )
 
     def _is_candidate(self, info: VersionInfo) -> ConflictError:
         return ConflictError(
