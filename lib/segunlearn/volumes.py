@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
 from segunlearn.errors import GeometryError, InvalidInputError
+from segunlearn.volume_bounds import check_claim, check_nrrd
 
 #: File endings that are read and written, longest first.
 SUFFIXES = (".nii.gz", ".nii", ".nrrd")
@@ -120,6 +122,7 @@ def read_volume(path: Path, *, label: bool = False, modality: str = "OT") -> Vol
     try:
         if path.name.endswith((".nii", ".nii.gz")):
             image = nib.load(path)
+            _check_nifti(path, image)
             array = np.asanyarray(image.dataobj)  # type: ignore[attr-defined]
             affine = np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
         elif path.name.endswith(".nrrd"):
@@ -153,10 +156,19 @@ def read_volume(path: Path, *, label: bool = False, modality: str = "OT") -> Vol
     return Volume(array=array, affine=affine, modality=modality)
 
 
+def _check_nifti(path: Path, image: Any) -> None:
+    itemsize = image.header.get_data_dtype().itemsize
+    packed = path.name.endswith(".gz")
+    check_claim(path.name, image.shape, itemsize, path.stat().st_size, packed)
+
+
 def _read_nrrd(path: Path) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.float64]]:
     import nrrd
 
-    array, header = nrrd.read(str(path))
+    with path.open("rb") as file:
+        header = nrrd.read_header(file)
+        check_nrrd(path, header, file)
+        array = nrrd.read_data(header, file)
     directions = header.get("space directions")
     if directions is None:
         directions = np.diag(np.asarray(header.get("spacings", [1.0] * array.ndim), dtype=float))

@@ -23,6 +23,7 @@ from pydicom.dataset import Dataset
 
 from segunlearn.dicom.frames import Frame, deep_value, frames_of, refuse, refusing
 from segunlearn.errors import UnsupportedSeriesError
+from segunlearn.volume_bounds import MAX_VOXELS
 from segunlearn.volumes import Volume
 
 #: Largest difference of a direction cosine between frames of one series.
@@ -218,6 +219,13 @@ def _check_images(datasets: Sequence[Dataset]) -> None:
         )
     if len(sizes) == 1 and min(next(iter(sizes))) < 1:
         raise refuse(datasets, "has images without rows or columns", "Export it again.")
+    voxels = sum(int(d.Rows) * int(d.Columns) * _frames_of(d) for d in datasets)
+    if voxels > MAX_VOXELS:
+        raise refuse(datasets, f"tells of {voxels} voxels", f"At most {MAX_VOXELS} are read.")
+
+
+def _frames_of(dataset: Dataset) -> int:
+    return max(1, int(dataset.get("NumberOfFrames", 1) or 1))
 
 
 def _axes(

@@ -24,6 +24,7 @@ from segunlearn.app.dicomweb.common import (
 )
 from segunlearn.app.dicomweb.frames import dumps
 from segunlearn.app.dicomweb.media import parse_media
+from segunlearn.dicom.deflated import refuse_deflated
 from segunlearn.dicom.folder import FolderClient
 from segunlearn.dicom.identifiers import validate_uid
 from segunlearn.errors import (
@@ -209,7 +210,7 @@ def _store_parts(
 
 
 def _read(file: IO[bytes]) -> Dataset:
-    file.seek(0)
+    refuse_deflated(file)
     try:
         dataset = dcmread(file)
         for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"):

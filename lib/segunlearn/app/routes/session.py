@@ -14,6 +14,7 @@ from monailabel.utils.sessions import SessionInfo, Sessions
 
 from segunlearn.app.application import SegUnlearnApp
 from segunlearn.app.routes.common import User, current_app
+from segunlearn.dicom.deflated import refuse_deflated
 from segunlearn.errors import InvalidInputError, NotFoundError
 from segunlearn.volumes import SUFFIXES
 
@@ -77,6 +78,8 @@ def create_session(
         single = len(files) == 1 and names[0].endswith(SUFFIXES)
         for position, (upload, name) in enumerate(zip(files, names, strict=True)):
             target = folder / (name if single else f"{position:05d}.dcm")
+            if not single:
+                refuse_deflated(upload.file)
             with target.open("xb") as file:
                 shutil.copyfileobj(upload.file, file, 1 << 20)
         data = folder / names[0] if single else folder
