@@ -80,7 +80,9 @@ def train(
     """Train a new version of a model on the finished labels; see ``/info`` for the options.
 
     The model ``unlearn`` takes approved forget requests out of the served model: a dry run, which
-    only plans, unless ``dry_run`` is false.
+    only plans, unless ``dry_run`` is false. ``site_adapt`` fits the served model to a site, and
+    ``meta_train`` trains a version that is adapted in a few steps: they only plan, unless
+    ``adapt_now`` or ``meta_train_now`` is true.
 
     The model is the one of the URL, whatever the body says. Unknown options are ignored, because
     stock clients send other trainers' options along; ``train_ds`` and ``val_ds`` are refused.
