@@ -19,6 +19,7 @@ from segunlearn.records.ledger import Ledger
 from segunlearn.records.outbox import Outbox
 from segunlearn.records.runs import RunRecord, Runs
 from segunlearn.records.store import Store, open_store
+from segunlearn.records.trail import Trail
 
 logger = logging.getLogger(__name__)
 
@@ -87,10 +88,17 @@ class Records:
         """Forget requests; where there is a PACS, every change waits to be told to it.
 
         A mark deletes the checkpoints that saw its target, see ``segunlearn.app.checkpoints``.
+        Every change stands in the trail.
         """
-        store, tidy = self.store, checkpoints.dropping(self._home)
-        hook = in_turn(tidy, reporting(Outbox(store))) if self._reports else tidy
-        return ForgetSet(store, on_change=hook)
+        store = self.store
+        hooks = [checkpoints.dropping(self._home), self.trail.on_change]
+        hooks += [reporting(Outbox(store))] if self._reports else []
+        return ForgetSet(store, on_change=in_turn(*hooks))
+
+    @property
+    def trail(self) -> Trail:
+        """Who did what."""
+        return Trail(self.store)
 
     @property
     def pseudonyms(self) -> Pseudonyms:

@@ -14,7 +14,6 @@ many runs used it, and as few bytes (:mod:`segunlearn.records.case_sets`).
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,10 +28,10 @@ from segunlearn.errors import (
     IntegrityError,
     InvalidInputError,
     NotFoundError,
-    UnavailableError,
 )
 from segunlearn.records.case_sets import Numbers, decode, encode
-from segunlearn.records.durable import read_json, write_json_durably
+from segunlearn.records.chain import ChainHead as LedgerHead
+from segunlearn.records.chain import HeadFile
 from segunlearn.records.ledger_entries import (
     LedgerCase,
     LedgerEntry,
@@ -85,13 +84,6 @@ class Sighting(NamedTuple):
     version_sha256: str
     seq: int
     direct: bool
-
-
-class LedgerHead(NamedTuple):
-    """How many rows there are, and the digest of the last: what to write down elsewhere."""
-
-    rows: int
-    digest: str
 
 
 @dataclass(frozen=True)
@@ -248,25 +240,6 @@ class Ledger:
         )
         return counts["sets"], counts
 
-    def _keep_head(self, head: LedgerHead) -> None:
-        """Write the chain's end beside the database, unless a later one stands there."""
-        if self._head_file is None:
-            return
-        try:
-            with self._head_file.with_name(f"{self._head_file.name}.lock").open("a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                kept = self.kept_head()
-                if kept is None or kept.rows < head.rows:
-                    write_json_durably(self._head_file, {"rows": head.rows, "digest": head.digest})
-        except IntegrityError:
-            return  # a damaged note is left as it is: verify tells of it
-        except OSError as error:
-            raise UnavailableError(
-                f"the ledger's row {head.rows} is recorded, but {self._head_file.name} beside the "
-                f"store cannot be written ({error.strerror}). Make room or repair its rights, and "
-                "append the row again: it stays one row."
-            ) from error
-
     def kept_head(self) -> LedgerHead | None:
         """Read the chain's end as it is kept outside the database; None when it is not.
 
@@ -275,16 +248,10 @@ class Ledger:
         IntegrityError
             The file is damaged.
         """
-        if self._head_file is None or not self._head_file.exists():
-            return None
-        kept = read_json(self._head_file)
-        try:
-            return LedgerHead(int(kept["rows"]), str(kept["digest"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise IntegrityError(
-                f"{self._head_file.name}: does not say where the ledger ends. Restore it from a "
-                "backup."
-            ) from error
+        return HeadFile(self._head_file, "ledger").read()
+
+    def _keep_head(self, head: LedgerHead) -> None:
+        HeadFile(self._head_file, "ledger").keep(head)
 
     def head(self) -> LedgerHead:
         """Return the chain's end; write it into reports, they then witness all rows up to it."""

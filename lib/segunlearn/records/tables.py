@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, Column, LargeBinary, MetaData, Table, Text
 METADATA: Final = MetaData()
 
 
-def _table(name: str, **columns: str) -> Table:
+def _table(name: str, /, **columns: str) -> Table:
     kinds = {"text": Text, "int": BigInteger, "bytes": LargeBinary}
     return Table(name, METADATA, *(Column(c, kinds[k]) for c, k in columns.items()))
 
@@ -157,3 +157,26 @@ LEDGER_NODE: Final = _table(
 LEDGER_POSTING: Final = _table("ledger_posting", case_id="int", block="int", sets="bytes")
 
 LEDGER_LINEAGE: Final = _table("ledger_lineage", seq="int", members="bytes")
+
+TRAIL: Final = _table(
+    "trail",
+    seq="int",
+    time="text",
+    action="text",
+    actor="text",
+    body="text",
+    digest="text",
+)
+
+TRAIL_HEAD: Final = _table("trail_head", id="int", rows="int", digest="text")
+
+ACCESS_TOKEN: Final = _table(
+    "access_token",
+    id="text",
+    digest="text",
+    name="text",
+    role="text",
+    created="text",
+    expires="text",
+    revoked="text",
+)

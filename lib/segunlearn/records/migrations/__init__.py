@@ -5,7 +5,7 @@ A migration is a module with ``NAME`` and ``STATEMENTS``; its number is its plac
 one. Statements are plain SQL with the few tokens of ``TYPES``, because a migration must go on
 meaning the same thing when ``tables.py`` has moved on.
 
-To add one, write ``m0005_what.py`` and put it at the end of ``MIGRATIONS``.
+To add one, write ``m0006_what.py`` and put it at the end of ``MIGRATIONS``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from segunlearn.records.migrations import (
     m0002_outbox,
     m0003_forget_set,
     m0004_ledger,
+    m0005_trail,
 )
 
 #: Any 63-bit number; all processes that open one PostgreSQL database must use the same one.
@@ -65,6 +66,7 @@ MIGRATIONS: Final[tuple[Migration, ...]] = (
     m0002_outbox,
     m0003_forget_set,
     m0004_ledger,
+    m0005_trail,
 )
 
 
