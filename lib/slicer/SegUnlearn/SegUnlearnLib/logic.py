@@ -1,0 +1,150 @@
+"""Puts together what the panel works with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import qt
+
+import slicer
+from SegUnlearnLib import hierarchy, identity
+from SegUnlearnLib.api import Api
+from SegUnlearnLib.evidence import Evidence
+from SegUnlearnLib.forget_set import ForgetSet
+from SegUnlearnLib.identity import Identity, Unknown
+from SegUnlearnLib.masks import Masks
+from SegUnlearnLib.parameters import Parameters
+from SegUnlearnLib.problems import Problem
+from SegUnlearnLib.runs import Runs
+from SegUnlearnLib.session import Session
+from SegUnlearnLib.signals import Signal
+from SegUnlearnLib.site import Site
+from SegUnlearnLib.study import Study
+from SegUnlearnLib.tokens import Tokens
+from SegUnlearnLib.transport import Transport
+from SegUnlearnLib.volumes import Volumes
+
+
+class Logic:
+    """Everything but widgets.
+
+    Signals: ``failed(Problem)`` and ``told(text)``, of whatever part.
+
+    Parameters
+    ----------
+    transport, parameters, tokens
+        To the server; what is remembered.
+    scene, database, monai_label
+        Give the scene, the DICOM database and the widget of the MONAI Label module.
+    open_file
+        Shows a report.
+    poll
+        Seconds between two looks at a run.
+    """
+
+    def __init__(
+        self,
+        transport: Transport | None = None,
+        parameters: Parameters | None = None,
+        tokens: Tokens | None = None,
+        scene: Callable[[], Any] | None = None,
+        database: Callable[[], Any] | None = None,
+        monai_label: Callable[[], Any] | None = None,
+        open_file: Callable[[str], Any] | None = None,
+        poll: float = 1.0,
+    ) -> None:
+        self.parameters = parameters or Parameters()
+        self.tokens = tokens or Tokens()
+        self.scene = scene or _scene
+        self.database = database or _database
+        self.monai_label = monai_label or _monai_label
+        self.api = Api(transport or Transport())
+        self.session = Session(self.api, self.parameters, self.tokens)
+        self.volumes = Volumes(self.scene)
+        self.study = Study(self.api)
+        self.forget_set = ForgetSet(self.api)
+        self.runs = Runs(self.api, poll)
+        self.evidence = Evidence(self.api, open_file or _open)
+        self.site = Site(self.api)
+        self.masks = Masks(self.api, self.scene)
+        self.failed, self.told = Signal(), Signal()
+        for part in (self.study, self.forget_set, self.runs, self.evidence, self.site, self.masks):
+            part.failed.connect(self._failed)
+        self.session.failed.connect(self.failed.emit)
+        self.session.changed.connect(self._other_server)
+        self.runs.ended.connect(self._run_ended)
+        self.study.changed.connect(self._remember)
+        self.study.marked.connect(lambda *_: self.forget_set.load())
+        self.forget_set.done.connect(self._decided)
+        self.site.done.connect(self._decided)
+        self._shown: Any = None
+
+    def identify(self, volume: Any) -> Identity | Unknown:
+        """Find out whose study a volume is."""
+        return identity.of_volume(volume, self.scene(), self.database(), self.monai_label())
+
+    def reload(self) -> None:
+        """Ask the server for everything that is shown."""
+        if self.session.server is not None:
+            for part in (self.forget_set, self.evidence, self.site):
+                part.load()
+            self.study.refresh()
+
+    def close(self) -> None:
+        """Break off requests and delete reports, for the panel goes away."""
+        self.runs.stop()
+        self.volumes.stop()
+        self.api.transport.cancel_all()
+        self.evidence.close()
+
+    def _other_server(self) -> None:
+        server = self.session.server
+        self.masks.labels = server.labels if server else {}
+        known = (self.session.address, server.user) if server else None
+        if known == self._shown:
+            return  # the same one told its newest version
+        self._shown = known
+        if server is None:
+            for part in (self.forget_set, self.evidence, self.site):
+                part.clear()
+            self.runs.forget()
+            self.study.refresh()
+        else:
+            self.reload()
+            self.runs.follow_running()
+
+    def _remember(self) -> None:
+        """Note the study's state in the subject hierarchy, for its menu."""
+        one = self.study.identity
+        if isinstance(one, Identity) and one.study and self.study.state:
+            hierarchy.remember(self.scene(), one.study, self.study.state)
+
+    def _run_ended(self, view: Any) -> None:
+        self.session.refresh()
+        self.reload()
+
+    def _decided(self, text: str) -> None:
+        self.told.emit(text)
+        self.session.refresh()
+        self.study.refresh()
+
+    def _failed(self, problem: Problem) -> None:
+        self.session.note(problem)
+        self.failed.emit(problem)
+
+
+def _scene() -> Any:
+    return slicer.mrmlScene
+
+
+def _database() -> Any:
+    return getattr(slicer, "dicomDatabase", None)
+
+
+def _monai_label() -> Any:
+    return getattr(getattr(slicer, "modules", None), "MONAILabelWidget", None)
+
+
+def _open(path: str) -> None:
+    qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(path))

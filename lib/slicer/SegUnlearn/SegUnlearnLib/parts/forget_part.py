@@ -1,0 +1,206 @@
+"""The forget set: table, filters, and what is decided about requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import qt
+
+from SegUnlearnLib import texts
+from SegUnlearnLib.api import Api
+from SegUnlearnLib.forget_set import ForgetSet, in_state
+from SegUnlearnLib.idioms import button, column, data_of, label, row, text_of
+from SegUnlearnLib.parts.confirm import Confirm
+from SegUnlearnLib.parts.requests_table import RequestsTable
+from SegUnlearnLib.problems import Problem
+from SegUnlearnLib.runs import Runs
+
+_FILTERS = {
+    "All states": (),
+    "To decide": ("proposed", "requested"),
+    "To unlearn": ("approved", "refused"),
+    "In work": ("working",),
+    "Forgotten": ("fulfilled", "purged"),
+    "Closed": ("restored", "withdrawn", "dismissed"),
+}
+_LEVELS = {
+    "Level each reason needs": "auto", "Hide only (seconds, reversible)": "hidden",
+    "Unlearn": "unlearned", "Retrain without (exact)": "retrained",
+}  # fmt: skip
+#: The server plans at most so many at once.
+_MOST = 1000
+
+
+class ForgetPart:
+    """Shows the forget set.
+
+    Parameters
+    ----------
+    forget_set, runs, api
+        What is shown and started; the plan is asked for before an unlearning.
+    may_decide
+        Whether the one who is signed in is an administrator.
+    failed
+        Is given problems.
+    """
+
+    def __init__(
+        self,
+        forget_set: ForgetSet,
+        runs: Runs,
+        api: Api,
+        may_decide: Callable[[], bool],
+        failed: Callable[[Problem], Any],
+    ) -> None:
+        self._set, self._runs, self._api = forget_set, runs, api
+        self._may_decide, self._failed = may_decide, failed
+        self.widget = qt.QWidget()
+        layout = column(self.widget)
+        self.filter, self.search = qt.QComboBox(), qt.QLineEdit()
+        self.filter.setObjectName("stateFilter")
+        for words in _FILTERS:
+            self.filter.addItem(words, words)
+        self.search.setObjectName("requestSearch")
+        self.search.setPlaceholderText("Search")
+        self.search.setClearButtonEnabled(True)
+        refresh = button("Refresh", forget_set.load, name="refreshButton")
+        layout.addLayout(row(self.filter, self.search, refresh, stretch=1))
+        self.table = RequestsTable()
+        layout.addWidget(self.table.widget, 1)
+        self.count = label(role="quiet")
+        self.count.setObjectName("requestCount")
+        layout.addWidget(self.count)
+        self.approve = button("Approve…", self._approve, name="approveButton")
+        self.withdraw = button("Withdraw…", self._withdraw, name="withdrawButton")
+        self.restore = button("Restore…", self._restore, name="restoreButton")
+        self.purge = button("Purge…", self._purge, name="purgeButton")
+        layout.addLayout(row(self.approve, self.withdraw, self.restore, self.purge))
+        self.level = qt.QComboBox()
+        self.level.setObjectName("levelChoice")
+        for words, level in _LEVELS.items():
+            self.level.addItem(words, level)
+        self.dry = button(
+            "Dry run", self._dry_run, "Say what an unlearning would do", "dryRunButton"
+        )
+        self.unlearn = button("Unlearn…", self._plan, name="unlearnButton")
+        layout.addLayout(row(self.dry, self.unlearn, self.level))
+        self.confirm = Confirm()
+        layout.addWidget(self.confirm.widget)
+        self.filter.currentIndexChanged.connect(lambda *_: self._filter())
+        self.search.textChanged.connect(lambda *_: self._filter())
+        self.table.selection_changed.connect(self.update)
+        forget_set.started.connect(self._started)
+        forget_set.arrived.connect(self.table.add)
+        forget_set.ended.connect(self._ended)
+        runs.changed.connect(lambda *_: self.update())
+        self.update()
+
+    # -- what is shown -------------------------------------------------------------------------
+
+    def _started(self) -> None:
+        self.update()
+
+    def _ended(self) -> None:
+        self.table.keep_only(self._set.requests)
+        self.update()
+
+    def _filter(self) -> None:
+        self.table.filter(_FILTERS[str(data_of(self.filter))], text_of(self.search))
+        self.update()
+
+    def selected(self) -> list[dict[str, Any]]:
+        """Return the requests that are selected."""
+        found = (self._set.requests.get(request_id) for request_id in self.table.selected())
+        return [request for request in found if request is not None]
+
+    def update(self) -> None:
+        """Offer what the selection allows."""
+        chosen, may = self.selected(), self._may_decide()
+        one = len(chosen) == 1
+        few = len(chosen) <= _MOST
+        idle = self._runs.view is None or self._runs.view.is_over
+        states = {request["state"] for request in chosen}
+        self.approve.setEnabled(bool(may and few and states & {"requested", "proposed"}))
+        self.withdraw.setEnabled(bool(few and states & {"requested", "approved"}))
+        self.restore.setEnabled(bool(may and one and idle and states == {"fulfilled"}))
+        self.purge.setEnabled(bool(may and one and idle and states == {"fulfilled"}))
+        ready = may and idle and few and bool(self._to_unlearn())
+        self.unlearn.setEnabled(bool(ready))
+        self.dry.setEnabled(bool(ready))
+        if self._set.loading or self.table.is_busy():
+            text = f"Loading … {len(self._set.requests)} of {self._set.total}"
+        else:
+            text = texts.count(self._set.total, "request", "requests")
+            if self.table.count() != self._set.total:
+                text = f"{self.table.count()} of {text}"
+            if chosen:
+                text += f", {len(chosen)} selected"
+            if not may:
+                text += ". Approving, unlearning, restoring and purging are for administrators."
+        self.count.setText(text)
+
+    def _to_unlearn(self) -> list[str]:
+        """Return the selected ones that can be unlearned; without a selection all approved ones."""
+        chosen = self.selected()
+        if chosen:
+            return in_state(chosen, "approved", "refused")
+        return in_state(self._set.requests.values(), "approved")
+
+    # -- decisions -----------------------------------------------------------------------------
+
+    def _approve(self) -> None:
+        ids = in_state(self.selected(), "requested", "proposed")
+        number = texts.count(len(ids), "request", "requests")
+        self.confirm.ask(
+            f"Approve {number}? The next unlearning takes them out of the model.",
+            "Approve", lambda: self._set.approve(ids), str(len(ids)), danger=False,
+        )  # fmt: skip
+
+    def _withdraw(self) -> None:
+        ids = in_state(self.selected(), "requested", "approved")
+        number = texts.count(len(ids), "request", "requests")
+        self.confirm.ask(
+            f"Withdraw {number}? Their studies may be used for training again.",
+            "Withdraw", lambda: self._set.withdraw(ids, ""), str(len(ids)),
+        )  # fmt: skip
+
+    def _restore(self) -> None:
+        (request,) = self.selected()
+        self.confirm.ask(
+            "Restore? The version that knew this study serves again, with everything that was "
+            "unlearned together with it. The study may be trained on again.",
+            "Restore", lambda: self._set.restore(request["request_id"], ""), "restore",
+        )  # fmt: skip
+
+    def _purge(self) -> None:
+        (request,) = self.selected()
+        self.confirm.ask(
+            "Purge? The key of the old weights and every older version that knew this study are "
+            "destroyed. Nobody can restore it afterwards. This alone is erasure (GDPR Art. 17).",
+            "Purge for good", lambda: self._set.purge(request["request_id"], ""), "purge",
+        )  # fmt: skip
+
+    def _dry_run(self) -> None:
+        self._runs.start("unlearn", {**self._options(), "dry_run": True})
+
+    def _options(self) -> dict[str, Any]:
+        return {"requests": self._to_unlearn(), "level": data_of(self.level)}
+
+    def _plan(self) -> None:
+        """Ask the server what would happen; only its answer is confirmed."""
+        options = self._options()
+
+        def planned(plan: Any) -> None:
+            people = texts.count(int(plan["people"]), "person", "people")
+            studies = int(plan["studies"])
+            lines = "\n".join(f"· {line}" for line in plan["lines"])
+            self.confirm.ask(
+                f"Unlearn {texts.count(studies, 'study', 'studies')} of {people}?\n{lines}\n"
+                "The result serves only if an audit passes it; until then nothing changes.",
+                "Unlearn",
+                lambda: self._runs.start("unlearn", {**options, "dry_run": False}),
+                str(studies),
+            )
+
+        self._api.plan(options["requests"], planned, self._failed)

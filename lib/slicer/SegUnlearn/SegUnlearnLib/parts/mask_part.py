@@ -1,0 +1,117 @@
+"""Segmenting the loaded image with the served model, and submitting what was corrected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import qt
+
+from SegUnlearnLib.identity import Identity
+from SegUnlearnLib.idioms import button, column, data_of, label, row
+from SegUnlearnLib.masks import Masks
+from SegUnlearnLib.parts.confirm import Confirm
+from SegUnlearnLib.segmentation import segmentation_of
+from SegUnlearnLib.session import Session
+
+
+class MaskPart:
+    """Two buttons.
+
+    Parameters
+    ----------
+    masks, session
+        What is used.
+    volume, identity
+        Give the image that is chosen and whose it is.
+    scene, client
+        Give the scene and the name that is sent along.
+    """
+
+    def __init__(
+        self,
+        masks: Masks,
+        session: Session,
+        volume: Callable[[], Any],
+        identity: Callable[[], Any],
+        scene: Callable[[], Any],
+        client: Callable[[], str],
+    ) -> None:
+        self._masks, self._session = masks, session
+        self._volume, self._identity, self._scene, self._client = volume, identity, scene, client
+        self.widget = qt.QWidget()
+        layout = column(self.widget)
+        layout.addWidget(label("Segmentation", role="title"))
+        self.site = qt.QComboBox()
+        self.site.setObjectName("siteChoice")
+        self.site.setToolTip("Which site's adapter is used; auto: by the header of the image")
+        self.segment = button(
+            "Segment", self._segment, "Segment the image on the server", "segmentButton"
+        )
+        self.submit = button(
+            "Submit as label…", self._ask, "Send the corrected segments", "submitButton"
+        )
+        self.cancel = button("Cancel", masks.cancel, name="segmentCancel")
+        layout.addLayout(
+            row(self.segment, label("for site", wrap=False), self.site, self.submit, self.cancel)
+        )
+        self.state = label(role="quiet")
+        self.state.setObjectName("maskState")
+        layout.addWidget(self.state)
+        self.confirm = Confirm()
+        layout.addWidget(self.confirm.widget)
+        masks.started.connect(self._started)
+        masks.segmented.connect(self._segmented)
+        masks.saved.connect(lambda *_: self._ended("The label was saved on the server."))
+        masks.failed.connect(lambda *_: self._ended(""))
+        session.changed.connect(self.update)
+        self.update()
+
+    def update(self) -> None:
+        """Offer what can be done now."""
+        server, one = self._session.server, self._identity()
+        ready = server is not None and isinstance(one, Identity) and bool(one.image)
+        busy = self._masks.is_busy
+        volume = self._volume()
+        self.segment.setEnabled(bool(ready and volume is not None and not busy))
+        may = server is not None and server.may_mark
+        self.submit.setEnabled(bool(ready and may and volume is not None and not busy))
+        self.cancel.setVisible(bool(busy))
+        sites = list(server.sites) if server is not None else []
+        if [self.site.itemData(i) for i in range(int(self.site.property("count")))] != sites:
+            self.site.clear()
+            for site in sites:
+                self.site.addItem(site, site)
+
+    def _segment(self) -> None:
+        server, one, volume = self._session.server, self._identity(), self._volume()
+        if server is not None and isinstance(one, Identity) and volume is not None:
+            site = str(data_of(self.site) or "")
+            self._masks.segment(volume, one.image, server.model, "" if site == "auto" else site)
+
+    def _ask(self) -> None:
+        one, volume = self._identity(), self._volume()
+        if not isinstance(one, Identity) or volume is None:
+            return
+        node = segmentation_of(self._scene(), volume)
+        segments = int(node.GetSegmentation().GetNumberOfSegments())
+        self.confirm.ask(
+            f"Submit {node.GetName()} ({segments} segments) as the finished label of this image? "
+            "It replaces the finished label that the server has, and is used for training.",
+            "Submit",
+            lambda: self._masks.submit(node, volume, one.image, self._client()),
+            danger=False,
+        )
+
+    def _started(self, text: str) -> None:
+        self.state.setText(text)
+        self.update()
+
+    def _segmented(self, node: Any, params: Any) -> None:
+        adapter = str(params.get("adapter") or "base")
+        with_adapter = "" if adapter == "base" else f" and adapter {adapter}"
+        self._ended(f"Segmented by version {params.get('version', '?')}{with_adapter}.")
+
+    def _ended(self, text: str) -> None:
+        self.state.setText(text)
+        self.update()

@@ -1,0 +1,95 @@
+"""The run under way, or how the last one ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import qt
+
+from SegUnlearnLib import texts
+from SegUnlearnLib.idioms import button, column, label, restyle, row
+from SegUnlearnLib.parts.style import frame
+from SegUnlearnLib.runs import Runs, RunView
+
+_ENDS = {
+    "done": ("Done", "good"), "failed": ("Failed", "bad"), "refused": ("Refused", "bad"),
+    "cancelled": ("Cancelled", "bad"), "interrupted": ("Interrupted: its server stopped", "bad"),
+    "lost": ("Lost", "bad"),
+}  # fmt: skip
+_WHOLE = 1000
+
+
+class RunPart:
+    """Progress with Cancel."""
+
+    def __init__(self, runs: Runs, may_decide: Callable[[], bool]) -> None:
+        self._runs, self._may_decide = runs, may_decide
+        self.widget = frame("card")
+        layout = column(self.widget, 8)
+        self.title = label(role="title", wrap=False)
+        self.title.setObjectName("runTitle")
+        self.cancel = button("Cancel", runs.cancel, "Stop at the next step", "runCancel")
+        self.close = button("Hide", self._hide, name="runHide")
+        layout.addLayout(row(self.title, self.cancel, self.close, stretch=0))
+        self.bar = qt.QProgressBar()
+        self.bar.setObjectName("runBar")
+        self.bar.setTextVisible(False)
+        self.bar.setMaximumHeight(10)
+        layout.addWidget(self.bar)
+        self.phase, self.text = label(role="quiet"), label()
+        self.phase.setObjectName("runPhase")
+        self.text.setObjectName("runText")
+        self.trouble = label(role="bad")
+        self.trouble.setObjectName("runTrouble")
+        for one in (self.phase, self.text, self.trouble):
+            layout.addWidget(one)
+        self.widget.setVisible(False)
+        runs.changed.connect(self._changed)
+        runs.trouble.connect(self._trouble)
+
+    def _changed(self, view: RunView) -> None:
+        name = texts.RUNS.get(view.kind, view.kind)
+        self.widget.setVisible(True)
+        self.cancel.setVisible(bool(not view.is_over and view.run_id and self._may_decide()))
+        self.close.setVisible(bool(view.is_over))
+        self.bar.setVisible(not view.is_over)
+        if view.is_over:
+            word, role = _ENDS.get(view.state, (view.state, "bad"))
+            self.title.setText(f"{name}: {word}")
+            restyle(self.title, role)
+            self.phase.setText("")
+        else:
+            self.title.setText(name)
+            restyle(self.title, "title")
+            self.phase.setText(_phase(view))
+            unknown = view.fraction < 0
+            self.bar.setRange(0, 0 if unknown else _WHOLE)
+            if not unknown:
+                self.bar.setValue(int(_WHOLE * min(1.0, view.fraction)))
+        lines = "\n".join(f"· {line}" for line in view.lines)
+        self.text.setText("\n".join(filter(None, (view.text, lines))))
+        self.phase.setVisible(not view.is_over)
+        self.text.setVisible(bool(view.text or view.lines))
+
+    def _trouble(self, text: str) -> None:
+        self.trouble.setText(text)
+        self.trouble.setVisible(bool(text))
+
+    def _hide(self) -> None:
+        self.widget.setVisible(False)
+
+
+def _phase(view: RunView) -> str:
+    words: list[str] = []
+    if view.state == "waiting":
+        return ""
+    if view.phase:
+        words.append(view.phase.replace("_", " "))
+    if view.fraction >= 0:
+        words.append(f"{round(100 * view.fraction)} %")
+    if view.eta_seconds is not None:
+        words.append(f"about {texts.duration(view.eta_seconds)} left")
+    figures: dict[str, Any] = dict(view.metrics or {})
+    words += [f"{k.replace('_', ' ')} {v:.3g}" for k, v in list(figures.items())[:4]]
+    return " · ".join(words) or "It begins …"

@@ -1,0 +1,255 @@
+"""Starting a task of the server and following its run, through restarts and lost connections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from SegUnlearnLib import texts
+from SegUnlearnLib.api import Api
+from SegUnlearnLib.idioms import once
+from SegUnlearnLib.problems import Problem
+from SegUnlearnLib.signals import Signal
+
+#: Kinds of runs that a task may become.
+_KINDS = {"unlearn": ("unlearn", "plan"), "site_adapt": ("site_adapt",), "train": ("train",)}
+#: Seconds between two looks, at first and after failures.
+_POLL, _LONGEST = 1.0, 30.0
+#: How many runs are looked through for the one that a task became.
+_LOOKED_AT = 20
+
+
+@dataclass(frozen=True)
+class RunView:
+    """What the panel shows of a run.
+
+    Parameters
+    ----------
+    run_id
+        Empty while the task waits for its turn.
+    kind
+        See ``texts.RUNS``.
+    state
+        ``waiting``, ``running``, or how it ended: ``done``, ``failed``, ``refused``,
+        ``cancelled``, ``interrupted``, ``lost``.
+    phase, fraction, eta_seconds
+        Of its progress; the fraction is negative while nothing is known.
+    text
+        How it ended or why it waits.
+    lines
+        Of a plan.
+    metrics
+        Newest figures.
+    """
+
+    run_id: str
+    kind: str
+    state: str
+    phase: str = ""
+    fraction: float = -1.0
+    eta_seconds: float | None = None
+    text: str = ""
+    lines: tuple[str, ...] = ()
+    metrics: Mapping[str, float] | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more comes."""
+        return self.state not in ("waiting", "running")
+
+
+class Runs:
+    """Starts tasks, and follows one run at a time.
+
+    Signals: ``changed(RunView)``; ``ended(RunView)``; ``failed(Problem)``: it did not start;
+    ``trouble(text)``: no answer for now, empty when it is over.
+    """
+
+    def __init__(self, api: Api, poll: float = _POLL) -> None:
+        self._api, self._poll = api, poll
+        self.changed, self.ended = Signal(), Signal()
+        self.failed, self.trouble = Signal(), Signal()
+        self.view: RunView | None = None
+        self._turn, self._failures, self._timer = 0, 0, None
+
+    # -- starting ------------------------------------------------------------------------------
+
+    def start(self, trainer: str, options: Mapping[str, Any]) -> None:
+        """Start a task and follow the run that it becomes."""
+        mine = self._begin(RunView("", trainer, "waiting", text="Asking the server …"))
+
+        def known(runs: Any) -> None:
+            before = {run["run_id"] for run in runs}
+            self._api.start(trainer, options, lambda task: started(task, before), refused)
+
+        def started(task: Any, before: set[str]) -> None:
+            if mine == self._turn:
+                self._show(RunView("", trainer, "waiting", text="The server prepares it …"))
+                self._find(mine, trainer, str(task["id"]), before)
+
+        def refused(problem: Problem) -> None:
+            if mine == self._turn:
+                self.view = None
+                self._turn += 1
+                self.failed.emit(problem)
+
+        self._api.runs(_LOOKED_AT, known, refused)
+
+    def follow_running(self) -> None:
+        """Follow what the server runs now, if anything: it may have been started elsewhere."""
+        if self.view is not None and not self.view.is_over:
+            return
+
+        def found(runs: Any) -> None:
+            running = next((run for run in runs if run["state"] == "running"), None)
+            if running is not None and (self.view is None or self.view.is_over):
+                mine = self._begin(view_of(running))
+                self._later(mine, lambda: self._ask(mine, running["run_id"]))
+
+        self._api.runs(_LOOKED_AT, found, lambda problem: None)
+
+    def cancel(self) -> None:
+        """Ask the run to stop; that it did, it tells itself."""
+        if self.view is None or not self.view.run_id or self.view.is_over:
+            return
+        self._api.cancel(self.view.run_id, lambda run: None, self.failed.emit)
+
+    def stop(self) -> None:
+        """Look no more; the run goes on."""
+        self._turn += 1
+        if self._timer is not None:
+            self._timer.stop()
+
+    def forget(self) -> None:
+        """Look no more, and show nothing: another server."""
+        self.stop()
+        self.view = None
+
+    def resume(self) -> None:
+        """Go on looking after ``stop``."""
+        if self.view is not None and self.view.run_id and not self.view.is_over:
+            mine, run_id = self._begin(self.view), self.view.run_id
+            self._ask(mine, run_id)
+
+    # -- following -----------------------------------------------------------------------------
+
+    def _begin(self, view: RunView) -> int:
+        self.stop()
+        self._failures = 0
+        self.trouble.emit("")
+        self._show(view)
+        return self._turn
+
+    def _find(self, mine: int, trainer: str, task: str, before: set[str]) -> None:
+        """Look for the new run; a task that ends without one says why in its last lines."""
+
+        def again() -> None:
+            self._later(mine, lambda: self._find(mine, trainer, task, before))
+
+        def runs(found: Any) -> None:
+            kinds = _KINDS.get(trainer, ("train",))
+            new = [r for r in found if r["run_id"] not in before and r["kind"] in kinds]
+            if mine != self._turn:
+                return
+            self._well()
+            if new:
+                self._take(mine, new[-1])
+            else:
+                self._api.tasks(tasks, self._trouble(mine, again))
+
+        def tasks(found: Any) -> None:
+            if mine != self._turn:
+                return
+            own = next((t for t in found if str(t.get("id")) == task), None)
+            state = own["status"] if own else "RUNNING"
+            if state in ("SUBMITTED", "RUNNING"):
+                if state == "SUBMITTED":
+                    self._show(RunView("", trainer, "waiting", text="It waits for its turn."))
+                again()
+            elif state == "DONE":
+                self._end(RunView("", trainer, "done", text="There was nothing to do."))
+            else:
+                last = [str(line) for line in (own or {}).get("details") or ()][-1:]
+                text = f"The server's task ended: {''.join(last) or state}"
+                self._end(RunView("", trainer, "failed", text=text))
+
+        self._api.runs(_LOOKED_AT, runs, self._trouble(mine, again))
+
+    def _ask(self, mine: int, run_id: str) -> None:
+        if mine != self._turn:
+            return
+
+        def failed(problem: Problem) -> None:
+            if problem.kind == "missing":
+                kind = self.view.kind if self.view else ""
+                self._end(RunView(run_id, kind, "lost", text="The server knows no such run."))
+            else:
+                self._trouble(mine, lambda: self._ask(mine, run_id))(problem)
+
+        def answered(run: Any) -> None:
+            if mine == self._turn:
+                self._well()
+                self._take(mine, run)
+
+        self._api.run(run_id, answered, failed)
+
+    def _take(self, mine: int, run: Any) -> None:
+        view = view_of(run)
+        if view.is_over:
+            self._end(view)
+            return
+        self._show(view)
+        self._later(mine, lambda: self._ask(mine, view.run_id))
+
+    def _show(self, view: RunView) -> None:
+        self.view = view
+        self.changed.emit(view)
+
+    def _end(self, view: RunView) -> None:
+        self.stop()
+        self._show(view)
+        self.ended.emit(view)
+
+    def _well(self) -> None:
+        if self._failures:
+            self._failures = 0
+            self.trouble.emit("")
+
+    def _trouble(self, mine: int, again: Callable[[], None]) -> Callable[[Problem], None]:
+        def failed(problem: Problem) -> None:
+            if mine != self._turn or problem.kind == "cancelled":
+                return
+            self._failures += 1
+            wait = min(_LONGEST, self._poll * 2**self._failures)
+            self.trouble.emit(
+                f"{problem.text} The run goes on if the server does; next look in "
+                f"{texts.duration(wait)}."
+            )
+            self._timer = once(int(1000 * wait), again)
+
+        return failed
+
+    def _later(self, mine: int, call: Callable[[], None]) -> None:
+        if mine == self._turn:
+            self._timer = once(int(1000 * self._poll), call)
+
+
+def view_of(run: Mapping[str, Any]) -> RunView:
+    """Read a run as ``/runs`` tells it."""
+    progress = run.get("progress") or {}
+    state = str(run["state"])
+    text = str(run.get("message") or "")
+    if state == "running" and run.get("cancel_requested"):
+        text = "It was asked to stop, and does so at its next step."
+    return RunView(
+        str(run["run_id"]),
+        str(run["kind"]),
+        state,
+        str(progress.get("phase") or ""),
+        float(progress.get("fraction", -1.0)),
+        progress.get("eta_seconds"),
+        text,
+        tuple(map(str, (run.get("parameters") or {}).get("lines") or ())),
+        dict(progress.get("metrics") or {}),
+    )

@@ -1,0 +1,109 @@
+"""The study of the loaded image: who it is, whether it is marked, and marking it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from SegUnlearnLib import texts
+from SegUnlearnLib.api import Api
+from SegUnlearnLib.identity import Identity, Unknown
+from SegUnlearnLib.problems import Problem
+from SegUnlearnLib.signals import Signal
+
+
+class Study:
+    """One study at a time, chosen by the panel.
+
+    Signals: ``changed()``; ``marked(request)``; ``failed(Problem)``.
+    """
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self.changed, self.marked, self.failed = Signal(), Signal(), Signal()
+        self.identity: Identity | Unknown = Unknown("No image is loaded.")
+        self._turn = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self.covers: list[dict[str, Any]] = []
+        self.known_by = -1
+        self.counted: dict[str, int] = {}
+        self.state = ""  # of the strongest mark, empty: unknown yet; "free": none
+
+    def show(self, identity: Identity | Unknown) -> None:
+        """Show another study, and ask the server about it."""
+        if identity == self.identity:
+            return
+        self.identity = identity
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Ask the server again."""
+        self._turn += 1
+        self._clear()
+        self.changed.emit()
+        if not self._api.transport.server or not isinstance(self.identity, Identity):
+            return
+        mine, one = self._turn, self.identity
+
+        def if_mine(take: Any) -> Any:
+            def taken(answer: Any) -> None:
+                if mine == self._turn:
+                    take(answer)
+                    self.changed.emit()
+
+            return taken
+
+        def nothing(problem: Problem) -> None:
+            """Tell nothing of what cannot be counted."""
+
+        if one.study or one.series:
+            self._api.status(
+                [one.study] if one.study else [], [one.series] if one.series else [],
+                if_mine(self._status), self._ask_failed,
+            )  # fmt: skip
+        if one.study:
+            self._api.series_of(one.study, if_mine(lambda a: self._count("study", a)), nothing)
+            self._api.versions_that_saw(one.study, if_mine(self._versions), nothing)
+        if one.patient:
+            self._api.studies_of(one.patient, if_mine(lambda a: self._count("patient", a)), nothing)
+
+    def mark(self, kind: str, reason: str, note: str) -> None:
+        """Mark the study, series or patient; ``marked`` or ``failed`` tells how it went."""
+        assert isinstance(self.identity, Identity)
+        target = self.identity.target(kind)
+
+        def done(request: Any) -> None:
+            request["target"]["kind"], request["state"]
+            self.refresh()
+            self.marked.emit(request)
+
+        self._api.mark(kind, target, reason, note, done, self.failed.emit)
+
+    def size(self, kind: str) -> str:
+        """Say how much a mark would cover, by the server's count."""
+        count = self.counted.get(kind)
+        if kind == "series":
+            return "this series"
+        if count is None:
+            return {"study": "the study with all its series", "patient": "all studies"}[kind]
+        if kind == "study":
+            return texts.count(count, "series", "series") + " on the server"
+        return texts.count(count, "study", "studies") + " on the server, and those to come"
+
+    def _status(self, answer: Any) -> None:
+        covers = [cover for found in answer.values() for cover in found["covers"]]
+        self.covers = list({cover["request_id"]: cover for cover in covers}.values())
+        strongest = max(self.covers, key=lambda c: texts.RANK.get(c["state"], 0), default=None)
+        self.state = strongest["state"] if strongest else "free"
+
+    def _versions(self, answer: Any) -> None:
+        self.known_by = len([found["version_sha256"] for found in answer])
+
+    def _count(self, kind: str, answer: Any) -> None:
+        if isinstance(answer, list):
+            self.counted[kind] = len(answer)
+
+    def _ask_failed(self, problem: Problem) -> None:
+        if problem.kind != "cancelled":
+            self.failed.emit(problem)

@@ -1,0 +1,115 @@
+"""Words for states, reasons, levels, times and numbers. Plain Python."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+#: Reasons in the order offered, with what people call them.
+REASONS = {
+    "consent_withdrawn": "Consent withdrawn",
+    "wrong_patient": "Wrong patient",
+    "wrong_label": "Wrong label",
+    "quality": "Image quality",
+    "retention_expired": "Retention period over",
+    "other": "Other (say why)",
+}
+
+#: States with what people call them, and the colour of their dot.
+STATES = {
+    "proposed": ("Proposed", "#8a8f98"),
+    "requested": ("Requested", "#d99a00"),
+    "approved": ("Approved", "#2f7de1"),
+    "working": ("Being unlearned", "#7b4fd0"),
+    "fulfilled": ("Forgotten", "#2e9e4f"),
+    "refused": ("Refused by audit", "#d23f3f"),
+    "purged": ("Erased", "#1f6b39"),
+    "restored": ("Restored", "#8a8f98"),
+    "withdrawn": ("Withdrawn", "#8a8f98"),
+    "dismissed": ("Dismissed", "#8a8f98"),
+}
+
+#: What a live mark's state means for the study that is shown; the strongest counts.
+RANK = {state: i for i, state in enumerate(
+    ("requested", "approved", "working", "refused", "fulfilled", "purged"), start=1
+)}  # fmt: skip
+
+#: One sentence for each state of the loaded study.
+MEANING = {
+    "free": "Not marked: it may be used for training.",
+    "requested": "Marked: out of training. Waits for an administrator's approval.",
+    "approved": "Marked: out of training. The next unlearning takes it out of the model.",
+    "working": "Marked: it is being taken out of the model now.",
+    "refused": "Marked: out of training. The audit found the model still knows it.",
+    "fulfilled": "Forgotten by the served model. It can be restored until it is purged.",
+    "purged": "Erased: every older model that knew it is destroyed.",
+}
+
+LEVELS = {
+    "none": "–", "hidden": "hidden", "unlearned": "unlearned", "retrained": "retrained",
+}  # fmt: skip
+
+KINDS = {"study": "Study", "series": "Series", "patient": "Patient", "structure": "Structure"}
+
+#: What the runs are called.
+RUNS = {
+    "plan": "Dry run of an unlearning",
+    "unlearn": "Unlearning",
+    "train": "Training",
+    "site_adapt": "Adapting to a site",
+    "audit": "Audit",
+    "meta_train": "Meta-training",
+}
+
+OUTCOMES = {"passed": "Passed", "refused": "Refused", "inconclusive": "Inconclusive",
+            "damaged": "Damaged"}  # fmt: skip
+
+
+def count(number: int, one: str, many: str) -> str:
+    """Say how many.
+
+    Examples
+    --------
+    >>> count(1, "study", "studies"), count(3, "study", "studies")
+    ('1 study', '3 studies')
+    """
+    return f"{number} {one if number == 1 else many}"
+
+
+def short(uid: str, length: int = 16) -> str:
+    """Shorten an identifier, keeping its end, which tells UIDs apart.
+
+    Examples
+    --------
+    >>> short("1.2.826.0.1.3680043.8.498.1"), short("1.2.3")
+    ('…680043.8.498.1', '1.2.3')
+    """
+    return uid if len(uid) <= length else "…" + uid[-(length - 1) :].lstrip(".")
+
+
+def local_time(iso: str) -> str:
+    """Return a UTC time in the reader's own; the text itself where it is none."""
+    try:
+        moment = datetime.fromisoformat(iso.replace("Z", "+00:00"))
+    except ValueError:
+        return iso
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def duration(seconds: float | None) -> str:
+    """Say how long, roughly.
+
+    Examples
+    --------
+    >>> duration(42), duration(600), duration(9000), duration(None)
+    ('42 s', '10 min', '2 h 30 min', '')
+    """
+    if seconds is None:
+        return ""
+    whole = max(0, round(seconds))
+    if whole < 90:
+        return f"{whole} s"
+    if whole < 5400:
+        return f"{round(whole / 60)} min"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
