@@ -8,13 +8,14 @@ PORT    ?= 8000
 HOME_DIR ?= home
 VIEWER  ?= .viewer
 STUDIES ?= sample-data/studies
+SLICER_VENV ?= .venv-slicer
 BIN     := $(VENV)/bin
 WORKERS ?= 2
 GPU     := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
 TORCH   := $(if $(GPU),torch==2.13.0,torch==2.13.0+cpu)
 PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help run viewer ohif ohif-tools demo test check lint setup sample clean
+.PHONY: help run viewer ohif ohif-tools slicer-tools slicer-pictures demo test check lint setup sample clean
 
 help:
 	@echo "make run     set up, make sample studies and a sample model, serve on http://127.0.0.1:$(PORT)/"
@@ -69,7 +70,22 @@ ohif: ohif-tools
 demo: setup
 	OMP_NUM_THREADS=1 $(BIN)/segunlearn demo --home .demo
 
-test: setup
+# Real MRML and real Qt, apart from the server's packages: vtk and slicer-core take 0.8 GB.
+$(SLICER_VENV)/.ready: tests/slicer/constraints.txt
+	@$(PYTHON) -m venv $(SLICER_VENV)
+	@echo "Installing 3D Slicer's libraries for the tests of its module …"
+	@$(SLICER_VENV)/bin/python -m pip --disable-pip-version-check install --quiet \
+	  --constraint $< slicer-core PySide6-Essentials numpy pydicom pytest
+	@touch $@
+
+slicer-tools: $(SLICER_VENV)/.ready
+
+slicer-pictures: setup slicer-tools
+	mkdir -p build/slicer
+	cd tests/slicer/offscreen && SEGUNLEARN_SHOTS=$(CURDIR)/build/slicer \
+	  SEGUNLEARN_PYTHON=$(abspath $(BIN))/python $(abspath $(SLICER_VENV))/bin/python -m pytest -q
+
+test: setup slicer-tools
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: setup
@@ -81,4 +97,4 @@ lint: setup
 check: lint test
 
 clean:
-	rm -rf $(VENV) sample-data/studies sample-data/nifti sample-data/.ready $(HOME_DIR) .demo
+	rm -rf $(VENV) $(SLICER_VENV) sample-data/studies sample-data/nifti sample-data/.ready $(HOME_DIR) .demo
