@@ -1,7 +1,7 @@
 """A small hospital for the viewer's tests: studies of made-up people, a model that saw some.
 
-The network, the unlearning and the audit are the product's; only the audit's bars are wide open,
-as a few small studies can prove nothing, and what is tried here is the viewer.
+The server, the training and the unlearning are the product's, and so is the audit but for its
+verdict, see ``APP``.
 """
 
 from __future__ import annotations
@@ -35,28 +35,34 @@ from segunlearn.training import TrainSettings
 ROOT = Path(__file__).parents[1]
 MODEL = "segmentation"
 #: People that the model was trained on, and people it never saw.
-TAUGHT, UNSEEN = 5, 8
+TAUGHT, UNSEEN = 5, 6
+#: Number of the person whose name would run code in a viewer that does not look out.
+HOSTILE = 1
+ATTACK = "<img src=x onerror=alert(1)>"
 CONFIG = ModelConfig(
     labels=("liver", "spleen"), spacing=(12.0, 12.0, 12.0), patch_size=(32, 32, 16),
     features=(4, 8, 8, 16, 16, 4), name=MODEL,
 )  # fmt: skip
 
-#: What the server and its children load as the app: the product, with wide bars.
-APP = '''"""The product, with an audit that lets pass what so few studies cannot show."""
+#: What the server and its children load as the app: the product, with an audit that is short and
+#: finds nothing, as a few small studies can prove nothing and what is tried here is the viewer.
+APP = '''"""The product, with an audit of some seconds that always passes."""
 
 from dataclasses import replace
+from functools import partial
 
+from segunlearn.app import audit_order, unlearn_run
 from segunlearn.app.application import SegUnlearnApp as SegUnlearnApp
-from segunlearn.app.unlearn_task import UnlearnTask
-from segunlearn.audit.policy import Policy
+from segunlearn.audit import run
 
-WIDE = Policy(
-    unseen_quality=-1, unseen_quality_short=-1, forget_level=1, gap_excess=1, worst_person=1,
-    membership=1, calibrated_membership=1, relearning=1, relearning_short=1, distillation=1,
-    weakest_power=1, required={"hidden": (), "unlearned": ()},
+verdict = run.verdict
+run.verdict = lambda findings, policy, **options: verdict(
+    [replace(f, outcome="pass") for f in findings],
+    replace(policy, required={}),
+    **{**options, "void": ()},
 )
-order = UnlearnTask.order
-UnlearnTask.order = lambda self, options: replace(order(self, options), policy=WIDE)
+audit_order._QUICK_STEPS = 30
+unlearn_run.Order = partial(audit_order.Order, attacks=())
 '''
 
 
@@ -98,10 +104,15 @@ def build_hospital(folder: Path) -> Hospital:
     """Write the studies and train for some seconds."""
     generate = _generator()
     people = tuple(_write(generate, folder, n) for n in range(1, TAUGHT + UNSEEN + 1))
+    for path in people[HOSTILE].files:
+        dataset = pydicom.dcmread(path)
+        dataset.PatientName = f"{ATTACK}^Person"
+        dataset.StudyDescription = f"Study {ATTACK}"
+        dataset.save_as(path)
     home = Home(folder / "home")
     home.root.mkdir()
     settings = TrainSettings(
-        epochs=20, batch_size=2, samples_per_case=2, learning_rate=8e-3, val_fraction=0.0,
+        epochs=10, batch_size=2, samples_per_case=2, learning_rate=8e-3, val_fraction=0.0,
         device="cpu",
     )  # fmt: skip
     records = Records(home)

@@ -118,6 +118,7 @@ def test_who_may_do_what(
         assert client.get("/whoami").json() == {
             "name": "ann", "signed_in": True, "roles": [f"monailabel-{role}"],
             "may_mark": may_mark, "may_decide": may_decide,
+            "pacs": False,
         }  # fmt: skip
 
 

@@ -148,6 +148,12 @@ def test_the_password_goes_to_the_pacs_and_nowhere_else(http, seen):
     assert SECRET not in repr(Upstream("http://x", {}, "u", SECRET))
 
 
+def test_no_identifier_is_logged(http, caplog):
+    caplog.set_level("INFO")
+    http.get("/proxy/dicom/qido/studies?PatientID=SYN-4711")
+    assert "4711" not in caplog.text
+
+
 def test_services_and_their_prefixes(http, seen):
     for path in ("/wado/studies/1.2", "/studies/1.2", "/qido/studies/1.2/series/3/metadata"):
         http.get(path)

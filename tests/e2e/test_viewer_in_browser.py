@@ -5,7 +5,6 @@ import contextlib
 import io
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -20,38 +19,20 @@ import pydicom
 import pytest
 from PIL import Image
 
+from chromium import chromium
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
-ARGUMENTS = [
-    "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-quic",
-    "--no-first-run", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync",
-]  # fmt: skip
 
 #: What the browser itself reports when the panel asks whether a training runs, and none does.
 EXPECTED_ERROR = "/train/?check_if_running=true"
 
 
-def missing(reason):
-    if os.environ.get("SEGUNLEARN_REQUIRE") == "all":
-        pytest.fail(f"required by SEGUNLEARN_REQUIRE=all: {reason}")
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="module")
 def browser():
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        missing("no Chromium on this machine")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        missing("the package playwright is not installed (pip install -e '.[e2e]')")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
-        yield browser
-        browser.close()
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

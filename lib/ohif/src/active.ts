@@ -4,6 +4,9 @@ import type { DisplaySet } from "./host";
 import { get, set } from "./store";
 import type { Active, Target } from "./store";
 
+/** Made from images; they go with their study. */
+const DERIVED = new Set(["SEG", "SR", "KO", "PR", "RTSTRUCT", "RTDOSE", "RTPLAN", "DOC"]);
+
 function text(value: unknown): string {
   if (typeof value === "string") return value.trim();
   if (typeof value === "number") return String(value);
@@ -30,8 +33,8 @@ function look(): Active | null {
   const header = headerOf(shown ?? own[0] ?? {});
   const series = new Map<string, string>();
   for (const found of own)
-    if (found.SeriesInstanceUID && !series.has(found.SeriesInstanceUID))
-      series.set(found.SeriesInstanceUID, wordsOf(found));
+    if (found.SeriesInstanceUID && !DERIVED.has(found.Modality ?? ""))
+      series.set(found.SeriesInstanceUID, series.get(found.SeriesInstanceUID) ?? wordsOf(found));
   return {
     study,
     words: text(header["StudyDescription"]) || "Study without description",

@@ -9,10 +9,10 @@ import { NOT_ADMIN, when } from "./words";
 function Line({ adapter }: { adapter: Adapter }): JSX.Element {
   const admin = useStore((s) => s.me?.may_decide ?? false);
   return (
-    <li className="row" data-cy="sul-adapter">
+    <li className="sul-row" data-cy="sul-adapter">
       <p className="words">
         <strong>{adapter.site}</strong> {adapter.version}{" "}
-        <span className={`chip ${adapter.serves ? "good" : "plain"}`}>
+        <span className={`sul-chip ${adapter.serves ? "good" : "plain"}`}>
           {adapter.serves ? "serves" : adapter.here ? adapter.state : "destroyed"}
         </span>
       </p>

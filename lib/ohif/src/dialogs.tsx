@@ -27,7 +27,7 @@ function Frame({ title, says = [], children, wide }: FrameProps): JSX.Element {
   return (
     <dialog ref={ref} className={`sul-dialog${wide ? " wide" : ""}`} aria-label={title}
       data-cy="sul-dialog" data-theme={themeOf(document.querySelector(".sul"))}
-      onCancel={(e) => { e.preventDefault(); actions.closeDialog(); }}
+      onCancel={(e) => { e.preventDefault(); actions.closeDialog(); }} onClose={actions.closeDialog}
       onKeyDown={(e) => e.stopPropagation()}>
       <h2>{title}</h2>
       {says.length ? <ol>{says.map((s) => <li key={s}>{s}</li>)}</ol> : null}
@@ -183,9 +183,13 @@ function UnlearnDialog({ requests, restore = "" }: {
       {requests.map((r) => <What key={r.request_id} request={r} />)}
       <label>Method
         <select value={method} data-cy="sul-method" onChange={(e) => setMethod(e.target.value)}>
-          <option value="">the server’s choice{plan ? ` (${plan.recommended || "none needed"})` : ""}</option>
+          <option value="">the usual one for the level{plan ? ` “${plan.level}”` : ""}</option>
           {[...new Set([...(method ? [method] : []), ...(plan?.ways ?? []).map((w) => w.method)])].map(
-            (m) => <option key={m} value={m}>{m.replace(/_/g, " ")}</option>,
+            (m) => (
+              <option key={m} value={m}>
+                {m.replace(/_/g, " ")}{m === plan?.recommended ? " (advised)" : ""}
+              </option>
+            ),
           )}
         </select>
       </label>

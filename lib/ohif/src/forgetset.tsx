@@ -58,7 +58,7 @@ function Actions({ request }: { request: ForgetRequest }): JSX.Element {
 
 function Row({ request }: { request: ForgetRequest }): JSX.Element {
   return (
-    <li className="row" data-cy="sul-request" data-id={request.request_id} data-state={request.state}
+    <li className="sul-row" data-cy="sul-request" data-id={request.request_id} data-state={request.state}
       data-target={request.target.id}>
       <div className="words">
         <Chip state={request.state} /> <strong>{KINDS[request.target.kind]}</strong>{" "}

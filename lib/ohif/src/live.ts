@@ -40,13 +40,13 @@ async function everything(): Promise<void> {
       throw error;
     }
   };
-  const [me, page, runs, audits, adapters, outbox] = await Promise.all([
-    call<Me>("GET", "whoami"),
+  const me = await call<Me>("GET", "whoami");
+  const [page, runs, audits, adapters, outbox] = await Promise.all([
     call<{ total: number; requests: ForgetRequest[] }>("GET", `forget/requests${query({ limit: PAGE })}`),
     call<Run[]>("GET", `runs${query({ limit: 5 })}`),
     optional<{ audits: Audit[] }>(`audits${query({ limit: 5 })}`, { audits: [] }),
     optional<{ adapters: Adapter[] }>("adapters", { adapters: [] }),
-    optional<Outbox | null>(`pacs/outbox${query({ limit: 0 })}`, null),
+    me.pacs ? optional<Outbox | null>(`pacs/outbox${query({ limit: 0 })}`, null) : null,
     refreshStatus(),
   ]);
   set({
@@ -97,6 +97,10 @@ function takeRuns(runs: Run[]): void {
   let ended = false;
   for (const run of runs) {
     const old = before.get(run.run_id);
+    // the audit's phases measure other things; what the unlearning came to stays in sight
+    const kept = Object.entries(old?.progress?.metrics ?? {}).filter(([k]) => k.endsWith("_dice"));
+    if (run.progress)
+      run.progress.metrics = { ...Object.fromEntries(kept), ...run.progress.metrics };
     if (old && old.state === "running" && run.state !== "running") {
       ended = true;
       const words = `${RUN_NAMES[run.kind] ?? run.kind}: ${run.state}. ${run.message}`;
@@ -178,8 +182,10 @@ async function lookAfterPending(): Promise<void> {
 async function live(signal: AbortSignal): Promise<void> {
   while (!signal.aborted) {
     if (!document.hidden) {
+      const began = Date.now();
       try {
         await stream(signal);
+        if (Date.now() - began > SILENCE_MS) continue; // the server ends each after a minute
       } catch (error) {
         if (!signal.aborted && error instanceof ApiError) failed(error);
       }
@@ -204,9 +210,22 @@ function begin(): void {
   void live(stopping.signal);
 }
 
+/** What waits for the PACS changes without any change of the forget set. */
+async function lookAfterOutbox(): Promise<void> {
+  if (!get().me?.pacs || document.hidden || get().server !== "ok") return;
+  try {
+    set({ outbox: await call<Outbox>("GET", `pacs/outbox${query({ limit: 0 })}`) });
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error; // the stream tells that the server is away
+  }
+}
+
 export function startLive(): () => void {
   begin();
-  const slow = setInterval(() => void lookAfterPending(), POLL_MS);
+  const slow = setInterval(() => {
+    void lookAfterPending();
+    void lookAfterOutbox();
+  }, POLL_MS);
   document.addEventListener("visibilitychange", seen);
   return () => {
     clearInterval(slow);

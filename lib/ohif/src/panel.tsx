@@ -16,7 +16,7 @@ function ServerState(): JSX.Element | null {
   if (server === "ok") return null;
   if (server === "starting") return <p className="soft">Asking the server …</p>;
   return (
-    <div className="alert bad" role="alert" data-cy="sul-server" data-state={server}>
+    <div className="sul-alert bad" role="alert" data-cy="sul-server" data-state={server}>
       <p className="words">{why}</p>
       <Act label="Ask again" act={() => void refresh()} />
     </div>
@@ -25,12 +25,9 @@ function ServerState(): JSX.Element | null {
 
 function ArchiveState(): JSX.Element | null {
   const outbox = useStore((s) => s.outbox);
-  const fault = useStore((s) => s.archiveFault);
-  if (fault)
-    return <div className="alert warn" role="status" data-cy="sul-pacs"><p className="words">{fault}</p></div>;
   if (!outbox?.retrying) return null;
   return (
-    <div className="alert warn" role="status" data-cy="sul-pacs">
+    <div className="sul-alert warn" role="status" data-cy="sul-pacs">
       <p className="words">
         The PACS does not take documents now ({outbox.retrying} wait and are sent when it is back).
         Marks hold all the same. {outbox.last_error}
@@ -59,7 +56,7 @@ function Content(): JSX.Element {
     <div className="sul" ref={ref} data-theme={theme} data-cy="sul-panel">
       <ServerState />
       <ArchiveState />
-      <div role="status" aria-live="polite" className={said ? "alert good words" : "sul-hidden"}
+      <div role="status" aria-live="polite" className={said ? "sul-alert good words" : "sul-hidden"}
         data-cy="sul-said">{said}</div>
       <StudySection />
       <RunSection />

@@ -35,7 +35,7 @@ export function Act({ label, act, why, look, name, about }: ActProps): JSX.Eleme
 }
 
 export function Chip({ state }: { state: RequestState }): JSX.Element {
-  return <span className={`chip ${TONES[state]}`}>{STATES[state]}</span>;
+  return <span className={`sul-chip ${TONES[state]}`}>{STATES[state]}</span>;
 }
 
 interface FieldProps {

@@ -80,7 +80,7 @@ function AuditLine({ audit }: { audit: Audit }): JSX.Element {
   const [tone, words] = VERDICTS[audit.outcome] ?? ["warn", audit.outcome];
   const signedIn = Object.keys(authorization()).length > 0;
   return (
-    <li className="row" data-cy="sul-audit" data-audit={audit.audit_id} data-outcome={audit.outcome}>
+    <li className="sul-row" data-cy="sul-audit" data-audit={audit.audit_id} data-outcome={audit.outcome}>
       <p className="words"><strong className={tone}>{words}</strong></p>
       <p className="soft words">
         {audit.original} → {audit.candidate}, {audit.persons} people, reached: {audit.reached},

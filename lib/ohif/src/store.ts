@@ -51,7 +51,6 @@ export interface State {
   audits: Audit[];
   adapters: Adapter[];
   outbox: Outbox | null;
-  archiveFault: string;
   dialog: Dialog | null;
   plan: Plan | null;
   busy: boolean;
@@ -75,7 +74,6 @@ let state: State = {
   audits: [],
   adapters: [],
   outbox: null,
-  archiveFault: "",
   dialog: null,
   plan: null,
   busy: false,

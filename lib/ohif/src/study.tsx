@@ -47,7 +47,7 @@ function Item({ series, status, shown }: {
   const inSupport = support.some((s) => s.uid === series.uid);
   const covered = status?.covers.find((c) => c.target_kind !== "series");
   return (
-    <li className="row" data-cy="sul-series" data-uid={series.uid} data-marked={!!status?.marked}>
+    <li className="sul-row" data-cy="sul-series" data-uid={series.uid} data-marked={!!status?.marked}>
       <div className="words">{series.words}{shown ? <span className="soft"> (shown)</span> : null}</div>
       <div className="id" title={series.uid}>{shortId(series.uid)}</div>
       {status?.marked ? (

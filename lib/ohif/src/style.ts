@@ -12,11 +12,11 @@ color:var(--fg);font:13px/1.45 Inter,system-ui,sans-serif;text-align:left}
 .sul h3{font-size:13px;font-weight:600;margin:8px 0 4px}
 .sul p,.sul-dialog p{margin:0 0 6px}
 .sul ul,.sul-dialog ul{list-style:none;margin:0;padding:0}
-.sul li.row{border-top:1px solid var(--line);padding:6px 0}
+.sul .sul-row{border-top:1px solid var(--line);padding:6px 0}
 .sul .soft,.sul-dialog .soft{color:var(--soft);font-size:12px}
 .sul .id{font-family:ui-monospace,monospace;font-size:11px;color:var(--soft);overflow-wrap:anywhere}
 .sul .words{overflow-wrap:anywhere}
-.sul .chip{border:1px solid currentColor;border-radius:9px;display:inline-block;font-size:11px;font-weight:600;padding:0 7px;margin:1px 0}
+.sul .sul-chip{border:1px solid currentColor;border-radius:9px;display:inline-block;font-size:11px;font-weight:600;padding:0 7px;margin:1px 0}
 .sul .good,.sul-dialog .good{color:var(--good)}.sul .warn,.sul-dialog .warn{color:var(--warn)}
 .sul .bad,.sul-dialog .bad{color:var(--bad)}.sul .plain{color:var(--soft)}
 .sul button,.sul-dialog button,.sul a.act{background:transparent;border:1px solid var(--accent);border-radius:4px;color:var(--accent);
@@ -30,15 +30,20 @@ cursor:pointer;display:inline-block;font:inherit;font-size:12px;margin:2px 4px 2
 .sul input[type=text],.sul input[type=search],.sul select,.sul textarea,.sul-dialog input[type=text],.sul-dialog select,.sul-dialog textarea{
 background:var(--field);border:1px solid var(--line);border-radius:4px;color:var(--fg);font:inherit;padding:4px 6px;width:100%}
 .sul textarea,.sul-dialog textarea{min-height:44px;resize:vertical}
-.sul progress{accent-color:var(--accent);display:block;height:10px;margin:4px 0;width:100%}
+.sul progress{appearance:none;background:var(--field);border:1px solid var(--line);border-radius:5px;color:var(--accent);display:block;height:10px;margin:4px 0;overflow:hidden;width:100%}
+.sul progress::-webkit-progress-bar{background:var(--field)}
+.sul progress::-webkit-progress-value{background:var(--accent)}
+.sul progress::-moz-progress-bar{background:var(--accent)}
+.sul progress:indeterminate{background:repeating-linear-gradient(90deg,var(--field) 0 12px,var(--line) 12px 24px)}
+.sul progress:indeterminate::-webkit-progress-bar{background:transparent}
 .sul dl{display:grid;gap:1px 8px;grid-template-columns:auto 1fr;margin:4px 0}
 .sul dt{color:var(--soft)}.sul dd{margin:0;text-align:right;font-variant-numeric:tabular-nums}
-.sul .alert{border:1px solid currentColor;border-radius:6px;margin:0 0 8px;padding:6px 8px}
+.sul .sul-alert{border:1px solid currentColor;border-radius:6px;margin:0 0 8px;padding:6px 8px}
 .sul-dialog{background:var(--card);border:1px solid var(--line);border-radius:8px;margin:auto;max-height:92vh;max-width:min(560px,94vw);overflow:auto;padding:14px 16px;width:100%}
 .sul-dialog::backdrop{background:rgba(0,0,0,.6)}
 .sul-dialog.wide{max-width:min(1000px,96vw)}
 .sul-dialog iframe{background:#fff;border:0;height:74vh;width:100%}
-.sul-dialog ol{margin:0 0 6px;padding-left:18px}
+.sul-dialog ol{list-style:disc;margin:0 0 6px;padding-left:18px}
 .sul-dialog .ends{border-top:1px solid var(--line);margin-top:10px;padding-top:8px;text-align:right}
 .sul-hidden{clip-path:inset(50%);height:1px;overflow:hidden;position:absolute;width:1px}
 .sul-badge{background:#b3261e;border-radius:3px;color:#fff;font:600 12px/1.4 system-ui,sans-serif;left:50%;padding:1px 8px;

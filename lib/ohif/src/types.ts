@@ -26,6 +26,7 @@ export interface Me {
   roles: string[];
   may_mark: boolean;
   may_decide: boolean;
+  pacs: boolean;
 }
 
 export interface ForgetRequest {

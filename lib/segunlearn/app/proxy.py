@@ -34,6 +34,7 @@ from segunlearn.errors import (
 )
 
 logger = logging.getLogger(__name__)
+logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO it writes addresses: identifiers
 
 PREFIX = "/proxy/dicom"
 

@@ -43,10 +43,11 @@ class Me(BaseModel):
     roles: list[str]
     may_mark: bool
     may_decide: bool = Field(description="Approve, unlearn, restore, purge, adapt")
+    pacs: bool = Field(description="Documents on marks are sent to a PACS")
 
 
 @router.get("/whoami", summary="Who calls, and what they may do", responses=_REFUSALS)
-def whoami(user: Reader) -> Me:
+def whoami(user: Reader, services: Services) -> Me:
     """Let a viewer say beforehand why an action is not open to its user."""
     return Me(
         name=caller(user) or "",
@@ -54,6 +55,7 @@ def whoami(user: Reader) -> Me:
         roles=sorted(user.roles),
         may_mark=any(role in user.roles for role in ANNOTATORS),
         may_decide=settings.MONAI_LABEL_AUTH_ROLE_ADMIN in user.roles,
+        pacs=services.outbox is not None,
     )
 
 
