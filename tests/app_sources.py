@@ -181,7 +181,7 @@ def _answers(server: Server) -> bool:
     if server.process.poll() is not None:
         raise RuntimeError("the server ended: " + server.log.read_text()[-3000:])
     try:
-        return requests.get(f"{server.url}/info/", timeout=5).status_code == 200
+        return requests.get(f"{server.url}/info/", timeout=5).status_code in (200, 401)
     except requests.ConnectionError:
         return False
 

@@ -109,7 +109,7 @@ class SegUnlearnApp(MONAILabelApp):
             description="Segmentation that can take a study back out of the model",
             version=__version__,
         )
-        for library in ("dicomweb_client", "highdicom"):  # they log identifiers at INFO
+        for library in ("dicomweb_client", "highdicom", "monailabel"):  # identifiers at INFO
             logging.getLogger(library).setLevel(logging.WARNING)
         # the platform would start a child process for it at each start and each next sample
         self._auto_update_scoring = False
@@ -180,7 +180,7 @@ class SegUnlearnApp(MONAILabelApp):
         if server is not None:
             from segunlearn.app.wiring import wire
 
-            wire(server.app)
+            wire(server.app, self)
             self.forget_service.after_change = self._refit
             self.forget_service.start()
 

@@ -1,13 +1,22 @@
 """MONAI Label's background tasks, with queued ones that can be stopped.
 
 The platform runs each task as a child process that builds the app again, one at a time per kind
-(``monailabel/utils/async_tasks``). Its state lives in the server's memory.
+(``monailabel/utils/async_tasks``). Its state lives in the server's memory. The process is ours: the
+platform's shows the whole request, with its identifiers, in the list of processes and in the log.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import logging
+import os
 import subprocess
+import sys
+import uuid
+from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
@@ -24,8 +33,50 @@ def is_open(kind: str) -> bool:
 
 def start(kind: str, request: Mapping[str, Any]) -> dict[str, Any]:
     """Queue a task; it runs as soon as no other of its kind does."""
-    task = platform.run_background_task({**request}, kind)
+    task = {
+        "id": str(uuid.uuid4()), "status": "SUBMITTED", "request": {**request}, "start_ts": _now()
+    }  # fmt: skip
+    platform.background_tasks.setdefault(kind, []).append(task)
+    platform.background_processes.setdefault(kind, {})
+    if platform.background_executors.get(kind) is None:
+        platform.background_executors[kind] = ThreadPoolExecutor(1, f"task_{kind}")
+    platform.background_executors[kind].submit(_run, task, kind)
     return _copy(task)
+
+
+def _run(task: dict[str, Any], kind: str) -> None:
+    """Run a task's process to its end, and keep its last lines."""
+    log = logging.getLogger(f"task_{kind}")
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "segunlearn.app.child", kind],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "MONAI_LABEL_DATASTORE_AUTO_RELOAD": "false"},
+        )
+    except OSError as error:  # no memory, no more processes
+        log.error("the process of the task cannot be started: %s", error)
+        task.update(status="ERROR", end_ts=_now(), details=deque([str(error)]))
+        return
+    platform.background_processes[kind][task["id"]] = process
+    task["details"] = deque(maxlen=20)
+    task["status"] = "RUNNING"
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process.stdout as lines:
+        with contextlib.suppress(BrokenPipeError), process.stdin as request:
+            request.write(json.dumps(task["request"]))
+        for line in map(str.rstrip, lines):
+            if line:
+                log.info(line)
+                task["details"].append(line)
+    code = process.wait()
+    platform.background_processes[kind].pop(task["id"], None)
+    task["end_ts"] = _now()
+    if task["status"] == "RUNNING":
+        task["status"] = "ERROR" if code else "DONE"
 
 
 def tasks(kind: str) -> list[dict[str, Any]]:
@@ -67,7 +118,7 @@ def stop(kind: str, patience: float = 0.0) -> dict[str, Any] | None:
     for task in platform.tasks(kind):
         if task["status"] == "SUBMITTED":
             task["status"] = "STOPPED"
-            task["end_ts"] = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+            task["end_ts"] = _now()
             stopped = stopped or task
     return _copy(stopped) if stopped else None
 
@@ -83,7 +134,7 @@ def _wait(kind: str, seconds: float) -> dict[str, Any] | None:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
         return None
-    running["end_ts"] = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+    running["end_ts"] = _now()
     platform.background_processes[kind].pop(running["id"], None)
     return dict(running)
 
@@ -98,6 +149,10 @@ def _kill(kind: str) -> dict[str, Any] | None:
         except subprocess.TimeoutExpired:
             continue  # it hangs in the kernel; what it holds is settled at the next start
     return stopped
+
+
+def _now() -> str:
+    return datetime.now().strftime("%Y-%m-%d %H:%M:%S")  # as the platform writes it
 
 
 def _copy(task: Mapping[str, Any]) -> dict[str, Any]:

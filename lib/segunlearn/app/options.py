@@ -16,10 +16,12 @@ from segunlearn.errors import InvalidInputError
 DEFAULT_HOME = Path("~/.local/share/segunlearn")
 
 Kind = Literal["auto", "dicom", "files"]
+Login = Literal["off", "tokens", "oidc"]
 
 #: Keys that MONAI Label itself reads from ``--conf``.
 _PLATFORM_KEYS = frozenset({"server_mode"})
 
+_SAFE_URL = re.compile(r"https://[^\s?#]+$|http://(?:127\.0\.0\.1|localhost|\[::1\])[:/][^\s?#]*$")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -59,6 +61,19 @@ class AppOptions:
         Inference requests that may wait for the device; more are told to come back.
     viewer
         Folder that ``segunlearn viewer`` made; empty: the OHIF that comes with MONAI Label.
+    login
+        Who may use the server: ``off``: whoever works on this machine, as administrator;
+        ``tokens``: holders of a token of ``segunlearn token create``; ``oidc``: users of an OpenID
+        Connect issuer.
+    issuer
+        URL of the OpenID Connect issuer, exactly as its tokens name it.
+    audience
+        What ``aud`` of a token must hold; empty: MONAI_LABEL_AUTH_CLIENT_ID.
+    let_everyone_in
+        ``true`` serves other machines too while ``login`` is off: whoever reaches the port reads
+        every image and may delete models.
+    max_upload
+        Largest body of an upload, in MiB.
     """
 
     home: Path = field(default_factory=lambda: DEFAULT_HOME.expanduser())
@@ -75,6 +90,11 @@ class AppOptions:
     poll: float = 60.0
     queue: int = 16
     viewer: str = ""
+    login: Login = "off"
+    issuer: str = ""
+    audience: str = ""
+    let_everyone_in: bool = False
+    max_upload: int = 2048
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.model):
@@ -98,6 +118,25 @@ class AppOptions:
                 f"--conf viewer {self.viewer}: no viewer is there. Make it: segunlearn viewer DIR."
             )
 
+        self._check_login()
+
+    def _check_login(self) -> None:
+        if self.login not in get_args(Login):
+            raise InvalidInputError(f"--conf login {self.login!r}: use off, tokens or oidc.")
+        if (self.login == "oidc") != bool(self.issuer):
+            raise InvalidInputError(
+                "--conf login oidc and --conf issuer URL belong together; give both or neither."
+            )
+        if self.issuer and not _SAFE_URL.match(self.issuer):
+            raise InvalidInputError(
+                f"--conf issuer {self.issuer}: must begin with https://; plain http is for "
+                "127.0.0.1 alone, because whoever can change its answers can sign tokens."
+            )
+        if self.let_everyone_in and self.login != "off":
+            raise InvalidInputError("--conf let_everyone_in has no meaning while login is on.")
+        if self.max_upload < 1:
+            raise InvalidInputError("--conf max_upload must be at least 1 MiB.")
+
     @classmethod
     def from_conf(cls, conf: Mapping[str, Any]) -> AppOptions:
         """Read the texts of ``--conf``.
@@ -117,6 +156,10 @@ class AppOptions:
         values = {k: _READERS[k](str(v)) for k, v in conf.items() if k in known and str(v) != ""}
         if "home" not in values and os.environ.get("SEGUNLEARN_HOME"):
             values["home"] = _path(os.environ["SEGUNLEARN_HOME"])
+        if os.environ.get("MONAI_LABEL_AUTH_ENABLE", "").lower() in ("1", "true", "yes", "on"):
+            values.setdefault("login", "oidc")  # MONAI Label's own way to say it
+            if values["login"] == "oidc":
+                values.setdefault("issuer", os.environ.get("MONAI_LABEL_AUTH_REALM_URI", ""))
         return cls(**values)
 
     def make_people(self) -> People:
@@ -248,6 +291,12 @@ def _number(key: str, kind: type[int] | type[float]) -> Callable[[str], float]:
     return read
 
 
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise InvalidInputError(f"--conf let_everyone_in {text!r}: must be true or false.")
+    return text.lower() == "true"
+
+
 _READERS: dict[str, Callable[[str], Any]] = {
     "home": _path,
     "store": str,
@@ -263,4 +312,9 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "poll": _number("poll", float),
     "queue": _number("queue", int),
     "viewer": lambda text: str(_path(text)),
+    "login": str,
+    "issuer": str,
+    "audience": str,
+    "let_everyone_in": _truth,
+    "max_upload": _number("max_upload", int),
 }

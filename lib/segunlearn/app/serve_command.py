@@ -36,13 +36,39 @@ def serve(
         str, typer.Option(help="Path under which a reverse proxy shows the server.")
     ] = "",
     log_level: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
+    login: Annotated[
+        str,
+        typer.Option(
+            envvar="SEGUNLEARN_LOGIN",
+            help="off: this machine alone, without login; tokens: of 'segunlearn token create'; "
+            "oidc: OpenID Connect.",
+        ),
+    ] = "",
+    issuer: Annotated[
+        str,
+        typer.Option(envvar="SEGUNLEARN_ISSUER", help="URL of the OpenID Connect issuer."),
+    ] = "",
+    let_everyone_in: Annotated[
+        bool,
+        typer.Option(
+            "--let-everyone-in",
+            help="Serve other machines without login: whoever reaches the port reads every image "
+            "and may delete models.",
+        ),
+    ] = False,
     ssl_keyfile: Annotated[Path | None, typer.Option(help="PEM file for HTTPS.")] = None,
     ssl_certfile: Annotated[Path | None, typer.Option(help="PEM file for HTTPS.")] = None,
 ) -> None:
     """Serve the app with its REST interface and the viewer at /ohif/."""
     from segunlearn.app.server import serve as run
 
-    options = {"home": str(home.expanduser().resolve()), **pairs(conf or [], values or [])}
+    options = {
+        "home": str(home.expanduser().resolve()),
+        **({"login": login} if login else {}),
+        **({"issuer": issuer} if issuer else {}),
+        **({"let_everyone_in": "true"} if let_everyone_in else {}),
+        **pairs(conf or [], values or []),
+    }
     run(
         studies,
         options,

@@ -7,9 +7,12 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from segunlearn.app.options import AppOptions, Home
+from segunlearn.app.security.addresses import is_loopback
 from segunlearn.errors import InvalidInputError
 from segunlearn.records.durable import write_durably
 
@@ -43,9 +46,17 @@ def prepare(
     Raises
     ------
     InvalidInputError
-        An option is wrong, or there are no such studies.
+        An option is wrong, there are no such studies, or other machines could reach a server
+        without login.
     """
     options = AppOptions.from_conf(conf)
+    if options.login == "off" and not options.let_everyone_in and not is_loopback(host):
+        raise InvalidInputError(
+            f"--host {host}: other machines would reach this server, and login is off: whoever "
+            "comes could read every image and delete models. Switch it on (--login tokens, or "
+            "--login oidc --issuer URL), listen on 127.0.0.1, or say --let-everyone-in if the "
+            "network keeps strangers out."
+        )
     home = Home(options.home)
     conf = {**conf, "home": str(home.root)}
     if options.people:  # the server runs in another folder
@@ -69,6 +80,7 @@ def prepare(
         "MONAI_LABEL_APP_CONF": json.dumps(conf),
         "MONAI_LABEL_SERVER_PORT": str(port),
         "MONAI_LABEL_SESSION_PATH": str(home.sessions),
+        "MONAI_LABEL_AUTH_ENABLE": "false" if options.login == "off" else "true",
         "MONAI_LABEL_TRACKING_ENABLED": "false",
         "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
         "MONAI_LABEL_DATASTORE_AUTO_RELOAD": "false",
@@ -114,13 +126,13 @@ def serve(
     environment, home = prepare(studies, conf, host=host, port=port)
     keyfile, certfile = (str(p.resolve()) if p else None for p in (ssl_keyfile, ssl_certfile))
     os.environ.update(environment)
+    os.umask(0o077)  # what it writes, caches of images too, is for its own account
     os.chdir(home.root)  # MONAI Label reads a file .env of the folder it is started in
     import uvicorn
-    from monailabel.utils.others.generic import init_log_config
 
     from segunlearn.app import background
 
-    log_config = init_log_config(None, environment["MONAI_LABEL_APP_DIR"], "app.log", log_level)
+    log_config = _log_config(Path(environment["MONAI_LABEL_APP_DIR"]), log_level)
     try:
         uvicorn.run(
             "monailabel.app:app",
@@ -137,3 +149,18 @@ def serve(
     finally:  # else leaving would wait for a training to end; it is resumed by the next start
         for kind in ("train", "scoring", "batch_infer"):
             background.stop(kind)
+
+
+def _log_config(app_dir: Path, level: str) -> dict[str, Any]:
+    """MONAI Label's own configuration of logging, without the detour over a file in /tmp.
+
+    Its INFO is left out: it holds whole requests, series and the URL of the store.
+    """
+    text = (Path(str(files("monailabel"))) / "logging.json").read_text(encoding="utf-8")
+    config: dict[str, Any] = json.loads(text)
+    for handler in config["handlers"].values():
+        if "filename" in handler:
+            handler["filename"] = str(app_dir / "logs" / "app.log")
+    config["root"]["level"] = level
+    config["loggers"]["monailabel"] = {"level": "WARNING"}
+    return config

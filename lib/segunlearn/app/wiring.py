@@ -18,6 +18,7 @@ from monailabel.endpoints import (
     activelearning,
     batch_infer,
     info,
+    login,
     logs,
     model,
     ohif,
@@ -35,6 +36,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from segunlearn.app import dicomweb, proxy, viewer
+from segunlearn.app.application import SegUnlearnApp
 from segunlearn.app.routes import (
     adapters,
     audits,
@@ -50,18 +52,20 @@ from segunlearn.app.routes import (
     tasks,
     unlearning,
 )
+from segunlearn.app.security import protection
+from segunlearn.app.security.protection import protect
 from segunlearn.errors import SegUnlearnError
 
 logger = logging.getLogger(__name__)
 
 #: Stock modules whose every route we replace.
 _REPLACED = (
-    activelearning, batch_infer, info, logs, model, ohif, scoring, train, wsi_infer,
+    activelearning, batch_infer, info, login, logs, model, ohif, scoring, train, wsi_infer,
     stock_datastore, stock_infer, stock_proxy, stock_session,
 )  # fmt: skip
 
 #: Stock routes that are not in a router of their own.
-_REPLACED_PATHS = frozenset({"/reload"})
+_REPLACED_PATHS = frozenset({"/reload", "/", "/docs"})
 
 _SUSPICIOUS = re.compile(rb"%2f|%5c|%00|\\|(?:^|/)(?:\.|%2e){2}(?:/|$)", re.IGNORECASE)
 _UNSAFE_METHODS = frozenset({"POST", "PUT", "DELETE", "PATCH"})
@@ -71,7 +75,7 @@ _UNSAFE_METHODS = frozenset({"POST", "PUT", "DELETE", "PATCH"})
 _JSON_ONLY = re.compile(r"/(?:forget|models|adapters|runs|pacs|train|unlearning)(?:/|$)")
 
 
-def wire(server: FastAPI) -> None:
+def wire(server: FastAPI, app: SegUnlearnApp | None = None) -> None:
     """Replace the stock routes by ours; called once, when the server starts.
 
     Parameters
@@ -79,6 +83,8 @@ def wire(server: FastAPI) -> None:
     server
         ``monailabel.app.app``. Its middleware was built when it began to start, so it is built
         anew with our guard and our replies to errors.
+    app
+        Whose options say who may come in; None describes the routes only.
     """
     if getattr(server.state, "segunlearn", False):
         return
@@ -108,6 +114,7 @@ def wire(server: FastAPI) -> None:
         allow_headers=["*"],
     )
     server.user_middleware = [Middleware(Guard), *([cors] if _allowed_origins() else []), *others]
+    protect(server, app)
     server.middleware_stack = None
 
 
@@ -124,7 +131,13 @@ def _further_routers() -> Iterable[Any]:
         forget.router, ledger.router, runs.router, audits.router, models.router, unlearning.router,
         adapters.router, changes.router,
     )  # fmt: skip
-    return [*records, *dicomweb.routers(), *proxy.routers(), *viewer.routers()]
+    return [
+        *records,
+        *dicomweb.routers(),
+        *proxy.routers(),
+        *viewer.routers(),
+        *protection.routers(),
+    ]
 
 
 def _allowed_origins() -> frozenset[str]:

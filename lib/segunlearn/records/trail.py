@@ -47,7 +47,7 @@ ACTIONS: Final[Mapping[str, str]] = {
     "publish": "a version or site adapter was put into service",
     "read_report": "an audit or its report was read",
     "read_images": "images, labels or weights were taken out as a whole",
-    "read_log": "the server's log or this trail was read",
+    "read_log": "the server's log was read",
     "backup": "the home was copied",
     "restore_home": "the home was made from a copy",
 }

@@ -1,0 +1,124 @@
+"""What of the requests stands in the trail, beside the steps of forget requests.
+
+Those are recorded with the change itself (:meth:`segunlearn.records.trail.Trail.on_change`),
+whoever makes it; here is what only the server sees: who was turned away, and who took what out.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable
+from typing import Final
+
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
+
+from segunlearn.app.security.identity import Identity
+from segunlearn.errors import SegUnlearnError
+from segunlearn.records.trail import Outcome, Trail, TrailEntry
+
+logger = logging.getLogger(__name__)
+
+#: Method, path, action, kind of what it is about; the first group of the path is its id. Paths
+#: that hold identifiers of patients have no group.
+_SEEN: Final = tuple(
+    (method, re.compile(path), action, kind)
+    for method, path, action, kind in (
+        ("GET", r"/audits/([0-9a-f]{32})(?:/report)?", "read_report", "audit"),
+        ("GET", r"/model/([A-Za-z0-9_-]+)", "read_images", "weights"),
+        ("GET", r"/datastore/dataset", "read_images", "dataset"),
+        ("GET", r"/logs/", "read_log", "log"),
+        ("POST", r"/models/(v\d+)/activate", "publish", "version"),
+        ("POST", r"/adapters/([0-9a-f]{16}/v\d+)/activate", "publish", "adapter"),
+        ("POST", r"/adapters/([0-9a-f]{16})/rollback", "publish", "adapter"),
+        ("POST", r"/train/([A-Za-z0-9_-]*)", "train", "trainer"),
+        ("DELETE", r"/train/", "train", "trainer"),
+        ("POST", r"/runs/([0-9a-f]{32})/cancel", "train", "run"),
+    )
+)
+
+#: Failures that are recorded one by one in a minute; more are counted in the next row.
+_MOST_FAILURES: Final = 60
+
+
+class Witness:
+    """Writes what the gate sees into the trail."""
+
+    def __init__(self, trail: Callable[[], Trail] | None) -> None:
+        self._trail = trail
+        self._minute, self._written, self._left_out = -1, 0, 0
+
+    async def saw(self, scope: Scope, path: str, status: int) -> Response | None:
+        """Record an answer before it is sent; returns what to send instead where that failed."""
+        identity: Identity | None = scope["state"].get("segunlearn_identity")
+        method = scope["method"]
+        for wanted, pattern, action, kind in _SEEN:
+            found = pattern.fullmatch(path) if method == wanted else None
+            if found is None or (status >= 400 and status != 403):
+                continue
+            what = found[1] if found.groups() else ""
+            outcome: Outcome = "done" if status < 400 else "refused"
+            return await self._must(_entry(scope, action, identity, outcome, kind, what))
+        if status == 403 and identity is not None:
+            await self.failed(scope, "forbidden", identity, f"{method} {_shape(path)}")
+        return None
+
+    async def login(self, scope: Scope, identity: Identity) -> None:
+        """Record that somebody signed in."""
+        await self._must(_entry(scope, "login", identity, "done", "", ""))
+
+    async def failed(self, scope: Scope, action: str, identity: Identity | None, note: str) -> None:
+        """Record somebody who was turned away; a flood of them is counted, not written."""
+        minute = int(time.monotonic() // 60)
+        if minute != self._minute:
+            self._minute, self._written = minute, 0
+        self._written += 1
+        if self._written > _MOST_FAILURES:
+            self._left_out += 1
+            return
+        left_out, self._left_out = self._left_out, 0
+        note += f" ({left_out} more were not written)" if left_out else ""
+        await self._must(_entry(scope, action, identity, "refused", "", "", note))
+
+    async def _must(self, entry: TrailEntry) -> Response | None:
+        trail = self._trail
+        if trail is None:
+            return None
+        try:
+            await run_in_threadpool(lambda: trail().append(entry))
+        except SegUnlearnError as error:
+            logger.error("the trail cannot be written: %s", error)
+            return JSONResponse(
+                {"detail": "this cannot be recorded now, so it is not handed out. Try later."}, 503
+            )
+        return None
+
+
+def _entry(
+    scope: Scope,
+    action: str,
+    identity: Identity | None,
+    outcome: Outcome,
+    kind: str,
+    what: str,
+    note: str = "",
+) -> TrailEntry:
+    client = scope.get("client")
+    return TrailEntry(
+        action,
+        identity.name if identity else "",
+        identity.role if identity else "",
+        str(client[0]) if client else "",
+        kind,
+        what,
+        outcome,
+        note,
+    )
+
+
+def _shape(path: str) -> str:
+    """Path without what may be an identifier: words of our routes are letters alone."""
+    return "/".join(part if re.fullmatch("[a-z_]{0,20}", part) else "…" for part in path.split("/"))
