@@ -75,7 +75,7 @@ $(SLICER_VENV)/.ready: tests/slicer/constraints.txt
 	@$(PYTHON) -m venv $(SLICER_VENV)
 	@echo "Installing 3D Slicer's libraries for the tests of its module …"
 	@$(SLICER_VENV)/bin/python -m pip --disable-pip-version-check install --quiet \
-	  --constraint $< slicer-core PySide6-Essentials numpy pydicom pytest
+	  --constraint $< slicer-core PySide6-Essentials numpy pydicom pytest requests
 	@touch $@
 
 slicer-tools: $(SLICER_VENV)/.ready

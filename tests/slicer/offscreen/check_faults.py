@@ -271,6 +271,16 @@ def test_a_request_that_takes_too_long_is_told(panel: Any, fake: Any, loop: Any)
     assert told[0].may_pass
 
 
+def test_a_post_is_never_a_form(panel: Any, fake: Any, loop: Any) -> None:
+    """Qt calls a body without a type a form, and the server refuses those of other pages."""
+    panel.connect(fake.url)
+    fake.answers["POST /forget/requests/1/approve"] = request(1)
+    panel.logic.forget_set.approve(["1"])
+    loop.until(lambda: "approved" in panel.banner())
+    (headers,) = [h for m, p, h, _ in fake.seen if (m, p) == ("POST", "/forget/requests/1/approve")]
+    assert headers["Content-Type"] == "application/json"
+
+
 def test_half_an_answer(panel: Any, fake: Any, loop: Any) -> None:
     panel.connect(fake.url)
     panel.widget.tabs.setCurrentIndex(1)

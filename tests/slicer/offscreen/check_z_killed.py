@@ -6,6 +6,8 @@ from typing import Any
 
 from check_unlearning import get, of, put
 
+from conftest import CHILD
+
 
 def test_killed_and_back(panel: Any, scene: Any, place: Any, loop: Any) -> None:
     study = place.known(2)
@@ -19,7 +21,7 @@ def test_killed_and_back(panel: Any, scene: Any, place: Any, loop: Any) -> None:
     panel.find("markNote").setText("half a sentence")
     place.tell("seconds 60")
     panel.logic.runs.start("unlearn", {"requests": [request_id], "dry_run": False})
-    loop.until(lambda: panel.logic.runs.view.phase == "forget", 90, "it runs")
+    loop.until(lambda: panel.logic.runs.view.phase == "forget", CHILD, "it runs")
     run_id = panel.logic.runs.view.run_id
 
     place.tell("kill")
@@ -34,10 +36,10 @@ def test_killed_and_back(panel: Any, scene: Any, place: Any, loop: Any) -> None:
     panel.shot("killed")
 
     place.tell("start")
-    loop.until(lambda: panel.logic.runs.view.is_over, 60, "the panel finds it again")
+    loop.until(lambda: panel.logic.runs.view.is_over, CHILD, "the panel finds it again")
     assert panel.logic.runs.view.run_id == run_id
     assert panel.logic.runs.view.state in ("interrupted", "cancelled", "failed")
     assert not panel.find("runTrouble").isVisible()
-    loop.until(lambda: of(panel, request_id) in ("approved", "refused"), 30)
+    loop.until(lambda: of(panel, request_id) in ("approved", "refused"), CHILD)
     assert get(place, "/models")["active"]
     assert panel.find("markNote").text() == "half a sentence"

@@ -81,7 +81,7 @@ def short(uid: str, length: int = 16) -> str:
     Examples
     --------
     >>> short("1.2.826.0.1.3680043.8.498.1"), short("1.2.3")
-    ('…680043.8.498.1', '1.2.3')
+    ('…3680043.8.498.1', '1.2.3')
     """
     return uid if len(uid) <= length else "…" + uid[-(length - 1) :].lstrip(".")
 

@@ -148,8 +148,9 @@ class Transport:
         request = qt.QNetworkRequest(qt.QUrl(f"{server}{path}{'?' if words else ''}{words}"))
         request.setRawHeader(b"Accept", b"*/*")
         request.setRawHeader(b"User-Agent", b"SegUnlearn-Slicer")
-        if content_type:
-            request.setRawHeader(b"Content-Type", content_type.encode())
+        if method in ("POST", "PUT"):  # Qt would call it a form, which the server does not take
+            kind = content_type or "application/json"
+            request.setRawHeader(b"Content-Type", kind.encode())
         if self.token:
             request.setRawHeader(b"Authorization", f"Bearer {self.token}".encode())
         reply = self._reply(method, request, body)

@@ -13,7 +13,7 @@ from SegUnlearnLib.parts.style import colour_of, dot
 from SegUnlearnLib.signals import Signal
 
 COLUMNS = ("State", "What", "Reason", "Level", "Marked by", "Since")
-_WIDTHS = (128, 190, 130, 120, 90, 120)
+_WIDTHS = (112, 150, 122, 84, 80, 118)
 _SINCE = len(COLUMNS) - 1
 _HEIGHT = 24
 #: Milliseconds that changes are gathered before they are shown.

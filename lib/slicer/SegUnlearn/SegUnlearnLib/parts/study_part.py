@@ -154,8 +154,9 @@ class StudyPart:
             self._who.setToolTip("\n".join(filter(None, (one.patient, one.study, one.series))))
             known_by = ""
             if self._study.known_by >= 0:
-                versions = texts.count(self._study.known_by, "model version", "model versions")
-                known_by = f" · {versions} learned from it"
+                number = self._study.known_by
+                versions = texts.count(number, "model version", "model versions")
+                known_by = f" · {versions if number else 'no model version'} learned from it"
             self._source.setText(f"Known from the {one.source}{known_by}")
             state = self._study.state
             self._state.setText(texts.MEANING.get(state, "Its state is not known: not connected."))
