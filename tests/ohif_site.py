@@ -175,18 +175,18 @@ class ViewerServer:
         self._arguments = [studies, str(home), str(self.port), str(viewer or "")]
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, environment: dict[str, str] | None = None) -> None:
+    def start(self, login: str = "off") -> None:
         code = (
             "import sys; from segunlearn.app import server; from ohif_site import APP; "
-            "server._MAIN = APP; studies, home, port, viewer = sys.argv[1:]; "
-            "conf = {'home': home, 'refresh': '2', 'poll': '2', 'viewer': viewer}; "
+            "server._MAIN = APP; studies, home, port, viewer, login = sys.argv[1:]; "
+            "conf = {'home': home, 'refresh': '1', 'poll': '2', 'viewer': viewer, "
+            "'login': login}; "
             "server.serve(studies, conf, port=int(port))"
         )
         with self.log.open("ab") as out:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code, *self._arguments], stdout=out, stderr=out,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests"),
-                     **(environment or {})},
+                [sys.executable, "-c", code, *self._arguments, login], stdout=out, stderr=out,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")},
             )  # fmt: skip
         for _ in range(600):
             if self._process.poll() is not None:

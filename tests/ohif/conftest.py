@@ -88,6 +88,12 @@ class Tab:
     def gone(self, name: str) -> None:
         self.page.wait_for_selector(f"[data-cy=sul-{name}]", state="detached")
 
+    def menu(self, item: Any, entry: str) -> None:
+        """Choose from the menu that appears over a thumbnail or a study."""
+        item.hover()
+        item.locator("button[aria-haspopup=menu]").first.click()
+        self.page.click(f"[role=menuitem]:has-text('{entry}')")
+
     def mark(self, reason: str, note: str = "") -> None:
         """Fill in the dialog that is open, and send it."""
         self.page.select_option("[data-cy=sul-reason]", reason)

@@ -86,6 +86,7 @@ export async function loadPlan(
 
 function order(words: string): void {
   set({ pending: { words, since: Date.now(), known: get().runs.map((r) => r.run_id) } });
+  setTimeout(() => document.getElementById("segunlearn-runs")?.scrollIntoView({ block: "start" }), 300);
 }
 
 export const unlearn = (

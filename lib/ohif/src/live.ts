@@ -134,6 +134,7 @@ async function stream(signal: AbortSignal): Promise<void> {
     const reader = answer.body?.pipeThrough(new TextDecoderStream()).getReader();
     if (!reader) return;
     let text = "";
+    forgetSeen = -1; // with each stream everything is asked once: who calls may be another one now
     for (;;) {
       const { done, value } = await reader.read();
       if (done) return;
@@ -206,7 +207,6 @@ function seen(): void {
 
 function begin(): void {
   stopping = new AbortController();
-  forgetSeen = -1;
   void live(stopping.signal);
 }
 

@@ -1,5 +1,6 @@
 // The panel "Forget & adapt".
 import { AdapterSection } from "./adapter";
+import { address } from "./api";
 import { Dialogs } from "./dialogs";
 import { ForgetSection } from "./forgetset";
 import { refresh } from "./live";
@@ -18,6 +19,11 @@ function ServerState(): JSX.Element | null {
   return (
     <div className="sul-alert bad" role="alert" data-cy="sul-server" data-state={server}>
       <p className="words">{why}</p>
+      {server === "expired" ? (
+        <a className="act" href={address("login")} target="_blank" rel="noopener">
+          Sign in<span className="sul-hidden"> (new tab)</span>
+        </a>
+      ) : null}
       <Act label="Ask again" act={() => void refresh()} />
     </div>
   );
@@ -56,7 +62,7 @@ function Content(): JSX.Element {
     <div className="sul" ref={ref} data-theme={theme} data-cy="sul-panel">
       <ServerState />
       <ArchiveState />
-      <div role="status" aria-live="polite" className={said ? "sul-alert good words" : "sul-hidden"}
+      <div role="status" aria-live="polite" className={said ? "sul-alert words" : "sul-hidden"}
         data-cy="sul-said">{said}</div>
       <StudySection />
       <RunSection />

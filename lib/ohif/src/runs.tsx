@@ -102,7 +102,7 @@ export function RunSection(): JSX.Element {
   const running = runs.filter((r) => r.state === "running" && r.kind !== "audit");
   const last = runs.find((r) => r.state !== "running" && r.kind !== "audit");
   return (
-    <section aria-label="Unlearning" data-cy="sul-runs">
+    <section aria-label="Unlearning" data-cy="sul-runs" id="segunlearn-runs">
       <h2>Unlearning</h2>
       {pending ? (
         <React.Fragment>
