@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 import subprocess
 import threading
@@ -160,8 +161,8 @@ def with_login(fake: Script, good: str) -> None:
         if path.startswith("/") and path != "/auth/":
             fake.answers[path] = guarded(value)
     fake.answers["/auth/"] = {"enabled": True}
-    fake.answers["/auth/token/valid"] = guarded(
-        {"username": "ann", "roles": ["monailabel-annotator"]}
+    fake.answers["/whoami"] = guarded(
+        {"name": "ann", "roles": ["a"], "may_mark": True, "may_decide": False}
     )
 
     def token(handler: Any) -> Any:
@@ -268,7 +269,6 @@ def test_a_request_that_takes_too_long_is_told(panel: Any, fake: Any, loop: Any)
     )
     loop.until(lambda: told, 5)
     assert told[0].kind == "timeout"
-    assert told[0].may_pass
 
 
 def test_a_post_is_never_a_form(panel: Any, fake: Any, loop: Any) -> None:
@@ -278,7 +278,8 @@ def test_a_post_is_never_a_form(panel: Any, fake: Any, loop: Any) -> None:
     panel.logic.forget_set.approve(["1"])
     loop.until(lambda: "approved" in panel.banner())
     (headers,) = [h for m, p, h, _ in fake.seen if (m, p) == ("POST", "/forget/requests/1/approve")]
-    assert headers["Content-Type"] == "application/json"
+    kinds = [value for name, value in headers.items() if name.lower() == "content-type"]
+    assert kinds in ([], ["application/json"])
 
 
 def test_half_an_answer(panel: Any, fake: Any, loop: Any) -> None:
@@ -392,6 +393,28 @@ def test_a_queued_task_and_one_that_ends_without_a_run(panel: Any, fake: Any, lo
     panel.logic.runs.start("unlearn", {"dry_run": True})
     loop.until(panel.banner)
     assert panel.banner() == "No forget request is approved."
+
+
+def test_a_restore_that_needs_a_run(panel: Any, fake: Any, loop: Any) -> None:
+    one = request(0, "fulfilled")
+    fake.answers["/forget/requests"] = lambda handler: {"total": 1, "requests": [one]}
+    path = f"POST /forget/requests/{one['request_id']}/restore"
+    fake.answers[path] = (409, {"detail": "others are forgotten: POST /train/unlearn does it."})
+    fake.answers["POST /train/unlearn"] = task = {"id": "7", "status": "SUBMITTED"}
+    fake.answers["GET /train/"] = [task]
+    panel.connect(fake.url)
+    panel.widget.tabs.setCurrentIndex(1)
+    loop.until(lambda: panel.widget.forget.table.count() == 1)
+    panel.widget.forget.table.select(one["request_id"])
+    panel.click("restoreButton")
+    asked = panel.widget.forget.confirm
+    panel.confirm(asked, "restore")
+    loop.until(asked.is_asking, what="it asks again")
+    assert "still forgotten" in asked.text()
+    panel.confirm(asked, "restore")
+    loop.until(lambda: fake.asked("POST", "/train/unlearn"))
+    (body,) = [b for m, p, _, b in fake.seen if m == "POST" and p.startswith("/train/unlearn")]
+    assert json.loads(body) == {"restore": one["request_id"], "dry_run": False}
 
 
 def test_sentences_have_an_advice() -> None:

@@ -48,8 +48,8 @@ class Api:
         return self._json("POST", "/auth/token", done, failed, body=body)
 
     def caller(self, done: Done, failed: Failed) -> Any:
-        """Name and roles of who is signed in."""
-        return self._json("GET", "/auth/token/valid", done, failed)
+        """Name and rights of who is signed in."""
+        return self._json("GET", "/whoami", done, failed)
 
     # -- marks ---------------------------------------------------------------------------------
 

@@ -18,13 +18,14 @@ class ForgetSet:
     """All requests that the server has, by id.
 
     Signals: ``started()``: a new list begins; ``arrived(requests)``: some of it; ``ended()``;
-    ``failed(Problem)``; ``done(text)``: what was decided.
+    ``failed(Problem)``; ``done(text)``: what was decided; ``run_needed(request)``: a restore that
+    is more than bringing back what was sealed.
     """
 
     def __init__(self, api: Api) -> None:
         self._api = api
         self.started, self.arrived, self.ended = Signal(), Signal(), Signal()
-        self.failed, self.done = Signal(), Signal()
+        self.failed, self.done, self.run_needed = Signal(), Signal(), Signal()
         self.requests: dict[str, dict[str, Any]] = {}
         self.total = 0
         self.loading = False
@@ -92,7 +93,13 @@ class ForgetSet:
             back = texts.count(len(answer["requests"]), "request is", "requests are")
             self._told(f"Version {answer['version']} serves again; {back} restored.")
 
-        self._api.restore(request, why, done, self._refused)
+        def refused(problem: Problem) -> None:
+            if "/train/unlearn" in problem.text:  # that version knows what is still forgotten
+                self.run_needed.emit(request)
+            else:
+                self._refused(problem)
+
+        self._api.restore(request, why, done, refused)
 
     def purge(self, request: str, why: str) -> None:
         """Destroy what leads back to a request's study."""

@@ -28,11 +28,6 @@ class Problem:
     kind: str
     text: str
 
-    @property
-    def may_pass(self) -> bool:
-        """Whether asking again later is worth while."""
-        return self.kind in ("unreachable", "timeout", "cut off", "busy", "server")
-
 
 def of_network(code: int, words: str, server: str, *, timed_out: bool, begun: bool) -> Problem:
     """Put a network error into words.

@@ -13,8 +13,8 @@ from SegUnlearnLib.tokens import Tokens
 
 #: Trainers without which a SegUnlearn server is older than this module.
 _NEEDED = ("unlearn", "site_adapt")
-_ADMIN = "monailabel-admin"
-_MARKERS = ("monailabel-annotator", "monailabel-reviewer", _ADMIN)
+#: Who calls where no login is needed: the server takes everybody on its machine for its owner.
+_NOBODY = {"name": "", "may_mark": True, "may_decide": True}
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Server:
         Values of the model's option ``site``.
     trainers
         Names.
-    user, roles
-        Who is signed in; no name where the server needs no login.
+    user, may_mark, may_decide
+        Who is signed in, and what they may do; no name where the server needs no login.
     """
 
     version: str
@@ -44,17 +44,8 @@ class Server:
     sites: tuple[str, ...] = ()
     trainers: tuple[str, ...] = ()
     user: str = ""
-    roles: tuple[str, ...] = (_ADMIN,)
-
-    @property
-    def may_mark(self) -> bool:
-        """Whether the role allows marking."""
-        return any(role in self.roles for role in _MARKERS)
-
-    @property
-    def may_decide(self) -> bool:
-        """Whether the role allows approving, unlearning, restoring and purging."""
-        return _ADMIN in self.roles
+    may_mark: bool = True
+    may_decide: bool = True
 
 
 class Session:
@@ -141,7 +132,7 @@ class Session:
                 self._need_login()
                 return
             self._api.caller(
-                lambda who: self._caller(mine, who), lambda problem: self._fail(mine, problem)
+                lambda who: self._caller(mine, who), lambda problem: self._no_caller(mine, problem)
             )
             return
         self._ask_info(mine)
@@ -154,27 +145,31 @@ class Session:
         else:
             self._fail(mine, problem)
 
-    def _ask_info(self, mine: int, user: str = "", roles: tuple[str, ...] = (_ADMIN,)) -> None:
+    def _ask_info(self, mine: int, who: Any = None) -> None:
         self._api.info(
-            lambda answer: self._info(mine, answer, user, roles),
+            lambda answer: self._info(mine, answer, who or _NOBODY),
             lambda problem: self._no_info(mine, problem),
         )
 
     def _caller(self, mine: int, who: Any) -> None:
         if mine == self._attempt:
-            self._ask_info(mine, str(who["username"]), tuple(map(str, who.get("roles") or ())))
+            self._ask_info(mine, {key: who[key] for key in _NOBODY})
+
+    def _no_caller(self, mine: int, problem: Problem) -> None:
+        if problem.kind == "missing" and mine == self._attempt:
+            self._ask_info(mine)  # a stock or an old server; what it says of itself decides
+        else:
+            self._fail(mine, problem)
 
     def _need_login(self) -> None:
         self.connecting, self.login = False, True
         self.changed.emit()
         self.login_needed.emit()
 
-    def _info(
-        self, mine: int, answer: Any, user: str | None = None, roles: tuple[str, ...] | None = None
-    ) -> None:
+    def _info(self, mine: int, answer: Any, who: Any = None) -> None:
         if mine != self._attempt:
             return
-        if not isinstance(answer, dict) or not isinstance(answer.get("models"), dict):
+        if not isinstance(answer, dict) or not answer.get("models"):
             self._fail(mine, _not_monai_label(self.address))
             return
         if answer.get("name") != "SegUnlearn":
@@ -186,17 +181,19 @@ class Session:
             self._fail(mine, _old(self.address, str(answer.get("version") or "?"), missing))
             return
         known = self.server
-        model = next(n for n, m in answer["models"].items() if m.get("labels"))
-        about = answer["models"][model]
+        if who is None and known is not None:  # the same one tells what it serves by now
+            who = {"name": known.user, "may_mark": known.may_mark, "may_decide": known.may_decide}
+        model, about = next(iter(answer["models"].items()))  # the marker comes last
         self.server = Server(
             version=str(answer.get("version") or ""),
             model=model,
-            labels={str(k): int(v) for k, v in dict(about["labels"]).items()},
+            labels={str(k): int(v) for k, v in dict(about.get("labels") or {}).items()},
             served=str(about.get("version") or ""),
             sites=tuple(map(str, (about.get("config") or {}).get("site") or ())),
             trainers=trainers,
-            user=known.user if user is None and known else user or "",
-            roles=known.roles if roles is None and known else roles or (_ADMIN,),
+            user=str(who["name"]),
+            may_mark=bool(who["may_mark"]),
+            may_decide=bool(who["may_decide"]),
         )
         self.connecting = False
         self.changed.emit()

@@ -44,10 +44,6 @@ MEANING = {
     "purged": "Erased: every older model that knew it is destroyed.",
 }
 
-LEVELS = {
-    "none": "–", "hidden": "hidden", "unlearned": "unlearned", "retrained": "retrained",
-}  # fmt: skip
-
 KINDS = {"study": "Study", "series": "Series", "patient": "Patient", "structure": "Structure"}
 
 #: What the runs are called.

@@ -11,7 +11,7 @@ from SegUnlearnLib.parts.style import frame
 
 
 class Banner:
-    """One sentence: an error, a notice, or that something is waited for."""
+    """One sentence: an error or a notice."""
 
     def __init__(self) -> None:
         self.widget = frame("notice")
@@ -37,10 +37,6 @@ class Banner:
     def notice(self, text: str) -> None:
         """Show what was done."""
         self._show("notice", text)
-
-    def wait(self, text: str) -> None:
-        """Show what is waited for."""
-        self._show("wait", text)
 
     def hide(self) -> None:
         """Show nothing."""

@@ -93,6 +93,7 @@ class ForgetPart:
         forget_set.started.connect(self._started)
         forget_set.arrived.connect(self.table.add)
         forget_set.ended.connect(self._ended)
+        forget_set.run_needed.connect(self._restore_by_run)
         runs.changed.connect(lambda *_: self.update())
         self.update()
 
@@ -172,6 +173,15 @@ class ForgetPart:
             "unlearned together with it. The study may be trained on again.",
             "Restore", lambda: self._set.restore(request["request_id"], ""), "restore",
         )  # fmt: skip
+
+    def _restore_by_run(self, request_id: str) -> None:
+        self.confirm.ask(
+            "The version that knew this study also knows others that are still forgotten. They are "
+            "unlearned from it again and audited first; it serves only if it passes. Start that?",
+            "Restore by a run",
+            lambda: self._runs.start("unlearn", {"restore": request_id, "dry_run": False}),
+            "restore",
+        )
 
     def _purge(self) -> None:
         (request,) = self.selected()

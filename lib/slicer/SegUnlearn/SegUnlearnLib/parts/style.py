@@ -17,7 +17,6 @@ QLabel[role="bad"] { color: #d23f3f; font-weight: 600; }
 QFrame[role="card"] { border: 1px solid palette(midlight); border-radius: 4px; }
 QFrame[role="error"] { background: rgba(210, 63, 63, 32); border-left: 4px solid #d23f3f; }
 QFrame[role="notice"] { background: rgba(46, 158, 79, 28); border-left: 4px solid #2e9e4f; }
-QFrame[role="wait"] { background: rgba(217, 154, 0, 32); border-left: 4px solid #d99a00; }
 QFrame[role="danger"] { background: rgba(210, 63, 63, 20); border: 1px solid #d23f3f;
                         border-radius: 4px; }
 QFrame[role="ask"] { background: rgba(47, 125, 225, 20); border: 1px solid #2f7de1;
