@@ -51,11 +51,38 @@ def test_the_home_comes_from_the_environment(
         ({"filter": "BodyPart"}, "Keyword=value"),
         ({"queue": "many"}, "number"),
         ({"refresh": "-1"}, "refresh"),
+        ({"login": "yes"}, "off, tokens or oidc"),
+        ({"login": "oidc"}, "belong together"),
+        ({"login": "tokens", "issuer": "https://sso.example"}, "belong together"),
+        ({"login": "oidc", "issuer": "http://sso.example"}, "https"),
+        ({"login": "oidc", "issuer": "http://127.0.0.1.evil.example/"}, "https"),
+        ({"login": "tokens", "let_everyone_in": "true"}, "no meaning"),
+        ({"let_everyone_in": "perhaps"}, "true or false"),
+        ({"max_upload": "0"}, "max_upload"),
     ],
 )
 def test_wrong_options_are_named(conf: dict[str, str], word: str) -> None:
     with pytest.raises(InvalidInputError, match=word):
         AppOptions.from_conf(conf)
+
+
+def test_strangers_are_served_only_when_it_is_said(tmp_path: Path) -> None:
+    for conf, host in (({}, "0.0.0.0"), ({}, "::"), ({}, "pacs.example"), ({}, "")):
+        with pytest.raises(InvalidInputError, match="--let-everyone-in"):
+            prepare(str(tmp_path), {"home": str(tmp_path), **conf}, host=host, port=8000)
+    for conf in ({"let_everyone_in": "true"}, {"login": "tokens"}):
+        prepare(str(tmp_path), {"home": str(tmp_path), **conf}, host="0.0.0.0", port=8000)
+
+
+def test_the_platforms_own_words_switch_login_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MONAI_LABEL_AUTH_ENABLE", "true")
+    monkeypatch.setenv("MONAI_LABEL_AUTH_REALM_URI", "https://sso.example/realms/x")
+    options = AppOptions.from_conf({})
+    assert (options.login, options.issuer) == ("oidc", "https://sso.example/realms/x")
+    assert AppOptions.from_conf({"login": "tokens"}).issuer == ""
+    monkeypatch.delenv("MONAI_LABEL_AUTH_REALM_URI")
+    with pytest.raises(InvalidInputError, match="belong together"):
+        AppOptions.from_conf({})
 
 
 def test_words_of_the_command_line() -> None:

@@ -7,6 +7,7 @@ import http.client
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -279,6 +280,22 @@ def test_descriptions_are_for_those_who_may_come_in(place: Place) -> None:
     assert "<script" not in page.text
     assert "://" not in page.text
     assert place.call("GET", "/docs").status_code == 404
+
+
+def test_every_route_asks_who_calls(place: Place) -> None:
+    """Also those that would forget to: whatever is not named as open needs a login."""
+    described = Path(__file__).parents[2] / "docs" / "openapi.json"
+    paths = json.loads(described.read_text(encoding="utf-8"))["paths"]
+    unasked = set()
+    for path, methods in paths.items():
+        for method in methods:
+            url = place.server.url + re.sub(r"{[^}]*}", "x", path)
+            answer = requests.request(method.upper(), url, timeout=60) if place.login else None
+            if answer is not None and answer.status_code != 401:
+                unasked.add((method, path))
+    assert len(paths) > 50
+    open_paths = {("get", "/auth/"), ("get", "/health/live"), ("get", "/health/ready")}
+    assert unasked == ({*open_paths, ("post", "/auth/token")} if place.login else set())
 
 
 def test_processes_and_logs_name_nobody(place: Place) -> None:

@@ -1,0 +1,330 @@
+"""Signing in: tokens, sessions, the issuer's page, roles, and what stands in the trail."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from monailabel.config import settings
+
+from app_sources import stock_client_module
+from live_server import live_server
+from oidc_issuer import TestIssuer, running_issuer
+from segunlearn.app import viewer, wiring
+from segunlearn.app.forgetting import Forgetting
+from segunlearn.app.options import AppOptions, Home
+from segunlearn.app.records import Records
+from segunlearn.app.routes import audits, changes, forget
+from segunlearn.app.security import health
+from segunlearn.app.security.protection import protect, routers
+from segunlearn.errors import SegUnlearnError, UnavailableError
+from segunlearn.records.access_tokens import AccessTokens
+from segunlearn.records.trail import Trail
+
+PAGE = {"Accept": "text/html,application/xhtml+xml"}
+
+
+@dataclass
+class Place:
+    """A server with the routes that matter here."""
+
+    url: str
+    records: Records
+    server: FastAPI
+
+    def client(self, token: str = "", **options: Any) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60, **options)
+
+    def token(self, role: str, name: str = "") -> str:
+        return AccessTokens(self.records.store).create(name or f"the {role}", role, 1)[0]
+
+    def trail(self) -> list[tuple[str, str, str]]:
+        return [(r.action, r.actor, r.outcome) for r in self.records.trail.every()]
+
+
+class Reports:
+    """Stands in for the audits; the report is what matters here."""
+
+    def get(self, audit_id: str) -> dict[str, Any]:
+        return {"audit_id": audit_id}
+
+    def report(self, audit_id: str) -> tuple[dict[str, Any], str]:
+        return {"about": {"pictures": True}}, "<p>a report"
+
+
+@contextmanager
+def serving(home: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[Place]:
+    monkeypatch.setattr(settings, "MONAI_LABEL_AUTH_ENABLE", False)  # put back afterwards
+    place = Home(home)
+    records = Records(place)
+    made: Any = SimpleNamespace(
+        options=AppOptions(home=home, **options), records=records, home=place,
+        model=SimpleNamespace(registry=SimpleNamespace(active=lambda: None)),
+    )  # fmt: skip
+    monkeypatch.setattr(health, "current_app", lambda: made)
+    server = FastAPI()
+    for router in (changes.router, forget.router, audits.router, *viewer.routers(), *routers()):
+        server.include_router(router)
+    found = Forgetting(records.forget_set, records.ledger, records.runs_unchecked)
+    server.dependency_overrides[forget.forgetting] = lambda: found
+    server.dependency_overrides[audits.audits] = Reports
+    server.dependency_overrides[viewer.current_source] = lambda: "embedded"
+    server.dependency_overrides[viewer.current_bundle] = lambda: viewer._BUNDLED
+    server.add_exception_handler(SegUnlearnError, wiring._our_error)
+    protect(server, made)
+    with live_server(server) as url:
+        yield Place(url, records, server)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    with serving(tmp_path / "home", monkeypatch, login="tokens") as place:
+        yield place
+
+
+MARK = {"reason": "consent_withdrawn"}
+#: Method, path, body, and the weakest role that may.
+RIGHTS = [
+    ("GET", "/whoami", None, "user"),
+    ("GET", "/metrics", None, "user"),
+    ("GET", "/forget/requests", None, "user"),
+    ("PUT", "/forget/studies/1.2.3", MARK, "annotator"),
+    ("POST", "/forget/requests/ID/approve", None, "admin"),
+    ("GET", "/audits/" + "a" * 32 + "/report", None, "admin"),  # with pictures
+]
+
+
+def test_each_role_may_what_it_is_for_and_no_more(place: Place) -> None:
+    roles = ("user", "annotator", "reviewer", "admin")
+    request = place.records.forget_set.mark("study", "9.9", "consent_withdrawn", actor="x")[0]
+    for role in roles:
+        with place.client(place.token(role)) as client:
+            for method, path, body, weakest in RIGHTS:
+                path = path.replace("ID", request.request_id)
+                answer = client.request(method, path, json=body)
+                may = roles.index(role) >= roles.index(weakest)
+                good = answer.status_code < 400 or answer.status_code == 409
+                assert good if may else answer.status_code == 403, (role, path, answer.text)
+
+
+def test_what_was_done_stands_in_the_trail_with_who_did_it(place: Place) -> None:
+    with place.client(place.token("annotator", "Dr. Meyer")) as client:
+        marked = client.put("/forget/studies/1.2.3", json=MARK).json()["request_id"]
+        assert client.post(f"/forget/requests/{marked}/approve").status_code == 403
+        client.get(f"/audits/{'a' * 32}/report")  # it has pictures
+        client.get(f"/audits/{'a' * 32}")
+    with place.client("segunlearn_000000000000_" + "x" * 43) as client:
+        assert client.get("/forget/requests").status_code == 401
+    with place.client(place.token("admin", "the chief")) as client:
+        client.post(f"/forget/requests/{marked}/approve")
+    assert place.trail() == [
+        ("mark", "Dr. Meyer", "done"),
+        ("forbidden", "Dr. Meyer", "refused"),
+        ("read_report", "Dr. Meyer", "refused"),
+        ("read_report", "Dr. Meyer", "done"),
+        ("login_failure", "", "refused"),
+        ("approve", "the chief", "done"),
+    ]
+    assert "1.2.3" not in str([*place.records.trail.every()])
+    assert place.records.trail.verify() == []
+
+
+def test_a_report_that_cannot_be_recorded_is_not_sent(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise UnavailableError("the disk is full")
+
+    monkeypatch.setattr(Trail, "append", full)
+    with place.client(place.token("admin")) as client:
+        answer = client.get(f"/audits/{'a' * 32}/report")
+        assert answer.status_code == 503
+        assert "a report" not in answer.text
+        assert client.get("/whoami").status_code == 200
+
+
+def test_a_revoked_token_is_useless_at_once_and_so_is_its_session(place: Place) -> None:
+    tokens = AccessTokens(place.records.store)
+    text, made = tokens.create("x", "user", 1)
+    with place.client(text) as client, place.client() as browser:
+        assert browser.post("/login", data={"token": text}).status_code == 303
+        assert client.get("/whoami").status_code == browser.get("/whoami").status_code == 200
+        tokens.revoke(made.token_id)
+        assert client.get("/whoami").status_code == browser.get("/whoami").status_code == 401
+
+
+def test_a_browser_signs_in_and_is_led_back(place: Place) -> None:
+    with place.client() as browser:
+        first = browser.get("/ohif/viewer?StudyInstanceUIDs=1.2", headers=PAGE)
+        assert first.status_code == 303
+        assert first.headers["location"] == "/login?next=%2Fohif%2Fviewer%3FStudyInstanceUIDs%3D1.2"
+        page = browser.get(first.headers["location"], headers=PAGE)
+        where = re.search(r'name="next" value="([^"]+)"', page.text)
+        assert where is not None
+        assert "script" not in page.text
+        wrong = browser.post("/login", data={"token": "wrong", "next": "/"})
+        assert wrong.status_code == 401
+        assert "unknown" in wrong.text
+        done = browser.post("/login", data={"token": place.token("user"), "next": where[1]})
+        assert (done.status_code, done.headers["location"]) == (303, where[1])
+        cookie = done.headers["set-cookie"].lower()
+        assert "httponly" in cookie
+        assert "samesite=lax" in cookie
+        assert browser.get("/ohif/", headers=PAGE).status_code == 200
+        assert browser.get("/whoami").json()["name"] == "the user"
+        assert browser.post("/logout").status_code == 303
+        assert browser.get("/whoami").status_code == 401
+
+
+@pytest.mark.parametrize(
+    "where", ["https://evil.example/", "//evil.example", "/\\evil.example", "javascript:1", "/ x"]
+)
+def test_nobody_is_led_elsewhere(place: Place, where: str) -> None:
+    with place.client() as browser:
+        page = browser.get("/login", params={"next": where})
+        assert "evil" not in page.text
+        done = browser.post("/login", data={"token": place.token("user"), "next": where})
+        assert done.headers["location"] == "/"
+
+
+def test_files_of_the_viewer_are_for_all_and_data_is_not(place: Place) -> None:
+    with place.client() as client:
+        for path in ("/ohif/app-config.js", "/segunlearn/extension.js", "/health/live",
+                     "/health/ready", "/auth/", "/ohif/?token=own"):  # fmt: skip
+            assert client.get(path).status_code == 200, path
+        assert client.get("/ohif/?token=own", headers=PAGE).status_code == 200
+        for path in ("/whoami", "/changes", "/openapi.json", "/docs", "/", "/metrics", "/nothing",
+                     "/ohif/../whoami", "/health/", "/forget/requests?token=own"):  # fmt: skip
+            answer = client.get(path)
+            assert answer.status_code == 401, path
+            assert answer.headers["www-authenticate"].startswith("Bearer")
+        for path in ("/ohif/x", "/segunlearn/extension.js", "/health/live"):
+            assert client.post(path).status_code == 401
+        for header in ("Basic dTpw", "Bearer", "bearer x y", "Token x"):
+            assert client.get("/whoami", headers={"Authorization": header}).status_code == 401
+    assert place.trail()[-1][0] == "login_failure"
+
+
+def test_the_unchanged_client_of_3d_slicer_signs_in(place: Place) -> None:
+    client = stock_client_module().MONAILabelClient(place.url)
+    assert client.auth_enabled()
+    assert not client.auth_valid_token()
+    client.update_auth(client.auth_token("anybody", place.token("annotator")))
+    assert client.auth_valid_token()
+
+
+def test_a_flood_of_failures_does_not_fill_the_disk(place: Place) -> None:
+    with place.client("x") as client:
+        for _ in range(90):
+            assert client.get("/whoami").status_code == 401
+    assert 0 < len(place.trail()) <= 2 * 60
+    assert "segunlearn_login_failures_total 90" in _metrics(place)
+
+
+def _metrics(place: Place) -> str:
+    with place.client(place.token("user")) as client:
+        return client.get("/metrics").text
+
+
+def test_figures_are_in_the_text_format_and_about_no_patient(place: Place) -> None:
+    place.records.forget_set.mark("patient", "SYN-4711", "consent_withdrawn", actor="x")
+    text = _metrics(place)
+    values = {}
+    for line in text.splitlines():
+        found = re.fullmatch(r'(\w+(?:\{\w+="[^"]*"(?:,\w+="[^"]*")*\})?) (\S+)', line)
+        assert line.startswith(("# HELP ", "# TYPE ")) or found, line
+        if found:
+            values[found[1]] = float(found[2])
+    assert values["segunlearn_forget_requests_live"] == 1
+    assert values["segunlearn_trail_rows"] == 1
+    assert values["segunlearn_requests_open"] == 1  # this one
+    assert "4711" not in text
+
+
+def test_ready_says_what_is_wrong(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    with place.client() as client:
+        good = {"ready": True, "store": "good", "home": "good", "model": "good"}
+        assert client.get("/health/ready").json() == good
+        monkeypatch.setattr(health, "_FREE", 1 << 62)
+        answer = client.get("/health/ready")
+        assert answer.status_code == 503
+        assert answer.json() == {**good, "ready": False, "home": "fault"}
+        assert client.get("/health/live").status_code == 200
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[TestIssuer]:
+    with running_issuer() as issuer:
+        yield issuer
+
+
+@pytest.fixture
+def sso(issuer: TestIssuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    options = {"login": "oidc", "issuer": issuer.issuer}
+    with serving(tmp_path / "home", monkeypatch, **options) as place:
+        yield place
+
+
+def test_the_issuer_signs_a_browser_in(sso: Place) -> None:
+    """The code flow with PKCE, every redirect followed as a browser does."""
+    with sso.client(follow_redirects=True) as browser:
+        page = browser.get("/login?next=/whoami")
+        link = re.search(r'href="([^"]+)"', page.text)
+        assert link is not None
+        answer = browser.get(link[1])
+        assert answer.url.path == "/whoami"
+        assert (answer.json()["name"], answer.json()["may_mark"]) == ("meyer", True)
+        assert answer.json()["may_decide"] is False
+    assert sso.trail() == [("login", "meyer", "done")]
+
+
+def test_an_answer_of_the_issuer_to_somebody_else_is_not_taken(sso: Place) -> None:
+    """Signing a victim's browser in as the attacker: the state is not this browser's."""
+    with sso.client() as attacker, sso.client() as victim:
+        to_issuer = attacker.get("/login/oidc?next=/")
+        back = attacker.get(to_issuer.headers["location"]).headers["location"]
+        for answer in (victim.get(back), victim.get("/login/callback?state=&code=c0de")):
+            assert answer.status_code == 401
+            assert "set-cookie" not in answer.headers
+        assert attacker.get(back).status_code == 303
+        assert attacker.get(back).status_code == 401  # once
+
+
+def test_bearer_tokens_and_passwords_of_the_issuer(sso: Place, issuer: TestIssuer) -> None:
+    with sso.client(issuer.token()) as client:
+        assert client.put("/forget/studies/1.2.3", json=MARK).status_code == 201
+        assert client.get("/auth/token/valid").json()["email"] == "meyer@example.org"
+    with sso.client(issuer.token(realm_access={"roles": ["stranger"]})) as client:
+        answer = client.get("/whoami")
+        assert answer.status_code == 403
+        assert "no role" in answer.json()["detail"]
+        assert client.get("/ohif/app-config.js").status_code == 200
+    client = stock_client_module().MONAILabelClient(sso.url)
+    with pytest.raises(Exception, match="401"):
+        client.auth_token("meyer", "wrong")
+    client.update_auth(client.auth_token("meyer", "right"))
+    assert client.auth_valid_token()
+
+
+def test_while_login_is_off_nothing_changes_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(tmp_path / "home", monkeypatch) as place, place.client() as client:
+        assert client.get("/whoami").json()["may_decide"] is True
+        assert client.get("/auth/").json()["enabled"] is False
+        assert client.post("/auth/token", data={"password": "x"}).status_code == 409
+        assert client.get("/whoami", headers={"Host": "evil.example"}).status_code == 421
+        forwarded = {"X-Forwarded-For": "192.0.2.7"}
+        assert client.get("/whoami", headers=forwarded).status_code == 403
+    everyone = serving(tmp_path / "open", monkeypatch, let_everyone_in=True)
+    with everyone as place, place.client() as client:
+        assert client.get("/whoami", headers={"Host": "evil.example"}).status_code == 200
