@@ -31,6 +31,12 @@ from SegUnlearnLib.tokens import Tokens
 from SegUnlearnLib.widget import Widget
 
 
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    """Adapters come after the unlearnings, which would make them anew; the kill comes last."""
+    late = ["check_site", "check_killed"]
+    items.sort(key=lambda item: late.index(name) + 1 if (name := item.path.stem) in late else 0)
+
+
 @pytest.fixture(scope="session")
 def application() -> Any:
     return qt.QApplication.instance() or qt.QApplication([])

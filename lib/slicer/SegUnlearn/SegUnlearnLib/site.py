@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from SegUnlearnLib import texts
 from SegUnlearnLib.api import Api
 from SegUnlearnLib.problems import Problem
 from SegUnlearnLib.signals import Signal
@@ -56,8 +57,11 @@ class Site:
         for image, about in dict(answer["objects"]).items():
             if "final" in (about.get("labels") or {}):
                 info = (about.get("image") or {}).get("info") or {}
-                words = [str(info[k]) for k in ("Modality", "StudyDate") if info.get(k)]
-                found.append(Labelled(str(image), " ".join(words)))
+                words = [
+                    str(info.get("Modality") or ""),
+                    texts.date(str(info.get("StudyDate") or "")),
+                ]
+                found.append(Labelled(str(image), " ".join(filter(None, words))))
         self.labelled = sorted(found, key=lambda one: one.image)
         self.changed.emit()
 

@@ -82,6 +82,18 @@ def short(uid: str, length: int = 16) -> str:
     return uid if len(uid) <= length else "…" + uid[-(length - 1) :].lstrip(".")
 
 
+def date(value: str) -> str:
+    """Write a date of DICOM (VR DA) so that it can be read; another text as it is.
+
+    Examples
+    --------
+    >>> date("20240229"), date("2024")
+    ('2024-02-29', '2024')
+    """
+    whole = len(value) == 8 and value.isdigit()
+    return f"{value[:4]}-{value[4:6]}-{value[6:]}" if whole else value
+
+
 def local_time(iso: str) -> str:
     """Return a UTC time in the reader's own; the text itself where it is none."""
     try:

@@ -137,6 +137,7 @@ class ForgetPart:
                 text = f"{self.table.count()} of {text}"
             if chosen:
                 text += f", {len(chosen)} selected"
+                text += "" if few else f"; at most {_MOST} can be decided at once"
             if not may:
                 text += ". Approving, unlearning, restoring and purging are for administrators."
         self.count.setText(text)

@@ -69,7 +69,7 @@ class RunPart:
                 self.bar.setValue(int(_WHOLE * min(1.0, view.fraction)))
         lines = "\n".join(f"· {line}" for line in view.lines)
         self.text.setText("\n".join(filter(None, (view.text, lines))))
-        self.phase.setVisible(not view.is_over)
+        self.phase.setVisible(bool(not view.is_over and _phase(view)))
         self.text.setVisible(bool(view.text or view.lines))
 
     def _trouble(self, text: str) -> None:

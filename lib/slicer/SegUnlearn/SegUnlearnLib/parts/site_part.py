@@ -123,7 +123,7 @@ class SitePart:
         self.studies.clear()
         for one in self._site.labelled:
             text = texts.short(one.image, 30)
-            self.studies.addItem(f"{text}   {one.about}" if one.about else text)
+            self.studies.addItem(f"{one.about}   {text}" if one.about else text)
             item = self.studies.item(int(self.studies.property("count")) - 1)
             item.setData(qt.Qt.UserRole, one.image)
             item.setToolTip(one.image)

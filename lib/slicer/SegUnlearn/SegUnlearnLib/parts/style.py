@@ -14,6 +14,7 @@ QLabel[role="title"] { font-weight: bold; }
 QLabel[role="identity"] { font-weight: 600; }
 QLabel[role="good"] { color: #2e9e4f; font-weight: 600; }
 QLabel[role="bad"] { color: #d23f3f; font-weight: 600; }
+QListWidget::item, QTreeWidget::item { padding: 3px; }
 QFrame[role="card"] { border: 1px solid palette(midlight); border-radius: 4px; }
 QFrame[role="error"] { background: rgba(210, 63, 63, 32); border-left: 4px solid #d23f3f; }
 QFrame[role="notice"] { background: rgba(46, 158, 79, 28); border-left: 4px solid #2e9e4f; }

@@ -1,4 +1,4 @@
-"""The server is killed in mid-run, and comes back: last, for all tests share one server."""
+"""The server is killed in mid-run, and comes back: last, see ``conftest``."""
 
 from __future__ import annotations
 
