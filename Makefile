@@ -70,7 +70,7 @@ ohif: ohif-tools
 demo: setup
 	OMP_NUM_THREADS=1 $(BIN)/segunlearn demo --home .demo
 
-# Real MRML and real Qt, apart from the server's packages: vtk and slicer-core take 0.8 GB.
+# Real MRML and real Qt, apart from the server's packages: vtk and slicer-core take 1.3 GB.
 $(SLICER_VENV)/.ready: tests/slicer/constraints.txt
 	@$(PYTHON) -m venv $(SLICER_VENV)
 	@echo "Installing 3D Slicer's libraries for the tests of its module …"

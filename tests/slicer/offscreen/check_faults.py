@@ -363,7 +363,7 @@ def test_ten_thousand_requests(panel: Any, fake: Any, loop: Any) -> None:
         f"{1000 * filtering:.0f}, selecting all {1000 * selecting:.0f}, "
         f"refreshing {1000 * again:.0f}"
     )
-    assert max(loading, filtering, again) < 0.1
+    assert max(loading, filtering, again) < 0.2
     assert selecting < 0.5  # all ten thousand at once
     fake.answers["/forget/requests"] = pages(0)
     panel.click("refreshButton")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import CHILD, load_dicom
+from SegUnlearnLib import texts
 
 
 def get(place: Any, path: str) -> Any:
@@ -67,7 +68,7 @@ def test_approve_plan_unlearn_restore(panel: Any, scene: Any, place: Any, loop: 
     view = panel.logic.runs.view
     assert (view.kind, view.state) == ("plan", "done")
     assert view.lines
-    assert view.lines[0] in panel.find("runText").text()
+    assert texts.sentence(view.lines[0]) in panel.find("runText").text()
     panel.shot("dry-run")
     assert of(panel, request_id) == "approved"
     served = get(place, "/models")["active"]

@@ -71,6 +71,18 @@ def count(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"
 
 
+def sentence(words: str) -> str:
+    """Write a line of the server as a sentence, without the columns of a terminal.
+
+    Examples
+    --------
+    >>> sentence("a plan;   nothing was changed")
+    'A plan; nothing was changed'
+    """
+    words = " ".join(words.split())
+    return words[:1].upper() + words[1:]
+
+
 def short(uid: str, length: int = 16) -> str:
     """Shorten an identifier, keeping its end, which tells UIDs apart.
 

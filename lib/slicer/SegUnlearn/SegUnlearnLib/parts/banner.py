@@ -6,8 +6,11 @@ from typing import Any
 
 import qt
 
-from SegUnlearnLib.idioms import label, restyle
+from SegUnlearnLib.idioms import label, once, restyle
 from SegUnlearnLib.parts.style import frame
+
+#: Milliseconds that a notice stays; an error stays until it is mended or hidden.
+_NOTICE = 12_000
 
 
 class Banner:
@@ -29,14 +32,16 @@ class Banner:
         self._close = close
         self.widget.setVisible(False)
         self.role = ""
+        self._timer: Any = None
 
     def error(self, text: str) -> None:
         """Show what went wrong."""
         self._show("error", text)
 
     def notice(self, text: str) -> None:
-        """Show what was done."""
+        """Show what was done, for a while."""
         self._show("notice", text)
+        self._timer = once(_NOTICE, self.hide)
 
     def hide(self) -> None:
         """Show nothing."""
@@ -48,6 +53,8 @@ class Banner:
         return str(self._text.property("text")) if self.role else ""
 
     def _show(self, role: str, text: Any) -> None:
+        if self._timer is not None:
+            self._timer.stop()
         self.role = role
         self._text.setText(str(text))
         restyle(self.widget, role)

@@ -12,6 +12,7 @@ from SegUnlearnLib.idioms import button, column, label, row
 from SegUnlearnLib.parts.style import dot
 
 _COLUMNS = ("Verdict", "Model", "Level", "Studies", "When")
+_WIDTHS = (110, 130, 110, 56, 118)
 _COLOURS = {"passed": "#2e9e4f", "refused": "#d23f3f", "inconclusive": "#d99a00"}
 
 
@@ -35,7 +36,8 @@ class EvidencePart:
         self.list.setHeaderLabels(list(_COLUMNS))
         self.list.setRootIsDecorated(False)
         self.list.setAlternatingRowColors(True)
-        self.list.setColumnWidth(0, 120)
+        for position, width in enumerate(_WIDTHS):
+            self.list.setColumnWidth(position, width)
         self.list.itemSelectionChanged.connect(lambda *_: self._update())
         layout.addWidget(self.list, 1)
         self.about = label(role="quiet")
@@ -55,7 +57,7 @@ class EvidencePart:
             values = (
                 texts.OUTCOMES.get(outcome, outcome),
                 f"{audit.get('candidate')} from {audit.get('original')}",
-                f"{audit.get('reached')}, needed {audit.get('needed')}",
+                _level(str(audit.get("reached") or ""), str(audit.get("needed") or "")),
                 str(audit.get("studies", "")),
                 texts.local_time(str(audit.get("created") or "")),
             )
@@ -87,3 +89,7 @@ class EvidencePart:
         audit = self._audit()
         if audit is not None:
             self._evidence.open_report(str(audit["audit_id"]))
+
+
+def _level(reached: str, needed: str) -> str:
+    return reached if reached == needed else f"{reached}, needed {needed}"

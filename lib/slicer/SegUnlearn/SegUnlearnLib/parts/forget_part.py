@@ -205,10 +205,12 @@ class ForgetPart:
         def planned(plan: Any) -> None:
             people = texts.count(int(plan["people"]), "person", "people")
             studies = int(plan["studies"])
-            lines = "\n".join(f"· {line}" for line in plan["lines"])
+            start = f" from version {plan['original']}" if plan["original"] else ""
+            advice = texts.sentence(plan["lines"][-1]) if plan["lines"] else ""
             self.confirm.ask(
-                f"Unlearn {texts.count(studies, 'study', 'studies')} of {people}?\n{lines}\n"
-                "The result serves only if an audit passes it; until then nothing changes.",
+                f"Unlearn {texts.count(studies, 'study', 'studies')} of {people}{start}, to the "
+                f"level {plan['level']}?\n{advice}\nThe result serves only if an audit passes it; "
+                "until then nothing changes. Dry run shows the whole plan.",
                 "Unlearn",
                 lambda: self._runs.start("unlearn", {**options, "dry_run": False}),
                 str(studies),

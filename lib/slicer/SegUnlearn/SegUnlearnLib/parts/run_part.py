@@ -67,8 +67,8 @@ class RunPart:
             self.bar.setRange(0, 0 if unknown else _WHOLE)
             if not unknown:
                 self.bar.setValue(int(_WHOLE * min(1.0, view.fraction)))
-        lines = "\n".join(f"· {line}" for line in view.lines)
-        self.text.setText("\n".join(filter(None, (view.text, lines))))
+        lines = [f"· {texts.sentence(line)}" for line in view.lines]
+        self.text.setText("\n".join(filter(None, (texts.sentence(view.text), *lines))))
         self.phase.setVisible(bool(not view.is_over and _phase(view)))
         self.text.setVisible(bool(view.text or view.lines))
 
