@@ -296,6 +296,18 @@ def test_the_task_starts_only_with_something_approved(
     ]  # fmt: skip
 
 
+def test_who_asks_is_who_signed_in(
+    client: TestClient, site: Site, started: list[dict[str, Any]], sign_in: SignIn
+) -> None:
+    """The name ends up in the history of the request, so no client may choose it."""
+    site.mark(site.forget[:1])
+    sign_in("user", "admin")
+    for path, body in (("/train/unlearn", {}), ("/train/site_adapt", {"adapt_now": True})):
+        client.post(path, json={**body, "client_id": "somebody else"})
+    assert started
+    assert {r.get("client_id") for r in started} == {"ann"}
+
+
 def test_update_model_never_unlearns(
     client: TestClient, site: Site, started: list[dict[str, Any]]
 ) -> None:

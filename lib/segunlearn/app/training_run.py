@@ -21,6 +21,7 @@ from segunlearn.networks import ModelConfig
 from segunlearn.records.ledger import LedgerEntry
 from segunlearn.records.runs import Progress
 from segunlearn.records.store import utc_now
+from segunlearn.records.trail import TrailEntry
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 from segunlearn.training import TrainResult, TrainSettings, train
 
@@ -220,6 +221,12 @@ class TrainingRun(WatchedRun):
             raise
         # the row first: no version is ever served that the ledger does not know
         self.records.ledger.append(self._entry("done", result))
+        self.records.trail.append(
+            TrailEntry(
+                "publish", self.requested_by, kind="weights", what=result.sha256,
+                note=f"{self.kind} of {self.model}, run {self.run_id}",
+            )
+        )  # fmt: skip
         version = self.registry.publish(
             result.weights,
             result.config.to_json(),

@@ -18,7 +18,9 @@ from segunlearn.cli.common import (
     home_of,
     print_json,
 )
+from segunlearn.cli.token import operator
 from segunlearn.errors import InvalidInputError
+from segunlearn.records.trail import TrailEntry
 from segunlearn.records.versions import VersionRegistry
 
 if TYPE_CHECKING:  # they load torch
@@ -81,6 +83,9 @@ def activate(
     if records is None:
         raise InvalidInputError(f"{place.root}: no store is here. Name the home of the server.")
     info = serve(place, records, model, version)
+    records.trail.append(
+        TrailEntry("publish", operator(), "", "command line", "version", info.version)
+    )
     if as_json:
         print_json({"model": model, "version": info.version, "sha256": info.sha256})
         return

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, HTTPException
+from monailabel.endpoints.user.auth import User as PlatformUser
 
 from segunlearn.app import background
-from segunlearn.app.routes.common import Admin, Annotator, User, current_app
+from segunlearn.app.routes.common import Admin, Annotator, User, caller, current_app
 
 router = APIRouter()
 
@@ -59,7 +60,8 @@ def train_all(user: Admin, params: Parameters = None, run_sync: bool = False) ->
     result: dict[str, Any] = {}
     for model in app.ordinary_trainers():
         own = (params or {}).get(model)
-        request = app.train_request(model, own if isinstance(own, dict) else _plain(params))
+        asked = own if isinstance(own, dict) else _plain(params)
+        request = app.train_request(model, _signed(asked, user))
         if run_sync:
             result[model] = {"result": app.train(request), "detail": None}
         elif background.is_open("train"):
@@ -88,7 +90,7 @@ def train(
     stock clients send other trainers' options along; ``train_ds`` and ``val_ds`` are refused.
     """
     app = current_app()
-    request = app.train_request(model, params or {})
+    request = app.train_request(model, _signed(params, user))
     if run_sync:
         return app.train(request)
     return _start("train", request, enqueue)
@@ -162,6 +164,12 @@ def batch_infer(
 def batch_stop(user: Admin) -> Any:
     """Stop the running and the waiting batch inferences."""
     return background.stop("batch_infer")
+
+
+def _signed(params: dict[str, Any] | None, user: PlatformUser) -> dict[str, Any]:
+    """Who asks is who signed in, whatever the client says of itself."""
+    name = caller(user)
+    return {**(params or {}), **({"client_id": name} if name else {})}
 
 
 def _plain(params: dict[str, Any] | None) -> dict[str, Any]:
