@@ -13,6 +13,7 @@ from segunlearn.app.serve_command import serve
 from segunlearn.cli.adapt import adapt
 from segunlearn.cli.adapters import adapters
 from segunlearn.cli.audit import audit
+from segunlearn.cli.backup import backup, restore_home
 from segunlearn.cli.demo import demo
 from segunlearn.cli.evaluate import evaluate
 from segunlearn.cli.infer import infer
@@ -45,6 +46,8 @@ app.command()(purge)
 app.command()(adapt)
 app.command()(demo)
 app.command()(viewer)
+app.command()(backup)
+app.command()(restore_home)
 app.add_typer(forget, name="forget")
 app.add_typer(ledger, name="ledger")
 app.add_typer(audit, name="audit")
