@@ -17,6 +17,7 @@ from fake import INFO, Script, fake_server, half_an_answer, pages, request
 
 from conftest import Panel, Store, load_file, put_into_tree
 from SegUnlearnLib import problems
+from SegUnlearnLib.identity import Identity
 from SegUnlearnLib.tokens import Tokens
 
 ONE = {"study": "1.2.3", "series": "1.2.3.4", "patient": "4711"}
@@ -318,6 +319,37 @@ def test_a_refused_mark_keeps_the_note(panel: Any, scene: Any, fake: Any, loop: 
     assert "several issuers: A, B." in panel.banner()
     assert panel.find("markNote").text() == "by letter"
     panel.shot("refused")
+
+
+# -- what is on the screen and what is meant -------------------------------------------------------
+
+
+def test_a_study_chosen_elsewhere_is_not_the_image_on_the_screen(
+    panel: Any, scene: Any, fake: Any, loop: Any
+) -> None:
+    """Nothing is segmented or submitted for it, and no question is answered for another study."""
+    volume = known_study(panel, scene)
+    panel.connect(fake.url)
+    loop.until(lambda: panel.find("segmentButton").isEnabled())
+    panel.click("markButton")
+    assert panel.widget.study.confirm.is_asking()
+    other = Identity("1.9", "1.9.1", "0815", "1.9.1", "DICOM database")
+    panel.widget.propose_mark(other, "study")
+    assert not panel.widget.study.confirm.is_asking()
+    assert panel.widget.study.volume() is None
+    assert not panel.find("segmentButton").isEnabled()
+    assert not panel.find("submitButton").isEnabled()
+    load_file(scene, "something else comes")
+    for _ in range(5):
+        loop.turn()
+    assert panel.logic.study.identity != other or panel.widget.study.volume() is None
+    panel.widget.propose_mark(Identity(patient="4711", source="subject hierarchy"), "patient")
+    assert panel.widget.study.volume() is volume  # an image of that patient is loaded
+    assert panel.find("markKind").currentData() == "patient"
+    fake.answers["PUT /forget/patients/4711"] = request(2)
+    panel.click("markButton")
+    panel.confirm(panel.widget.study.confirm)
+    loop.until(lambda: "marked" in panel.banner())
 
 
 # -- 10,000 requests -------------------------------------------------------------------------------

@@ -68,10 +68,12 @@ class Study:
         if one.patient:
             self._api.studies_of(one.patient, if_mine(lambda a: self._count("patient", a)), nothing)
 
-    def mark(self, kind: str, reason: str, note: str) -> None:
-        """Mark the study, series or patient; ``marked`` or ``failed`` tells how it went."""
-        assert isinstance(self.identity, Identity)
-        target = self.identity.target(kind)
+    def mark(self, one: Identity, kind: str, reason: str, note: str) -> None:
+        """Mark the study, series or patient that was confirmed, whatever is shown by now.
+
+        ``marked`` or ``failed`` tells how it went.
+        """
+        target = one.target(kind)
 
         def done(request: Any) -> None:
             request["target"]["kind"], request["state"]

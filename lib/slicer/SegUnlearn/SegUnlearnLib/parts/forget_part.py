@@ -90,7 +90,7 @@ class ForgetPart:
         self.filter.currentIndexChanged.connect(lambda *_: self._filter())
         self.search.textChanged.connect(lambda *_: self._filter())
         self.table.selection_changed.connect(self.update)
-        forget_set.started.connect(self._started)
+        forget_set.started.connect(self.update)
         forget_set.arrived.connect(self.table.add)
         forget_set.ended.connect(self._ended)
         forget_set.run_needed.connect(self._restore_by_run)
@@ -98,9 +98,6 @@ class ForgetPart:
         self.update()
 
     # -- what is shown -------------------------------------------------------------------------
-
-    def _started(self) -> None:
-        self.update()
 
     def _ended(self) -> None:
         self.table.keep_only(self._set.requests)

@@ -9,7 +9,7 @@ import qt
 
 from SegUnlearnLib import texts
 from SegUnlearnLib.identity import Identity, Unknown
-from SegUnlearnLib.idioms import button, column, data_of, label, restyle, row, text_of
+from SegUnlearnLib.idioms import button, column, data_of, label, row, text_of
 from SegUnlearnLib.parts.confirm import Confirm
 from SegUnlearnLib.parts.style import colour_of, dot, frame
 from SegUnlearnLib.study import Study
@@ -38,6 +38,7 @@ class StudyPart:
     ) -> None:
         self._study, self._volumes, self._identify = study, volumes, identify
         self._may_mark = may_mark
+        self._active = ""
         self._pinned: Any = None  # an item that was chosen elsewhere than in the list of images
         self.widget = qt.QWidget()
         layout = column(self.widget)
@@ -68,33 +69,49 @@ class StudyPart:
         everything = self._volumes.all()
         ids = [node.GetID() for node in everything]
         before, active = data_of(self.choice), self._volumes.active()
-        chosen = before if before in ids and before else active.GetID() if active else ""
-        if active is not None and active.GetID() != getattr(self, "_active", ""):
-            chosen = active.GetID()  # the views show another one now
-        self._active = active.GetID() if active else ""
+        shown = active.GetID() if active is not None else ""
+        looks_elsewhere, self._active = shown != self._active, shown
+        chosen = before if before in ids and not looks_elsewhere else shown
         self.choice.blockSignals(True)
         self.choice.clear()
         for node in everything:
             self.choice.addItem(node.GetName() or "(without name)", node.GetID())
         if not ids:
             self.choice.addItem("No image is loaded", "")
-        self.choice.setCurrentIndex(ids.index(chosen) if chosen in ids else 0)
+        pinned = self._pinned is not None and not looks_elsewhere
+        self.choice.setCurrentIndex(-1 if pinned else ids.index(chosen) if chosen in ids else 0)
         self.choice.setEnabled(bool(ids))
         self.choice.blockSignals(False)
-        if self._pinned is None or chosen != before:
+        if not pinned:
             self._chosen()
 
     def show_identity(self, identity: Identity | Unknown, kind: str = "study") -> None:
-        """Show what was chosen in the subject hierarchy or the DICOM browser."""
+        """Show what was chosen in the subject hierarchy or the DICOM browser.
+
+        Where an image of it is loaded, that one is chosen; else no image is, so that nothing is
+        segmented or submitted for a study that is not on the screen.
+        """
+        self.confirm.hide()
+        for node in self._volumes.all():
+            if isinstance(identity, Identity) and _is_of(self._identify(node), identity):
+                self.choice.setCurrentIndex(self.choice.findData(node.GetID()))
+                self._chosen()
+                self._choose_kind(kind)
+                return
         self._pinned = identity
+        self.choice.blockSignals(True)
+        self.choice.setCurrentIndex(-1)
+        self.choice.blockSignals(False)
         self._study.show(identity)
         self._changed()
         self._choose_kind(kind)
 
     def _chosen(self) -> None:
         self._pinned = None
-        self.confirm.hide()
-        self._study.show(self._identify(self.volume()))
+        found = self._identify(self.volume())
+        if found != self._study.identity:
+            self.confirm.hide()
+        self._study.show(found)
         self._changed()
 
     # -- what is shown -------------------------------------------------------------------------
@@ -167,7 +184,6 @@ class StudyPart:
             self._who.setText("Nothing can be marked")
             self._state.setText(one.reason)
             self._dot.setPixmap(dot("#d23f3f").pixmap(14, 14))
-        restyle(self._who, "identity")
         self._describe()
 
     def _kinds(self, one: Identity) -> None:
@@ -211,7 +227,7 @@ class StudyPart:
             "no adaptation and no list of next samples. The images stay in the PACS. A mark can be "
             "withdrawn until the model is unlearned.",
             "Mark for forgetting",
-            lambda: self._study.mark(kind, reason, note),
+            lambda: self._study.mark(one, kind, reason, note),
             danger=False,
         )
 
@@ -221,3 +237,14 @@ class StudyPart:
     def refresh_rights(self) -> None:
         """Follow a changed login."""
         self._describe()
+
+
+def _is_of(found: Identity | Unknown, wanted: Identity) -> bool:
+    """Whether an image belongs to what is wanted, which may be less than a series."""
+    return isinstance(found, Identity) and all(
+        not asked or asked == known
+        for asked, known in (
+            (wanted.patient, found.patient), (wanted.study, found.study),
+            (wanted.series, found.series),
+        )
+    )  # fmt: skip
