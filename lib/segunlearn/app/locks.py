@@ -78,6 +78,32 @@ def training_lock(home: Home, model: str, by: str, seconds: float) -> Iterator[N
 
 
 @contextmanager
+def server_lock(home: Home) -> Iterator[None]:
+    """Hold the lock of a home's server; a killed one releases it.
+
+    Raises
+    ------
+    ConflictError
+        Another server works on this home.
+    """
+    holder = home.locks / "server.json"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(home.locks, "server", 0.0))
+        except UnavailableError as error:
+            raise ConflictError(
+                f"another server works on {home.root} ({_told_by(holder)}). Stop it first, or give "
+                "this one a home of its own; commands such as 'segunlearn unlearn' may run beside "
+                "a server."
+            ) from error
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        note = {"pid": os.getpid(), "host": socket.gethostname(), "since": now, "by": "serve"}
+        write_json_durably(holder, note)
+        stack.callback(holder.unlink, missing_ok=True)
+        yield
+
+
+@contextmanager
 def audit_lock(home: Home, key: str) -> Iterator[None]:
     """Hold the lock of an audit, so that two do not write one set of measures.
 

@@ -122,6 +122,8 @@ def serve(
     ------
     InvalidInputError
         An option is wrong, or there are no such studies.
+    ConflictError
+        Another server works on this home.
     """
     environment, home = prepare(studies, conf, host=host, port=port)
     keyfile, certfile = (str(p.resolve()) if p else None for p in (ssl_keyfile, ssl_certfile))
@@ -131,24 +133,28 @@ def serve(
     import uvicorn
 
     from segunlearn.app import background
+    from segunlearn.app.locks import server_lock
 
+    if "login" in conf and certfile is None and not is_loopback(host):
+        logger.warning("tokens travel in clear: give --ssl-certfile, or put a TLS proxy before it")
     log_config = _log_config(Path(environment["MONAI_LABEL_APP_DIR"]), log_level)
-    try:
-        uvicorn.run(
-            "monailabel.app:app",
-            host=host,
-            port=port,
-            root_path=root_path,
-            log_level=log_level.lower(),
-            log_config=log_config,
-            access_log=False,
-            ssl_keyfile=keyfile,
-            ssl_certfile=certfile,
-            timeout_graceful_shutdown=3,  # viewers keep a stream of changes open
-        )
-    finally:  # else leaving would wait for a training to end; it is resumed by the next start
-        for kind in ("train", "scoring", "batch_infer"):
-            background.stop(kind)
+    with server_lock(home):
+        try:
+            uvicorn.run(
+                "monailabel.app:app",
+                host=host,
+                port=port,
+                root_path=root_path,
+                log_level=log_level.lower(),
+                log_config=log_config,
+                access_log=False,
+                ssl_keyfile=keyfile,
+                ssl_certfile=certfile,
+                timeout_graceful_shutdown=3,  # viewers keep a stream of changes open
+            )
+        finally:  # else leaving would wait for a training to end; it is resumed by the next start
+            for kind in ("train", "scoring", "batch_infer"):
+                background.stop(kind)
 
 
 def _log_config(app_dir: Path, level: str) -> dict[str, Any]:
