@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import types
 from pathlib import Path
 from typing import Any
 
 import doubles
 import qt
-from check_unlearning import select
+from check_unlearning import post, select
 
 from conftest import SLICER, load_dicom, load_file
 from SegUnlearnLib import hierarchy
@@ -73,6 +74,25 @@ def test_a_series_and_a_patient(panel: Any, scene: Any, place: Any, loop: Any) -
     panel.click("withdrawButton")
     panel.confirm(panel.widget.forget.confirm, "1")
     loop.until(lambda: marks(panel, study["patient"])[0]["state"] == "withdrawn")
+
+
+def test_a_sample_of_monai_label(panel: Any, scene: Any, place: Any, loop: Any) -> None:
+    """Known by what the server really sends with Next Sample, not by the name of the node."""
+    sample = post(place, "/activelearning/first")
+    study = next(s for s in place.studies if s["series"] == sample["id"])
+    volume = load_file(scene, sample["name"])
+    SLICER.modules.MONAILabelWidget = types.SimpleNamespace(
+        current_sample=sample, _volumeNode=volume
+    )
+    panel.widget.enter()
+    panel.connect(place.url)
+    found = panel.logic.study.identity
+    assert (found.study, found.series, found.image) == (
+        study["study"], study["series"], sample["id"],
+    )  # fmt: skip
+    assert found.source == "MONAI Label"
+    loop.until(lambda: panel.logic.study.counted.get("study") == 2, what="the server knows it")
+    assert panel.find("segmentButton").isEnabled()
 
 
 def test_a_file_is_never_marked(panel: Any, scene: Any, place: Any) -> None:

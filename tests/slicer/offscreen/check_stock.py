@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import urllib.request
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import pythonqt
-from check_unlearning import get, put
+from check_unlearning import get, post, put
 
 from conftest import CHILD, ROOT, SLICER
 
@@ -156,12 +155,3 @@ def test_progress_is_that_of_the_running_trainer(stock: Any, place: Any, loop: A
     loop.until(looked, CHILD, "half of it is shown")
     assert seen == sorted(seen)
     ended(place, loop)
-
-
-def post(place: Any, path: str, body: dict[str, Any] | None = None) -> Any:
-    request = urllib.request.Request(
-        f"{place.url}{path}", json.dumps(body or {}).encode(), method="POST",
-        headers={"Content-Type": "application/json"},
-    )  # fmt: skip
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.loads(answer.read())

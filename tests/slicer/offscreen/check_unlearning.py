@@ -17,8 +17,16 @@ def get(place: Any, path: str) -> Any:
 
 
 def put(place: Any, path: str, body: dict[str, Any]) -> Any:
+    return _send(place, "PUT", path, body)
+
+
+def post(place: Any, path: str, body: dict[str, Any] | None = None) -> Any:
+    return _send(place, "POST", path, body or {})
+
+
+def _send(place: Any, method: str, path: str, body: dict[str, Any]) -> Any:
     request = urllib.request.Request(
-        f"{place.url}{path}", json.dumps(body).encode(), method="PUT",
+        f"{place.url}{path}", json.dumps(body).encode(), method=method,
         headers={"Content-Type": "application/json"},
     )  # fmt: skip
     with urllib.request.urlopen(request, timeout=60) as answer:
@@ -68,7 +76,7 @@ def test_approve_plan_unlearn_restore(panel: Any, scene: Any, place: Any, loop: 
     view = panel.logic.runs.view
     assert (view.kind, view.state) == ("plan", "done")
     assert view.lines
-    assert texts.sentence(view.lines[0]) in panel.find("runText").text()
+    assert texts.squeeze(view.lines[0]) in panel.find("runText").text()
     panel.shot("dry-run")
     assert of(panel, request_id) == "approved"
     served = get(place, "/models")["active"]

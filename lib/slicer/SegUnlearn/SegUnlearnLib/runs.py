@@ -224,7 +224,7 @@ class Runs:
             wait = min(_LONGEST, self._poll * 2**self._failures)
             self.trouble.emit(
                 f"{problem.text} The run goes on if the server does; next look in "
-                f"{texts.duration(wait)}."
+                f"{texts.duration(max(1.0, wait))}."
             )
             self._timer = once(int(1000 * wait), again)
 

@@ -71,15 +71,26 @@ def count(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"
 
 
-def sentence(words: str) -> str:
-    """Write a line of the server as a sentence, without the columns of a terminal.
+def squeeze(words: str) -> str:
+    """Write a line that was meant for a terminal without its columns.
 
     Examples
     --------
-    >>> sentence("a plan;   nothing was changed")
+    >>> squeeze("  retrain      about 5 s")
+    'retrain about 5 s'
+    """
+    return " ".join(words.split())
+
+
+def sentence(words: str) -> str:
+    """Begin a line with a capital.
+
+    Examples
+    --------
+    >>> sentence("a plan; nothing was changed")
     'A plan; nothing was changed'
     """
-    words = " ".join(words.split())
+    words = squeeze(words)
     return words[:1].upper() + words[1:]
 
 

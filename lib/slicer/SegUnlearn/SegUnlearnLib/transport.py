@@ -110,7 +110,6 @@ class Transport:
 
     def __init__(self, manager: Any = None) -> None:
         self._manager = manager or qt.QNetworkAccessManager()
-        self._manager.setRedirectPolicy(qt.QNetworkRequest.ManualRedirectPolicy)
         self._calls: list[Call] = []
         self.server = ""
         self.token = ""
@@ -146,6 +145,8 @@ class Transport:
         server = self.server.rstrip("/")
         words = urlencode([(k, v) for k, v in query if v is not None and v != ""])
         request = qt.QNetworkRequest(qt.QUrl(f"{server}{path}{'?' if words else ''}{words}"))
+        stay = number(qt.QNetworkRequest.ManualRedirectPolicy)
+        request.setAttribute(qt.QNetworkRequest.RedirectPolicyAttribute, stay)
         request.setRawHeader(b"Accept", b"*/*")
         request.setRawHeader(b"User-Agent", b"SegUnlearn-Slicer")
         if method in ("POST", "PUT"):  # Qt would call it a form, which the server does not take

@@ -67,7 +67,7 @@ class RunPart:
             self.bar.setRange(0, 0 if unknown else _WHOLE)
             if not unknown:
                 self.bar.setValue(int(_WHOLE * min(1.0, view.fraction)))
-        lines = [f"· {texts.sentence(line)}" for line in view.lines]
+        lines = [f"· {texts.squeeze(line)}" for line in view.lines]
         self.text.setText("\n".join(filter(None, (texts.sentence(view.text), *lines))))
         self.phase.setVisible(bool(not view.is_over and _phase(view)))
         self.text.setVisible(bool(view.text or view.lines))

@@ -134,7 +134,8 @@ class SitePart:
         for line in self._site.adapters:
             item = qt.QTreeWidgetItem()
             state = "serves" if line.get("serves") else str(line.get("state"))
-            values = (line.get("site"), line.get("version"), state,
+            name = ", ".join(filter(None, str(line.get("site") or "").split("|")))
+            values = (name, line.get("version"), state,
                       texts.local_time(str(line.get("created") or "")))  # fmt: skip
             for number, value in enumerate(values):
                 item.setText(number, str(value))
