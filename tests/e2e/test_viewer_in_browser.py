@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -299,8 +300,10 @@ def test_studies_of_a_pacs_through_the_proxy(browser, orthanc, sample, home, tmp
     with httpx.Client(timeout=30) as client:
         for path in (sample / "dicom" / "SYNTHETIC-P005").rglob("*.dcm"):
             client.post(f"{orthanc.rest}/instances", content=path.read_bytes()).raise_for_status()
+    own = tmp_path / "home"  # two servers on one home are refused
+    shutil.copytree(home / "models", own / "models")
     with (
-        serving(orthanc.url, home, tmp_path / "log.txt") as url,
+        serving(orthanc.url, own, tmp_path / "log.txt") as url,
         watched_page(browser, url) as page,
     ):
         page.goto(f"{url}/ohif/")
