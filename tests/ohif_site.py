@@ -51,7 +51,7 @@ APP = '''"""The product, with an audit of some seconds that always passes."""
 from dataclasses import replace
 from functools import partial
 
-from segunlearn.app import audit_order, unlearn_run
+from segunlearn.app import audit_order, forget_service, unlearn_run
 from segunlearn.app.application import SegUnlearnApp as SegUnlearnApp
 from segunlearn.audit import run
 
@@ -61,6 +61,7 @@ run.verdict = lambda findings, policy, **options: verdict(
     replace(policy, required={}),
     **{**options, "void": ()},
 )
+forget_service.REFRESH_SECONDS = forget_service.PAUSE_SECONDS = 0.5
 audit_order._QUICK_STEPS = 30
 unlearn_run.Order = partial(audit_order.Order, attacks=())
 '''
@@ -73,7 +74,6 @@ class Person:
     number: int
     study: str
     series: str
-    files: tuple[Path, ...]
     case: Case
 
     @property
@@ -104,11 +104,12 @@ def build_hospital(folder: Path) -> Hospital:
     """Write the studies and train for some seconds."""
     generate = _generator()
     people = tuple(_write(generate, folder, n) for n in range(1, TAUGHT + UNSEEN + 1))
-    for path in people[HOSTILE].files:
+    for path in (folder / "dicom" / people[HOSTILE].name).rglob("*.dcm"):
         dataset = pydicom.dcmread(path)
-        dataset.PatientName = f"{ATTACK}^Person"
-        dataset.StudyDescription = f"Study {ATTACK}"
-        dataset.save_as(path)
+        if dataset.Modality == "CT":
+            dataset.PatientName = f"{ATTACK}^Person"
+            dataset.StudyDescription = f"Study {ATTACK}"
+            dataset.save_as(path)
     home = Home(folder / "home")
     home.root.mkdir()
     settings = TrainSettings(
@@ -148,19 +149,14 @@ def _write(generate: Any, folder: Path, number: int) -> Person:
         generate.write_nifti(folder / "nifti", study, scan)
     finally:
         generate.SITES["A"] = usual
-    found = sorted((folder / "dicom" / f"SYNTHETIC-P{number:03d}").rglob("*.dcm"))
-    images = [
-        (path, ds)
-        for path in found
-        if (ds := pydicom.dcmread(path, stop_before_pixels=True)).Modality == "CT"
-    ]
-    header = images[0][1]
+    found = (folder / "dicom" / f"SYNTHETIC-P{number:03d}").rglob("CT/*.dcm")
+    header = pydicom.dcmread(next(found), stop_before_pixels=True)
     nifti = folder / "nifti"
     case = Case(
         str(header.SeriesInstanceUID), str(header.StudyInstanceUID), str(header.PatientID),
         nifti / "images" / f"{study.name}.nii.gz", nifti / "labels" / f"{study.name}.nii.gz", "CT",
     )  # fmt: skip
-    return Person(number, case.study, case.series, tuple(p for p, _ in images), case)
+    return Person(number, case.study, case.series, case)
 
 
 class ViewerServer:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,7 @@ import pytest
 from chromium import chromium
 from conftest import missing
 from ohif_site import ROOT, Hospital, build_hospital
-
-PANEL = "@segunlearn/ohif-extension.panelModule.forget"
-AXE = ROOT / "lib" / "ohif" / "node_modules" / "axe-core" / "axe.min.js"
-PICTURES = os.environ.get("SEGUNLEARN_PICTURES", "")
+from ohif_tab import Tab, open_tab
 
 
 @pytest.fixture(scope="session")
@@ -40,93 +36,6 @@ def newer_viewer() -> Path:
     return folder
 
 
-@dataclass
-class Tab:
-    """A page of the viewer with the panel."""
-
-    page: Any
-    url: str
-    #: Addresses whose refusal a test expects, and the console line that the browser makes of it.
-    expected: list[str] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-    name: str = ""
-
-    def begin(self, study: str, mode: str = "viewer") -> None:
-        """Start to open a study; :meth:`show` waits for it."""
-        self.page.goto(f"{self.url}/ohif/{mode}?StudyInstanceUIDs={study}", wait_until="commit")
-
-    def show(self) -> None:
-        """Wait for the study, and bring the panel to the front."""
-        self.page.wait_for_function(
-            "id => window.services?.panelService?.getPanels('right').some(p => p.id === id)",
-            arg=PANEL,
-        )
-        self.page.wait_for_selector("[data-cy=viewport-pane] canvas")
-        if not self.page.query_selector("[data-cy=sul-panel]"):
-            self.page.evaluate("id => window.services.panelService.activatePanel(id, true)", PANEL)
-        self.page.wait_for_selector("[data-cy=sul-series]")
-
-    def open(self, study: str, mode: str = "viewer") -> None:
-        self.begin(study, mode)
-        self.show()
-
-    def see(self, name: str, **attributes: str) -> Any:
-        """Wait for one of our elements, by its ``data-cy`` and other data; returns it."""
-        more = "".join(f'[data-{k}="{v}"]' for k, v in attributes.items())
-        return self.page.wait_for_selector(f"[data-cy=sul-{name}]{more}")
-
-    def click(self, name: str) -> None:
-        self.page.click(f"[data-cy=sul-{name}]")
-
-    def try_to(self, name: str) -> None:
-        """Click what is not open, as a person would; Playwright waits until it is."""
-        self.page.click(f"[data-cy=sul-{name}][aria-disabled=true]", force=True)
-
-    def text(self, name: str) -> str:
-        return str(self.page.inner_text(f"[data-cy=sul-{name}]"))
-
-    def gone(self, name: str) -> None:
-        self.page.wait_for_selector(f"[data-cy=sul-{name}]", state="detached")
-
-    def menu(self, item: Any, entry: str) -> None:
-        """Choose from the menu that appears over a thumbnail or a study."""
-        item.hover()
-        item.locator("button[aria-haspopup=menu]").first.click()
-        self.page.click(f"[role=menuitem]:has-text('{entry}')")
-
-    def mark(self, reason: str, note: str = "") -> None:
-        """Fill in the dialog that is open, and send it."""
-        self.page.select_option("[data-cy=sul-reason]", reason)
-        self.page.fill("[data-cy=sul-note]", note)
-        self.click("confirm")
-        self.gone("dialog")
-
-    def confirm(self, word: str = "") -> None:
-        if word:
-            self.page.fill("[data-cy=sul-typed]", word)
-        self.click("confirm")
-        self.gone("dialog")
-
-    def accessible(self) -> None:
-        """Nothing serious in what is ours, by axe-core."""
-        if not AXE.is_file():
-            missing("axe-core is not installed (make ohif-tools)")
-        self.page.evaluate(AXE.read_text())
-        found = self.page.evaluate(
-            """() => axe.run(document.querySelector('dialog.sul-dialog')
-                             ?? document.querySelector('.sul'))
-                     .then(r => r.violations.map(v => [v.id, v.impact, v.nodes[0].html]))"""
-        )
-        assert [v for v in found if v[1] in ("serious", "critical")] == []
-
-    def picture(self, name: str) -> None:
-        """Keep what is seen, when ``SEGUNLEARN_PICTURES`` names a folder."""
-        if PICTURES:
-            folder = Path(PICTURES)
-            folder.mkdir(parents=True, exist_ok=True)
-            self.page.screenshot(path=str(folder / f"{self.name}{name}.png"))
-
-
 OpenTab = Callable[..., Tab]
 
 
@@ -136,38 +45,9 @@ def new_tab(browser: Any) -> Iterator[OpenTab]:
     with contextlib.ExitStack() as stack:
         tabs: list[Tab] = []
 
-        def open_tab(url: str, name: str = "") -> Tab:
-            context = browser.new_context(viewport={"width": 1280, "height": 720})
-            stack.callback(context.close)
-            context.set_default_timeout(100_000)
-            tab = Tab(context.new_page(), url, name=name)
-            _watch(tab)
-            tabs.append(tab)
-            return tab
+        def opened(url: str, name: str = "") -> Tab:
+            tabs.append(stack.enter_context(open_tab(browser, url, name)))
+            return tabs[-1]
 
-        yield open_tab
+        yield opened
         assert [fault for tab in tabs for fault in tab.faults] == []
-
-
-def _watch(tab: Tab) -> None:
-    def is_expected(url: str) -> bool:
-        return any(part in url for part in tab.expected)
-
-    def on_console(message: Any) -> None:
-        if message.type == "error" and not is_expected(message.location["url"] + message.text):
-            tab.faults.append(f"{message.text} {message.location['url']}")
-
-    def on_response(response: Any) -> None:
-        if response.status >= 400 and not is_expected(response.url):
-            tab.faults.append(f"{response.status} {response.url}")
-
-    def on_request(request: Any) -> None:
-        if not request.url.startswith((tab.url, "blob:", "data:")):
-            tab.faults.append(f"a request to {request.url}")
-
-    page = tab.page
-    page.on("pageerror", lambda error: tab.faults.append(str(error)))
-    page.on("console", on_console)
-    page.on("response", on_response)
-    page.on("request", on_request)
-    page.on("dialog", lambda dialog: tab.faults.append(f"a script ran: {dialog.message}"))

@@ -90,6 +90,7 @@ const ENDS: Record<string, "success" | "warning" | "error" | "info"> = {
 
 export const RUN_NAMES: Record<string, string> = {
   unlearn: "Unlearning", plan: "Dry run", site_adapt: "Adapting", train: "Training", audit: "Audit",
+  restore: "Restoring", purge: "Purging", meta_train: "Meta-training",
 };
 
 function takeRuns(runs: Run[]): void {
