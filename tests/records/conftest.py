@@ -63,6 +63,7 @@ def _emptied(url: str) -> str:
             if table != "schema_version":
                 connection.execute(f'DELETE FROM "{table}"')  # type: ignore[call-overload]
         connection.execute("INSERT INTO ledger_head VALUES (1, 0, repeat('0', 64), 0, 0, 0)")
+        connection.execute("INSERT INTO trail_head VALUES (1, 0, repeat('0', 64))")
     return url
 
 

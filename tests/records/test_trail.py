@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy.exc import IntegrityError as ConstraintError
+from sqlalchemy.exc import DatabaseError
 
 from segunlearn.errors import ConflictError, InvalidInputError, NotFoundError, SegUnlearnError
 from segunlearn.records.access_tokens import AccessTokens
@@ -18,7 +19,8 @@ from segunlearn.records.trail import Trail, TrailEntry
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
+def file_store(tmp_path: Path) -> Iterator[Store]:
+    """SQLite alone, for what is done to its file."""
     store = open_store(tmp_path / "store.db")
     yield store
     store.close()
@@ -92,15 +94,19 @@ TAMPERING: list[tuple[str, tuple[str, ...], str]] = [
 @pytest.mark.parametrize(("statements", "kind"), [t[1:] for t in TAMPERING], ids=[
     t[0] for t in TAMPERING
 ])  # fmt: skip
-def test_changes_by_hand_are_found(store: Store, statements: tuple[str, ...], kind: str) -> None:
-    trail = filled(store)
+def test_changes_by_hand_are_found(
+    file_store: Store, statements: tuple[str, ...], kind: str
+) -> None:
+    trail = filled(file_store)
     assert trail.verify() == []
-    by_hand(store, *statements)
+    by_hand(file_store, *statements)
     assert kind in {fault.kind for fault in trail.verify()}
 
 
-def test_a_trail_made_again_as_a_whole_is_found_by_a_witness(store: Store, tmp_path: Path) -> None:
-    head = filled(store).head()
+def test_a_trail_made_again_as_a_whole_is_found_by_a_witness(
+    file_store: Store, tmp_path: Path
+) -> None:
+    head = filled(file_store).head()
     again = open_store(tmp_path / "again" / "store.db")
     other = filled(again)
     assert other.verify() == []
@@ -112,8 +118,27 @@ def test_a_trail_made_again_as_a_whole_is_found_by_a_witness(store: Store, tmp_p
 def test_rows_are_only_added_to(store: Store) -> None:
     filled(store)
     for statement in ("UPDATE trail SET actor='x'", "DELETE FROM trail"):
-        with pytest.raises(ConstraintError, match="only added to"), store.write() as connection:
+        with pytest.raises(DatabaseError, match="only added to"), store.write() as connection:
             connection.exec_driver_sql(statement)
+
+
+def test_many_writers_make_one_chain(store_place: str) -> None:
+    def write(number: int) -> None:
+        own = open_store(store_place)
+        for _ in range(10):
+            Trail(own).append(TrailEntry("login", f"person {number}"))
+        own.close()
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    opened = open_store(store_place)
+    trail = Trail(opened)
+    assert [row.seq for row in trail.every()] == list(range(1, 41))
+    assert trail.verify() == []
+    opened.close()
 
 
 def test_rows_are_found_by_what_and_who(store: Store) -> None:
@@ -136,15 +161,15 @@ def test_a_caller_forges_no_line(store: Store) -> None:
 
 
 def test_a_token_is_good_until_it_is_revoked_or_old(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    file_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokens = AccessTokens(store)
+    tokens = AccessTokens(file_store)
     text, made = tokens.create("dr. smith", "annotator", 30)
     found = tokens.holder(text)
     assert found is not None
     assert (found.name, found.role, found.state) == ("dr. smith", "annotator", "good")
-    assert store.path is not None
-    everything = b"".join(p.read_bytes() for p in store.path.parent.glob("store.db*"))
+    assert file_store.path is not None
+    everything = b"".join(p.read_bytes() for p in file_store.path.parent.glob("store.db*"))
     assert text.rpartition("_")[2].encode() not in everything
     for wrong in (text[:-1] + ("A" if text[-1] != "A" else "B"), text + "A", text.upper(), "", "x"):
         assert tokens.holder(wrong) is None
