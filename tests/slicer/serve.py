@@ -27,8 +27,8 @@ from segunlearn.app.records import Records
 from segunlearn.records.ledger import LedgerCase, LedgerEntry
 from segunlearn.volumes import write_volume
 
-#: Studies: those that the model knows, and those that it never saw.
-KNOWN, UNSEEN = 6, 6
+#: Studies: those that the model knows, and those that it never saw; the last has no label yet.
+KNOWN, UNSEEN = 6, 7
 ORIENTATIONS = ("axial", "oblique", "sagittal")
 
 
@@ -45,7 +45,7 @@ def main(folder: Path) -> None:
     (folder / "seconds").write_text("0.5")
     server = Server(folder, home)
     server.start()
-    for study in studies:
+    for study in studies[:-1]:
         path = folder / "label.nii.gz"
         write_volume(study.label, path)
         named = [{"name": name, "idx": i + 1} for i, name in enumerate(LABELS)]

@@ -91,6 +91,7 @@ class StudyPart:
         Where an image of it is loaded, that one is chosen; else no image is, so that nothing is
         segmented or submitted for a study that is not on the screen.
         """
+        self.fill()  # the panel may never have been shown
         self.confirm.hide()
         for node in self._volumes.all():
             if isinstance(identity, Identity) and _is_of(self._identify(node), identity):
