@@ -257,7 +257,11 @@ def bars(rows: Rows, thorough: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def bars_of_methods(rows: Rows, shown: str) -> list[dict[str, Any]]:
-    """What the methods must reach, as means over seeds on one forget set."""
+    """What the methods must reach, as means over seeds on one forget set.
+
+    Cost is not among them: what was made on other days and beside other work cannot be compared to
+    the second. ``unlearning_cost.py`` measures it in turns.
+    """
     found = []
     candidates = rows.get(shown, {})
     short = mean(candidates.get("short", []), "T")
@@ -288,9 +292,6 @@ def bars_of_methods(rows: Rows, shown: str) -> list[dict[str, Any]]:
             add(what, value, target, low <= value <= high)
         difference = mean(entries, "auc") - mean(candidates["retrained (left out)"], "auc")
         add("membership AUC, minus retrained", difference, "|.| <= 0.1", abs(difference) <= 0.1)
-        least = 20.0 if hidden else 5.0
-        speed = mean(entries, "times_faster")
-        add("times cheaper than retraining", speed, f">= {least:.0f}", speed >= least)
         if not hidden:
             lead = mean(entries, "T") - short
             add("unseen Dice above a short run", lead, ">= 0.01", lead >= 0.01)
