@@ -330,10 +330,11 @@ def generate(out: Path, *, nifti: bool = False, label_all: bool = False) -> Iter
     if nifti:
         with (out / "people.csv").open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(["file", "person", "study", "site"])
+            rows.writerow(["file", "person", "study", "series", "site"])
             for study in STUDIES:
                 person = f"SYNTHETIC-P{study.person:03d}"
-                rows.writerow([study.name, person, uid(study.name, "study"), study.site])
+                uids = [uid(study.name, kind) for kind in ("study", "series")]
+                rows.writerow([study.name, person, *uids, study.site])
     for study in STUDIES:
         wanted = Study(study.person, study.site, study.visit, study.labelled or label_all)
         (write_nifti if nifti else write_dicom)(out, wanted, scan(wanted))

@@ -79,11 +79,27 @@ def test_a_rule_that_does_not_cover_a_file_is_an_error(tmp_path: Path) -> None:
     table = tmp_path / "people.csv"
     table.write_text("file,person,study\na.nii.gz,anna,one\n")
     assert People(table=table).of("a") == ("anna", "one")
+    assert People(table=table).series_of("a") == "a"
     with pytest.raises(InvalidInputError, match="no row"):
         People(table=table).of("b")
     table.write_text("name,who\n")
     with pytest.raises(InvalidInputError, match="first line"):
         People(table=table)
+
+
+def test_files_made_from_dicom_are_known_by_their_series(tmp_path: Path) -> None:
+    """So that a study marked in the archive is found in what was trained from files."""
+    for name in ("images/a.nii.gz", "images/b.nii.gz", "labels/a.nii.gz", "labels/b.nii.gz"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        write_volume(Volume(np.zeros((2, 2, 2), np.int16), np.eye(4)), path)
+    table = tmp_path / "people.csv"
+    table.write_text("file,person,study,series\na,anna,2.25.1,2.25.2\nb,bert,2.25.3,\n")
+    cases = cases_from_folder(tmp_path, People(table=table))
+    assert [(c.study, c.series) for c in cases] == [("2.25.1", "2.25.2"), ("2.25.3", "b")]
+    table.write_text("file,person,series\na,anna,2.25.2\nb,bert,2.25.2\n")
+    with pytest.raises(InvalidInputError, match="one series to two files"):
+        cases_from_folder(tmp_path, People(table=table))
 
 
 def test_a_folder_pairs_images_and_labels_by_name(tmp_path: Path) -> None:

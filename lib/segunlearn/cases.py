@@ -53,7 +53,8 @@ class People:
     regex
         Its first group is the person; searched in the file's stem.
     table
-        CSV with the columns ``file``, ``person`` and optionally ``study``.
+        CSV with the columns ``file``, ``person`` and optionally ``study`` and ``series``: of files
+        that were made from DICOM the UIDs, by which the ledger then knows them.
 
     Notes
     -----
@@ -79,17 +80,19 @@ class People:
         self._table = self._read_table(table) if table is not None else None
 
     @staticmethod
-    def _read_table(path: Path) -> dict[str, tuple[str, str]]:
+    def _read_table(path: Path) -> dict[str, tuple[str, str, str]]:
         if not Path(path).is_file():
             raise InvalidInputError(f"{path}: no such people file.")
         with Path(path).open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             if not {"file", "person"} <= set(reader.fieldnames or ()):
                 raise InvalidInputError(f"{path}: the first line must name 'file' and 'person'.")
-            return {
-                strip_suffix(Path(row["file"])): (row["person"], row.get("study") or row["file"])
-                for row in reader
-            }
+            table = {}
+            for row in reader:
+                stem = strip_suffix(Path(row["file"]))
+                study, series = row.get("study") or row["file"], row.get("series") or stem
+                table[stem] = row["person"], study, series
+            return table
 
     @property
     def known(self) -> bool:
@@ -107,7 +110,7 @@ class People:
         if self._table is not None:
             if stem not in self._table:
                 raise InvalidInputError(f"the people file has no row for {stem!r}; add one.")
-            return self._table[stem]
+            return self._table[stem][:2]
         if self._regex is not None:
             match = self._regex.search(stem)
             if match is None or match.group(1) is None:
@@ -120,6 +123,16 @@ class People:
             return f"hippocampus-{(int(match.group(1)) + 1) // 2:03d}", stem
         return stem, stem
 
+    @property
+    def names_series(self) -> bool:
+        """Whether files are known by the series that they were made from."""
+        return any(series != stem for stem, (_, _, series) in (self._table or {}).items())
+
+    def series_of(self, stem: str) -> str:
+        """Series of a file stem: what the table says, else the stem itself."""
+        row = (self._table or {}).get(stem)
+        return row[2] if row is not None else stem
+
 
 def cases_from_folder(
     folder: Path, people: People | None = None, *, modality: str = "OT", labelled: bool = True
@@ -131,7 +144,7 @@ def cases_from_folder(
     Raises
     ------
     InvalidInputError
-        No images, two images of one name, or no labelled image although ``labelled``.
+        No images, two images of one name or series, or no labelled image although ``labelled``.
     """
     folder, people = Path(folder), people or People()
     images = next((folder / n for n in ("images", "imagesTr") if (folder / n).is_dir()), None)
@@ -148,7 +161,10 @@ def cases_from_folder(
         if stem in cases:
             raise InvalidInputError(f"{images}: two files are named {stem!r}; keep one.")
         person, study = people.of(stem)
-        cases[stem] = Case(stem, study, person, path, label_files.get(stem), modality)
+        series = people.series_of(stem)
+        cases[stem] = Case(series, study, person, path, label_files.get(stem), modality)
+    if len({c.series for c in cases.values()}) != len(cases):
+        raise InvalidInputError(f"{folder}: the people file gives one series to two files.")
     found = [c for c in cases.values() if c.label is not None or not labelled]
     if not found:
         raise InvalidInputError(

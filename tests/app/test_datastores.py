@@ -258,6 +258,20 @@ def test_labels_in_the_decathlon_manner(
     assert read_volume(Path(store.get_label_uri(name, "final")), label=True).array.any()
 
 
+def test_files_that_are_known_by_their_dicom_series_are_not_served(
+    tmp_path: Path, studies: list[Study], opener: Opener
+) -> None:
+    """A series marked here would go on teaching what is trained from these files elsewhere."""
+    folder, table = tmp_path / "studies", tmp_path / "people.csv"
+    write_files(folder, studies)
+    files = [p.name.removesuffix(".nii.gz") for p in folder.glob("*.nii.gz")]
+    table.write_text("file,person,series\n" + "".join(f"{f},anna,\n" for f in files))
+    assert len(opener(folder, people=str(table)).list_images()) == len(files)
+    table.write_text(f"file,person,series\n{files[0]},anna,2.25.1\n")
+    with pytest.raises(InvalidInputError, match="Serve the archive"):
+        opener(folder, people=str(table))
+
+
 def _empty(store: StudiesDatastore, name: str) -> Volume:
     image = read_volume(Path(store.get_image_uri(name)))
     return Volume(np.zeros(image.shape, np.uint8), image.affine)

@@ -52,7 +52,8 @@ MirrorOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 PeopleOption = Annotated[
-    Path | None, typer.Option(help="CSV with the columns file, person and optionally study.")
+    Path | None,
+    typer.Option(help="CSV with the columns file, person and optionally study and series."),
 ]
 RegexOption = Annotated[
     str | None, typer.Option(help="Its first group is the person, searched in the file's name.")

@@ -42,6 +42,11 @@ class FolderDatastore(StudiesDatastore):
         Who is shown in a file.
     home, refresh, label_values, keep
         See ``StudiesDatastore``.
+
+    Raises
+    ------
+    InvalidInputError
+        The people file names DICOM series.
     """
 
     def __init__(
@@ -54,6 +59,12 @@ class FolderDatastore(StudiesDatastore):
         label_values: Callable[[], Mapping[str, int]],
         keep: Callable[[Sequence[Case]], list[Case]],
     ) -> None:
+        if people.names_series:
+            raise InvalidInputError(
+                "--conf people: the file names the DICOM series of these images, so a mark of a "
+                "series here would not be the one that the ledger knows. Serve the archive that "
+                "they come from, or leave the column 'series' out."
+            )
         super().__init__(folder.name, home, refresh=refresh, label_values=label_values, keep=keep)
         self._folder, self._people = folder, people
         images, labels = next(
