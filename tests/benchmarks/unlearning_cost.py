@@ -68,7 +68,7 @@ def plot(curve: dict[int, dict[str, float]], path: Path) -> None:
     for name in ("retrain", *LEAST):
         axes.plot(list(curve), [row[name] for row in curve.values()], "o-", label=name)
     axes.set(xlabel="people retained", ylabel="CPU seconds", yscale="log", xticks=list(curve))
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 0.12))
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
