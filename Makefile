@@ -86,7 +86,7 @@ slicer-pictures: setup slicer-tools
 	  SEGUNLEARN_PYTHON=$(abspath $(BIN))/python $(abspath $(SLICER_VENV))/bin/python -m pytest -q
 
 test: setup slicer-tools
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff format --check .
