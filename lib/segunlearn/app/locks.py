@@ -60,20 +60,11 @@ def training_lock(home: Home, model: str, by: str, seconds: float) -> Iterator[N
     ConflictError
         Another training holds it; the message says which one, and what to do.
     """
-    holder = home.locks / f"train-{model}.json"
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(exclusive(home.locks, f"train-{model}", seconds))
-        except UnavailableError as error:
-            raise ConflictError(
-                f"another training of {model!r} runs ({_told_by(holder)}). Wait until it has "
-                "ended, or stop it: in the viewer or by DELETE /train/ where the server runs it, "
-                "else with Ctrl-C where it was started; the next one goes on from its last epoch."
-            ) from error
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        note = {"pid": os.getpid(), "host": socket.gethostname(), "since": now, "by": by}
-        write_json_durably(holder, note)
-        stack.callback(holder.unlink, missing_ok=True)
+    advice = (
+        "Wait until it has ended, or stop it: in the viewer or by DELETE /train/ where the server "
+        "runs it, else with Ctrl-C where it was started; the next one goes on from its last epoch."
+    )
+    with _noted(home.locks, f"train-{model}", by, seconds, f"training of {model!r} runs", advice):
         yield
 
 
@@ -86,20 +77,11 @@ def server_lock(home: Home) -> Iterator[None]:
     ConflictError
         Another server works on this home.
     """
-    holder = home.locks / "server.json"
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(exclusive(home.locks, "server", 0.0))
-        except UnavailableError as error:
-            raise ConflictError(
-                f"another server works on {home.root} ({_told_by(holder)}). Stop it first, or give "
-                "this one a home of its own; commands such as 'segunlearn unlearn' may run beside "
-                "a server."
-            ) from error
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        note = {"pid": os.getpid(), "host": socket.gethostname(), "since": now, "by": "serve"}
-        write_json_durably(holder, note)
-        stack.callback(holder.unlink, missing_ok=True)
+    advice = (
+        "Stop it first, or give this one a home of its own; commands such as 'segunlearn unlearn' "
+        "may run beside a server."
+    )
+    with _noted(home.locks, "server", "serve", 0.0, f"server works on {home.root}", advice):
         yield
 
 
@@ -119,6 +101,24 @@ def audit_lock(home: Home, key: str) -> Iterator[None]:
             raise ConflictError(
                 "the same audit runs already. Wait for it, or stop it: its measures are used again."
             ) from error
+        yield
+
+
+@contextmanager
+def _noted(
+    locks: Path, name: str, by: str, seconds: float, works: str, advice: str
+) -> Iterator[None]:
+    """Hold a lock, with a note beside it from which whoever comes second is told who holds it."""
+    holder = locks / f"{name}.json"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(locks, name, seconds))
+        except UnavailableError as error:
+            raise ConflictError(f"another {works} ({_told_by(holder)}). {advice}") from error
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        note = {"pid": os.getpid(), "host": socket.gethostname(), "since": now, "by": by}
+        write_json_durably(holder, note)
+        stack.callback(holder.unlink, missing_ok=True)
         yield
 
 
