@@ -85,15 +85,7 @@ def erode_and_repair(
     not bring back. A structure is taken out of the labels of R and of the original's answers.
     """
     student = eroded(network, key_of(settings.key, settings.seed), settings.keep)
-    how = RepairSettings(
-        settings.epochs,
-        settings.part_share,
-        settings.learning_rate,
-        settings.batch_size,
-        settings.distillation_weight,
-        settings.temperature,
-        settings.seed,
-    )
+    how = RepairSettings.of(settings)
     teacher, sets = (
         Without(network, settings.structure, settings.heir),
         sets.without(settings.structure),

@@ -155,15 +155,7 @@ def repaired(
     CancelledError
         ``cancel`` said so.
     """
-    how = RepairSettings(
-        settings.epochs,
-        settings.part_share,
-        settings.learning_rate,
-        settings.batch_size,
-        settings.distillation_weight,
-        settings.temperature,
-        settings.seed,
-    )
+    how = RepairSettings.of(settings)
     teacher, sets = (
         Without(network, settings.structure, settings.heir),
         sets.without(settings.structure),

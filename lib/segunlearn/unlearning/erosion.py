@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
 import numpy as np
@@ -140,6 +140,11 @@ class RepairSettings:
     distillation_weight: float
     temperature: float
     seed: int
+
+    @classmethod
+    def of(cls, settings: object) -> RepairSettings:
+        """Take the fields of a method's settings that carry the same names."""
+        return cls(**{f.name: getattr(settings, f.name) for f in fields(cls)})
 
 
 def repair(
