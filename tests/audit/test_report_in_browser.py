@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import pytest
 
 from audit_samples import told_everything
+from chromium import chromium
 from segunlearn.audit.report import write_report
 
 pytestmark = pytest.mark.slow
@@ -19,27 +18,10 @@ _WIDER = "document.documentElement.scrollWidth - document.documentElement.client
 _OPEN = "document.querySelectorAll('details').forEach(d => d.open = true)"
 
 
-def missing(reason: str) -> None:
-    if os.environ.get("SEGUNLEARN_REQUIRE") == "all":
-        pytest.fail(f"required by SEGUNLEARN_REQUIRE=all: {reason}")
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        missing("no Chromium on this machine")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        missing("the package playwright is not installed (pip install -e '.[e2e]')")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=program, args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield browser
-        browser.close()
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
