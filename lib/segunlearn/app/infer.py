@@ -7,20 +7,25 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from monailabel.config import settings
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from segunlearn.app.adapter_store import AdapterInfo
 from segunlearn.app.models import ActiveModel
 from segunlearn.app.requests import asked_site
 from segunlearn.app.site_choice import AUTO, BASE, Aliases, SiteChoice, choose_site
+from segunlearn.dicom.reading import read_dicom
 from segunlearn.dicom.site import SiteKey
-from segunlearn.errors import InvalidInputError, UnsupportedSeriesError
+from segunlearn.errors import ForbiddenError, InvalidInputError, UnsupportedSeriesError
 from segunlearn.records.versions import VersionInfo
 from segunlearn.volumes import Volume, read_volume, write_volume
+
+if TYPE_CHECKING:
+    from segunlearn.inference import Segmenter
 
 #: Endings of a mask that a client may ask for.
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd")
@@ -42,6 +47,9 @@ class SegmentationInferTask(InferTask):
         Gives the folder of result files; the caller of the task deletes the file.
     label_values
         Value of each structure.
+    before
+        Opens the version that served before a forget request was fulfilled, given the request's
+        id and who asks.
     """
 
     def __init__(
@@ -49,6 +57,7 @@ class SegmentationInferTask(InferTask):
         model: ActiveModel,
         scratch: Callable[[], Path],
         label_values: Callable[[], Mapping[str, int]],
+        before: Callable[[str, str], tuple[VersionInfo, Segmenter]],
     ) -> None:
         super().__init__(
             type=InferType.SEGMENTATION,
@@ -57,6 +66,7 @@ class SegmentationInferTask(InferTask):
             description=f"UNet {model.name!r}; segments the whole volume",
         )
         self._model, self._scratch, self._label_values = model, scratch, label_values
+        self._before = before
 
     def is_valid(self) -> bool:
         """Be listed even before the first training; inference then says what to do."""
@@ -91,8 +101,9 @@ class SegmentationInferTask(InferTask):
         ----------
         request
             ``image``; ``header``: what its DICOM header says of the scanner; ``site``: see
-            ``site_choice``; ``result_extension`` (``.nii.gz``), ``result_dtype``,
-            ``result_compress``.
+            ``site_choice``; ``before``: a forget request, to see the mask that its studies had
+            before it was fulfilled; ``actor`` and ``roles``: who asks, set by our side;
+            ``result_extension`` (``.nii.gz``), ``result_dtype``, ``result_compress``.
 
         Returns
         -------
@@ -104,9 +115,12 @@ class SegmentationInferTask(InferTask):
         Raises
         ------
         ConflictError
-            Nothing was trained yet, or the named site's adapter is of other weights.
+            Nothing was trained yet, the named site's adapter is of other weights, or what served
+            before is not there (any more).
+        ForbiddenError
+            Only administrators see what served before.
         NotFoundError
-            The named site has no adapter.
+            The named site has no adapter; or there is no such forget request.
         InvalidInputError
             An option is wrong, or the image cannot be read.
         """
@@ -125,10 +139,13 @@ class SegmentationInferTask(InferTask):
             return chosen[-1].adapter
 
         choose(self._model.version())  # before a large image is read
+        older = self._older(request)
+        if older is not None:
+            chosen.append(SiteChoice(None, "", "override", "what served before segments alone."))
         if not isinstance(volume, Volume):
             volume = read_image(Path(volume), str(request.get("modality") or "OT"))
         read = time.perf_counter()
-        info, mask, waited = self._model.predict(volume, choose=choose)
+        info, mask, waited = self._model.predict(volume, choose=choose, using=older)
         predicted = time.perf_counter()
         values = {n: i + 1 for i, n in enumerate(info.config["labels"])}
         descriptor, name = tempfile.mkstemp(suffix=extension, prefix="mask-", dir=self._scratch())
@@ -149,6 +166,19 @@ class SegmentationInferTask(InferTask):
             **chosen[-1].params(),
             "latencies": {k: round(v, 4) for k, v in seconds.items()},
         }
+
+    def _older(self, request: Mapping[str, Any]) -> tuple[VersionInfo, Segmenter] | None:
+        asked = request.get("before")
+        if not asked:
+            return None
+        if asked_site(request) not in (AUTO, BASE):
+            raise InvalidInputError("before and site: what served before segments alone.")
+        if settings.MONAI_LABEL_AUTH_ROLE_ADMIN not in (request.get("roles") or ()):
+            raise ForbiddenError(
+                "what served before a forgetting is kept out of use, and only administrators may "
+                "look at its masks; ask one."
+            )
+        return self._before(str(asked)[:100], str(request.get("actor") or ""))
 
 
 def result_options(request: Mapping[str, Any]) -> tuple[str, type[np.generic], bool]:
@@ -175,13 +205,10 @@ def result_options(request: Mapping[str, Any]) -> tuple[str, type[np.generic], b
 
 def header_of(folder: Path) -> SiteKey | None:
     """Read what the first DICOM file of an upload says of its scanner, None without any."""
-    import pydicom
-    from pydicom.errors import InvalidDicomError
-
-    for file in sorted(p for p in folder.iterdir() if p.is_file() and p.name != "meta.info"):
+    for file in _files_of(folder):
         try:
-            return SiteKey.read(pydicom.dcmread(file, stop_before_pixels=True))
-        except (InvalidDicomError, OSError):
+            return SiteKey.read(read_dicom(file, header_only=True))
+        except (InvalidInputError, OSError):
             continue
     return None
 
@@ -196,20 +223,16 @@ def read_image(path: Path, modality: str = "OT") -> Volume:
     """
     if not path.is_dir():
         return read_volume(path, modality=modality)
-    import pydicom
-    from pydicom.errors import InvalidDicomError
-
     from segunlearn.dicom.series import volume_from_datasets
 
-    datasets = []
-    for file in sorted(p for p in path.iterdir() if p.is_file() and p.name != "meta.info"):
-        try:
-            datasets.append(pydicom.dcmread(file))
-        except (InvalidDicomError, OSError) as error:
-            raise InvalidInputError(f"{file.name}: no DICOM file ({error}).") from error
+    datasets = [read_dicom(file) for file in _files_of(path)]
     if not datasets:
         raise UnsupportedSeriesError("the upload holds no DICOM files.")
     return volume_from_datasets(datasets)
+
+
+def _files_of(upload: Path) -> list[Path]:
+    return sorted(p for p in upload.iterdir() if p.is_file() and p.name != "meta.info")
 
 
 def write_mask(mask: Volume, path: Path, compress: bool = True) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from dicomweb_client.file import DICOMfileClient
-from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import generate_frames
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from segunlearn.dicom.folder_index import FolderIndex
 from segunlearn.dicom.identifiers import validate_uid
+from segunlearn.dicom.reading import read_dicom
 from segunlearn.errors import (
     ConflictError,
     ForbiddenError,
@@ -355,10 +355,10 @@ def _within(filters: Mapping[str, Any] | None, **uids: str | None) -> dict[str, 
 
 def _read(path: Path) -> Dataset:
     try:
-        dataset = dcmread(path, force=True)
+        dataset = read_dicom(path, force=True)
     except OSError as error:
         raise UnavailableError(f"{path.name} cannot be read ({error.strerror}).") from error
-    except Exception as error:
+    except InvalidInputError as error:
         raise UnsupportedSeriesError(
             f"{path.name} is damaged ({error}). Copy it from the archive again."
         ) from error

@@ -27,6 +27,7 @@ from segunlearn.app.dicomweb.media import parse_media
 from segunlearn.dicom.deflated import refuse_deflated
 from segunlearn.dicom.folder import FolderClient
 from segunlearn.dicom.identifiers import validate_uid
+from segunlearn.dicom.reading import Clamped
 from segunlearn.errors import (
     ConflictError,
     ForbiddenError,
@@ -212,7 +213,7 @@ def _store_parts(
 def _read(file: IO[bytes]) -> Dataset:
     refuse_deflated(file)
     try:
-        dataset = dcmread(file)
+        dataset = dcmread(Clamped(file))
         for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"):
             validate_uid(dataset.get(keyword), what=keyword, strict=False)
     except Exception as error:
