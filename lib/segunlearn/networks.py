@@ -238,12 +238,17 @@ def save_weights(weights: nn.Module | Mapping[str, torch.Tensor], path: Path) ->
     str
         SHA-256 of the file, hexadecimal.
     """
-    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
-    data = save_safetensors(
-        {k: v.detach().to("cpu").contiguous().clone() for k, v in state.items()}
-    )
+    data = weights_as_bytes(weights)
     write_durably(path, data)
     return hashlib.sha256(data).hexdigest()
+
+
+def weights_as_bytes(weights: nn.Module | Mapping[str, torch.Tensor]) -> bytes:
+    """Return what ``save_weights`` writes."""
+    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    return save_safetensors(
+        {k: v.detach().to("cpu").contiguous().clone() for k, v in state.items()}
+    )
 
 
 def read_tensors(path: Path, sha256: str | None = None) -> dict[str, torch.Tensor]:
@@ -259,17 +264,20 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, torch.Tenso
     path = Path(path)
     if not path.is_file():
         raise NotFoundError(f"{path.name}: no weights there. Train a model, or check the folder.")
-    data = path.read_bytes()
+    return _tensors(path.read_bytes(), sha256, path.name)
+
+
+def _tensors(data: bytes, sha256: str | None, source: str) -> dict[str, torch.Tensor]:
     digest = hashlib.sha256(data).hexdigest()
     if sha256 is not None and digest != sha256:
         raise IntegrityError(
-            f"{path.name}: SHA-256 is {digest[:12]}…, recorded is {sha256[:12]}…. The file was "
+            f"{source}: SHA-256 is {digest[:12]}…, recorded is {sha256[:12]}…. The file was "
             "changed after it was published; restore it from a backup or activate another version."
         )
     try:
         return load_safetensors(data)
     except SafetensorError as error:
-        raise IntegrityError(f"{path.name}: no valid safetensors file ({error}).") from error
+        raise IntegrityError(f"{source}: no valid safetensors file ({error}).") from error
 
 
 def load_weights(path: Path, config: ModelConfig, sha256: str | None = None) -> nn.Module:
@@ -287,9 +295,23 @@ def load_weights(path: Path, config: ModelConfig, sha256: str | None = None) -> 
     InvalidInputError
         The weights belong to another configuration; the message names the layers.
     """
-    state = read_tensors(path, sha256)
+    return _network(read_tensors(path, sha256), config, Path(path).name)
+
+
+def network_from_bytes(data: bytes, config: ModelConfig, sha256: str) -> nn.Module:
+    """Do as ``load_weights``, for weights that are to stand on no disk.
+
+    Raises
+    ------
+    IntegrityError, InvalidInputError
+        As ``load_weights``.
+    """
+    return _network(_tensors(data, sha256, "weights"), config, "weights")
+
+
+def _network(state: Mapping[str, torch.Tensor], config: ModelConfig, source: str) -> nn.Module:
     network = build_network(config, seed=0)
-    load_state(network, state, Path(path).name)
+    load_state(network, state, source)
     return network.eval()
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
@@ -27,7 +27,7 @@ from segunlearn.app.datastores import (
     open_datastore,
 )
 from segunlearn.app.forget_service import ForgetService
-from segunlearn.app.forgetting import Forgetting
+from segunlearn.app.forgetting import UNKNOWN_ACTOR, Forgetting
 from segunlearn.app.infer import SegmentationInferTask
 from segunlearn.app.marker import MARKER
 from segunlearn.app.meta_run import META_TRAIN
@@ -39,6 +39,7 @@ from segunlearn.app.requests import check_batch, check_prediction_tag, check_sco
 from segunlearn.app.scoring import DiceScoring
 from segunlearn.app.site_choice import Aliases, choose_site
 from segunlearn.app.train import SegmentationTrainTask
+from segunlearn.app.unlearn_before import open_before
 from segunlearn.app.unlearn_settle import PATIENCE, settle
 from segunlearn.app.unlearn_task import KINDS, UNLEARN, UnlearnTask
 from segunlearn.cases import Case
@@ -49,8 +50,11 @@ from segunlearn.errors import (
     SegUnlearnError,
     UnavailableError,
 )
-from segunlearn.records.versions import VersionRegistry
+from segunlearn.records.versions import VersionInfo, VersionRegistry
 from segunlearn.volumes import read_volume
+
+if TYPE_CHECKING:
+    from segunlearn.inference import Segmenter
 
 logger = logging.getLogger(__name__)
 
@@ -128,9 +132,18 @@ class SegUnlearnApp(MONAILabelApp):
 
     def init_infers(self) -> dict[str, Any]:
         """Models of ``/infer``."""
-        task = SegmentationInferTask(self.model, self.home.scratch, self.shown_labels)
+        task = SegmentationInferTask(
+            self.model, self.home.scratch, self.shown_labels, self._before_forgetting
+        )
         # the marker comes last: it must be nobody's default
         return {self.model.name: task, MARKER: self.forget_service.marker(self.home.scratch)}
+
+    def _before_forgetting(self, request_id: str, actor: str) -> tuple[VersionInfo, Segmenter]:
+        return open_before(
+            self.home, self.records, self.model.name, request_id,
+            actor=actor or UNKNOWN_ACTOR, role=settings.MONAI_LABEL_AUTH_ROLE_ADMIN,
+            device=self.options.device,
+        )  # fmt: skip
 
     def init_trainers(self) -> dict[str, Any]:
         """Trainers of ``/train``; the ordinary one first, it is the clients' default."""
@@ -316,6 +329,8 @@ class SegUnlearnApp(MONAILabelApp):
         save = str(request.get("save_label", False)).lower() in ("true", "1", "yes")
         if request.get("model") == MARKER:
             save = False  # its answer is no label
+        if save and request.get("before"):
+            raise InvalidInputError("before and save_label: what served before labels nothing.")
         if isinstance(image, Path):
             path, save, modality = image, False, "OT"
         elif isinstance(image, str) and image:

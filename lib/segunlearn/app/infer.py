@@ -138,9 +138,10 @@ class SegmentationInferTask(InferTask):
             chosen.append(choose_site(adapters, aliases, header, asked, info.sha256))
             return chosen[-1].adapter
 
-        choose(self._model.version())  # before a large image is read
-        older = self._older(request)
-        if older is not None:
+        older = self._older(request)  # before a large image is read
+        if older is None:
+            choose(self._model.version())
+        else:
             chosen.append(SiteChoice(None, "", "override", "what served before segments alone."))
         if not isinstance(volume, Volume):
             volume = read_image(Path(volume), str(request.get("modality") or "OT"))

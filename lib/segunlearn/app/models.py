@@ -131,8 +131,9 @@ class ActiveModel:
         volume: Volume,
         cancel: Callable[[], bool] | None = None,
         choose: Callable[[VersionInfo], AdapterInfo | None] | None = None,
+        using: tuple[VersionInfo, Segmenter] | None = None,
     ) -> tuple[VersionInfo, Prediction, float]:
-        """Segment a volume with the active version.
+        """Segment a volume with the active version, or another one.
 
         Parameters
         ----------
@@ -142,6 +143,8 @@ class ActiveModel:
             Asked before each batch of windows.
         choose
             Gives the site adapter to a version; without it the base segments.
+        using
+            Another version and its network; it segments alone, and is not kept.
 
         Returns
         -------
@@ -155,14 +158,16 @@ class ActiveModel:
         UnavailableError
             The device has not enough memory.
         """
-        info, segmenter = self.segmenter()
-        adapter = choose(info) if choose is not None else None
+        info, segmenter = using or self.segmenter()
+        adapter = choose(info) if choose is not None and using is None else None
         if adapter is not None:
             segmenter = self.adapted(info, segmenter, adapter)
         with self.turn() as waited:
             try:
                 return info, segmenter.predict(volume, cancel=cancel), waited
-            except (MemoryError, torch.OutOfMemoryError) as error:
+            except (MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
                 raise UnavailableError(
                     f"the device has not enough memory for an image of {volume.shape} voxels. Try "
                     "again when nothing else runs on it, or serve with --conf device cpu."
@@ -186,6 +191,13 @@ class ActiveModel:
         if info is None:
             return {}
         return {"version": info.version, "sha256": info.sha256, "created": info.created}
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether there was no memory; torch has no class of its own for the CPU's."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        "can't allocate memory" in str(error)
+    )
 
 
 class InferencePool:

@@ -6,7 +6,6 @@ import logging
 import shutil
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from segunlearn.adapters.deposit import Content, Deposit, Deposits
@@ -15,7 +14,6 @@ from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.app.unlearn_journal import Journal
 from segunlearn.errors import NotFoundError
-from segunlearn.records.durable import write_durably
 from segunlearn.records.forget_states import at_least
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 
@@ -142,37 +140,33 @@ class Finisher:
         if info.version == journal.original and small.is_file():
             deposit = small.read_bytes()
             candidate = registry.get(journal.candidate)
-            if self._original_from(deposit, candidate, candidate.weights, journal) == weights:
+            if _original_from(deposit, candidate, candidate.weights.read_bytes()) == weights:
                 return Content(info.version, "adapter", info.sha256, deposit, state)
             logger.warning("the deposit of %s is not exact; its weights are sealed", info.version)
         return Content(info.version, "weights", info.sha256, weights, state)
 
-    def _original_from(
-        self, deposit: bytes, candidate: VersionInfo, weights: Path, journal: Journal
-    ) -> bytes:
-        from segunlearn.app.unlearn_make import original_from  # loads torch
-        from segunlearn.networks import ModelConfig, load_weights
+    def opened(self, deposit: Deposit, version: str) -> bytes:
+        """Weights that a deposit holds; what replaced them may lie in a later deposit itself.
 
-        config = ModelConfig.from_json(candidate.config)
-        network = load_weights(weights, config, candidate.sha256)
-        return original_from(deposit, network, journal.folder(self.home))
+        They are in memory only.
 
-    def _opened(self, deposit: Deposit, version: str, journal: Journal) -> bytes:
-        """Weights that a deposit holds; what replaced them may lie in a later deposit itself."""
+        Raises
+        ------
+        NotFoundError
+            A request's key was destroyed, or the weights that replaced them were.
+        IntegrityError
+            A deposit was changed, or does not lead to the weights that were published.
+        """
         payload = self.deposits.open(deposit.deposit_id, version)
         if deposit.entry(version).kind == "weights":
             return payload
-        registry = self.registry(journal.model)
-        after = registry.get(deposit.replaced_by)
+        after = self.registry(deposit.model).get(deposit.replaced_by)
         if after.weights_state == "here":
-            return self._original_from(payload, after, after.weights, journal)
+            return _original_from(payload, after, after.weights.read_bytes())
         for later in self.deposits.all():
             held = later.model == deposit.model and later.deposit_id != deposit.deposit_id
             if held and any(e.version == after.version for e in later.entries):
-                path = journal.folder(self.home) / f"{after.version}.safetensors"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_durably(path, self._opened(later, after.version, journal))
-                return self._original_from(payload, after, path, journal)
+                return _original_from(payload, after, self.opened(later, after.version))
         raise NotFoundError(
             f"{version} is sealed as what leads back from {after.version}, and the weights of that "
             "were destroyed. It cannot be restored."
@@ -187,7 +181,7 @@ class Finisher:
             The deposit or what it leads back from is damaged or gone.
         """
         deposit = self._holding(journal)[0]
-        payload = self._opened(deposit, journal.original, journal)
+        payload = self.opened(deposit, journal.original)
         self.registry(journal.model).put_back(journal.original, payload, "retired")
 
     def _close_original(self, journal: Journal, registry: VersionRegistry) -> None:
@@ -215,7 +209,7 @@ class Finisher:
         registry = self.registry(journal.model)
         for deposit in self._openable(journal):
             for entry in deposit.entries:
-                payload = self._opened(deposit, entry.version, journal)
+                payload = self.opened(deposit, entry.version)
                 back = "retired" if entry.state == "retired" else "available"
                 registry.put_back(entry.version, payload, back)  # type: ignore[arg-type]
         if journal.retire:
@@ -296,6 +290,14 @@ class Finisher:
         self.records.forget_set.transition(
             request_id, state, actor=journal.actor, role=ROLE, why=why, reached=reached
         )
+
+
+def _original_from(deposit: bytes, after: VersionInfo, weights: bytes) -> bytes:
+    from segunlearn.app.unlearn_make import original_from  # loads torch
+    from segunlearn.networks import ModelConfig, network_from_bytes
+
+    config = ModelConfig.from_json(after.config)
+    return original_from(deposit, network_from_bytes(weights, config, after.sha256))
 
 
 def registry_active(registry: VersionRegistry) -> str:

@@ -23,7 +23,7 @@ from segunlearn.app.unlearn_watch import Watch
 from segunlearn.cases import Case
 from segunlearn.errors import IntegrityError
 from segunlearn.inference import choose_device
-from segunlearn.networks import load_weights, save_weights
+from segunlearn.networks import load_weights, save_weights, weights_as_bytes
 from segunlearn.records.runs import Progress
 from segunlearn.training import train
 from segunlearn.unlearning import METHODS, UnlearningSets, unlearn
@@ -159,7 +159,7 @@ def _unlearned(
     )  # fmt: skip
 
 
-def original_from(deposit: bytes, candidate: nn.Module, folder: Path) -> bytes:
+def original_from(deposit: bytes, candidate: nn.Module) -> bytes:
     """Bytes of the original's weights, from a deposit and the weights that replaced them.
 
     Raises
@@ -170,14 +170,7 @@ def original_from(deposit: bytes, candidate: nn.Module, folder: Path) -> bytes:
     if len(deposit) <= _HEADER.size:
         raise IntegrityError("the deposit is too short to lead anywhere; it was damaged.")
     key, keep = _HEADER.unpack_from(deposit)
-    network = restore_from(candidate, deposit[_HEADER.size :], key.hex(), keep)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"original-{secrets.token_hex(8)}.safetensors"
-    try:
-        save_weights(network, path)
-        return path.read_bytes()
-    finally:
-        path.unlink(missing_ok=True)
+    return weights_as_bytes(restore_from(candidate, deposit[_HEADER.size :], key.hex(), keep))
 
 
 def _retrained(

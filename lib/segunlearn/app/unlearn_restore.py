@@ -79,11 +79,11 @@ def restore_of(
         There is no such request, or no deposit of it.
     """
     request = fulfilled(records, request_id)
-    deposits = _deposits_of(Finisher(home, records), model, request)
+    deposits = deposits_of(Finisher(home, records), model, request)
     group = set.intersection(*(set(d.requests) for d in deposits))
     names = dict.fromkeys(e.version for d in deposits for e in d.entries)
     versions = [registry.get(name) for name in names]
-    original = _original_of(records, registry, deposits[0])
+    original = original_of(records, registry, deposits[0])
     shown = [
         (r, which)
         for r, which in show_what_was_forgotten(Audits(home), records, registry, versions)
@@ -171,8 +171,16 @@ def fulfilled(records: Records, request_id: str) -> ForgetRequest:
     return request
 
 
-def _deposits_of(finisher: Finisher, model: str, request: ForgetRequest) -> list[Deposit]:
-    """Deposits of a request that can be opened, newest first."""
+def deposits_of(finisher: Finisher, model: str, request: ForgetRequest) -> list[Deposit]:
+    """Deposits of a request that can be opened, newest first.
+
+    Raises
+    ------
+    NotFoundError
+        There is none.
+    ConflictError
+        A purge destroyed a key.
+    """
     deposits = finisher.deposits
     found = [d for d in deposits.of_request(request.request_id) if d.model == model]
     if not found:
@@ -190,7 +198,7 @@ def _deposits_of(finisher: Finisher, model: str, request: ForgetRequest) -> list
     return openable
 
 
-def _original_of(
+def original_of(
     records: Records, registry: VersionRegistry, deposit: Deposit
 ) -> VersionInfo | None:
     """Find the version that was replaced; None where only versions out of service were."""

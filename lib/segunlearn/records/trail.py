@@ -42,6 +42,7 @@ ACTIONS: Final[Mapping[str, str]] = {
     "refuse": "an unlearning ended without what its request needs",
     "restore": "what was forgotten was brought back",
     "purge": "what leads back was destroyed",
+    "look_back": "a version out of service made a mask, to be compared",
     "change_need": "the level that a request needs or has reached was changed",
     "train": "a training, an adaptation or an unlearning was started or stopped",
     "publish": "a version or site adapter was put into service",

@@ -29,7 +29,7 @@ router = APIRouter(prefix="/infer", tags=["Infer"])
 #: What a client's ``params`` may set beside the options of the task; the model and the image come
 #: from the URL alone.
 _PARAMS = frozenset(
-    {"result_extension", "result_dtype", "result_compress", "save_label", "label_tag"}
+    {"result_extension", "result_dtype", "result_compress", "save_label", "label_tag", "before"}
 )
 
 
@@ -53,8 +53,9 @@ async def infer_wsi(model: str, user: User) -> None:
                 "application/dicom": {},
             }
         },
-        404: {"description": "No such model, image or session"},
-        409: {"description": "Nothing was trained yet"},
+        403: {"description": "Only administrators see what served before a forgetting"},
+        404: {"description": "No such model, image, session or forget request"},
+        409: {"description": "Nothing was trained yet, or what served before was destroyed"},
         422: {"description": "The image cannot be read as one volume"},
         503: {"description": "Too many inferences wait"},
     },
@@ -73,7 +74,8 @@ async def infer(
     """Segment an image of the studies, of a session, or an uploaded one.
 
     The inference runs in the app's own pool of threads, so that other requests, however many
-    inferences wait, are answered at once.
+    inferences wait, are answered at once. ``before`` in ``params``, a fulfilled forget request,
+    asks for the mask of the version that served before it; administrators only, until its purge.
     """
     app = current_app()
     work = app.submit_inference(

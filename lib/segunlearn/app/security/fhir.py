@@ -38,6 +38,7 @@ _EVENTS: Final[Mapping[str, tuple[tuple[str, str], str]]] = {
     "refuse": (_APPLICATION, "U"),
     "restore": (_APPLICATION, "U"),
     "purge": (_APPLICATION, "D"),
+    "look_back": (_USE, "R"),
     "change_need": (_APPLICATION, "U"),
     "train": (_APPLICATION, "E"),
     "publish": (_APPLICATION, "U"),
