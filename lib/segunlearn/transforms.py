@@ -8,6 +8,7 @@ walks the same way back, onto exactly the input's grid.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -21,8 +22,10 @@ from segunlearn.errors import GeometryError, InvalidInputError, LabelError
 from segunlearn.networks import ModelConfig
 from segunlearn.volumes import Volume
 
-#: Largest model grid, in voxels; a wrong unit in a header would ask for far more.
+#: Largest model grid, in voxels, and how many times the image's own voxels it may have unless it
+#: is small; a wrong unit in a header would ask for far more.
 MAX_VOXELS = 1_000_000_000
+MAX_GROWTH, SMALL_GRID = 64, 2**24
 
 #: An image of unknown modality is taken for CT where this share of its voxels lies below this HU.
 CT_SHARE, BELOW_HU = 0.01, -100
@@ -127,7 +130,8 @@ def grid_of(volume: Volume, config: ModelConfig) -> Grid:
     Raises
     ------
     GeometryError
-        The model's grid would have more than ``MAX_VOXELS`` voxels.
+        The model's grid would have more than ``MAX_VOXELS`` voxels, or be more than ``MAX_GROWTH``
+        times as large as the image.
     """
     orientation = nib.orientations.io_orientation(volume.affine)  # type: ignore[no-untyped-call]
     if not np.isfinite(orientation).all():
@@ -143,7 +147,8 @@ def grid_of(volume: Volume, config: ModelConfig) -> Grid:
         size, spacing, wanted = volume.shape[axis], volume.spacing[axis], config.spacing[i]
         keep = i == config.slice_axis or abs(spacing - wanted) <= _SAME_SPACING * wanted
         shape.append(size if keep else max(1, round(size * spacing / wanted)))
-    if np.prod([float(n) for n in shape]) > MAX_VOXELS:
+    wanted_voxels, own = (math.prod(map(float, n)) for n in (shape, volume.shape))
+    if wanted_voxels > min(MAX_VOXELS, max(SMALL_GRID, MAX_GROWTH * own)):
         raise GeometryError(
             f"a volume of {volume.shape} voxels of {_mm(volume.spacing)} mm would become {shape} "
             f"at the model's {_mm(config.spacing)} mm. Check the unit of the spacing (mm)."

@@ -13,16 +13,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import malformed_files
-from app_sources import make_study
+from app_sources import TINY, make_study, publish_tiny
 from dicom_sources import make_series
 from malformed_files import Sample, fuzz, nifti_samples
 from segunlearn.app.infer import header_of, read_image
+from segunlearn.app.models import ActiveModel
+from segunlearn.dicom.archive import open_archive
 from segunlearn.dicom.reading import read_dicom
 from segunlearn.dicom.segmentation import write_segmentation
-from segunlearn.errors import InvalidInputError
+from segunlearn.errors import GeometryError, InvalidInputError, UnavailableError
+from segunlearn.inference import Segmenter
+from segunlearn.records.versions import VersionRegistry
+from segunlearn.transforms import preprocess
 from segunlearn.volumes import Volume
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 
 
 def samples() -> list[Sample]:
@@ -88,3 +96,36 @@ def test_an_upload_that_was_cut_off(tmp_path: Path, keep: int) -> None:
     header_of(tmp_path)
     with pytest.raises(InvalidInputError):
         read_image(tmp_path)
+
+
+def test_a_number_that_no_database_holds_ends_no_scan(tmp_path: Path) -> None:
+    source = make_series(shape=(6, 5, 4))
+    for number, dataset in enumerate(source.datasets):
+        dataset.InstanceNumber = "99999999999999999999" if number == 1 else number + 1
+        dataset.save_as(tmp_path / f"{number}.dcm", enforce_file_format=True)
+    archive = open_archive(tmp_path, index_dir=tmp_path.with_name("index"))
+    (series,) = archive.list_series(modalities=())
+    assert len(archive.headers(series.series_instance_uid)) == 4
+
+
+@pytest.mark.parametrize("spacing", [300.0, 1e6])
+def test_a_spacing_of_another_unit_takes_no_memory(spacing: float) -> None:
+    """A few thousand voxels would become a thousand million, in half a minute."""
+    volume = Volume(np.zeros((35, 51, 35), np.float32), np.diag([1.0, spacing, spacing, 1.0]))
+    with pytest.raises(GeometryError, match="unit of the spacing"):
+        preprocess(volume, TINY)
+
+
+def test_an_image_too_large_for_this_machine_now_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch has no class of its own for a CPU without memory."""
+    publish_tiny(tmp_path)
+    model = ActiveModel(VersionRegistry(tmp_path / "models" / TINY.name))
+
+    def allocate(*_: object, **__: object) -> None:
+        torch.empty(1 << 60)
+
+    monkeypatch.setattr(Segmenter, "predict", allocate)
+    with pytest.raises(UnavailableError, match="not enough memory"):
+        model.predict(make_study(0).image)

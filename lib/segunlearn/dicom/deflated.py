@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import IO, BinaryIO, cast
 
-from pydicom.errors import InvalidDicomError
 from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from segunlearn.dicom.reading import Clamped
 from segunlearn.errors import InvalidInputError
 
 
@@ -28,9 +28,10 @@ def refuse_deflated(file: IO[bytes]) -> None:
     """
     file.seek(0)
     try:
-        read_preamble(cast(BinaryIO, file), False)
-        syntax = _read_file_meta_info(cast(BinaryIO, file)).get("TransferSyntaxUID", "")
-    except (InvalidDicomError, OSError, ValueError, EOFError, AttributeError, NotImplementedError):
+        clamped = cast(BinaryIO, Clamped(file))
+        read_preamble(clamped, False)
+        syntax = str(_read_file_meta_info(clamped).get("TransferSyntaxUID", ""))
+    except Exception:  # noqa: BLE001 - pydicom raises a dozen kinds
         syntax = ""
     finally:
         file.seek(0)

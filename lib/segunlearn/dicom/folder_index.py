@@ -329,9 +329,10 @@ def _plain(dataset: Dataset, keyword: str) -> Any:
         return None
     if dictionary_VR(keyword) in _INTEGER_VRS:
         try:
-            return int(value)
-        except (TypeError, ValueError):
+            number = int(value)
+        except (TypeError, ValueError, OverflowError):
             return None
+        return number if abs(number) < 2**63 else None  # SQLite's largest
     return str(value).replace("\0", "").strip() or None
 
 

@@ -38,7 +38,7 @@ def read_dicom(path: Path, *, force: bool = False, header_only: bool = False) ->
             raise
         except Exception as error:  # pydicom raises a dozen kinds
             raise InvalidInputError(
-                f"{path.name}: no DICOM file, or a damaged one ({error!s:.200})."
+                f"{path.name}: no DICOM file, or a damaged one ({type(error).__name__})."
             ) from error
 
 
