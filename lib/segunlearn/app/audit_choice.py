@@ -7,7 +7,7 @@ an issuer is unknown (``segunlearn.records.targets``).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
@@ -199,6 +199,11 @@ def settings_of(ledger: Ledger, row: LedgerRow) -> dict[str, Any]:
             break
         row = parents[0]
     return best
+
+
+def views_of(settings: Mapping[str, Any]) -> int:
+    """Patches a training of these settings draws of each study; 0 of none."""
+    return int(settings.get("epochs", 0)) * int(settings.get("samples_per_case", 1))
 
 
 def _same_network(before: VersionInfo, after: VersionInfo) -> ModelConfig:

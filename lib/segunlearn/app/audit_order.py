@@ -63,7 +63,7 @@ class Order:
     device: str = "auto"
     policy: Policy = field(default_factory=Policy)
 
-    def settings(self, needed: Level, retained: int) -> AuditSettings:
+    def settings(self, needed: Level, retained: int, views: int = 0) -> AuditSettings:
         """Choose the settings of the audit.
 
         Parameters
@@ -72,6 +72,9 @@ class Order:
             Assurance level.
         retained
             Studies of R: the fewer, the more often a short reference must see each.
+        views
+            How often the original's training drew a patch of each study; a short reference sees
+            each at most half as often, or it would not be short. 0 where that is not known.
 
         Raises
         ------
@@ -91,7 +94,8 @@ class Order:
             )
         short = chosen.short_reference
         steps = _QUICK_STEPS if self.quick else _LEAST_STEPS
-        epochs = max(short.epochs, -(-steps * short.batch_size // max(1, retained)))
+        epochs = -(-steps * short.batch_size // max(1, retained))
+        epochs = max(short.epochs, min(epochs, views // 2) if views else epochs)
         chosen = replace(chosen, short_reference=replace(short, epochs=epochs))
         return chosen if self.attacks is None else replace(chosen, attacks=self.attacks)
 

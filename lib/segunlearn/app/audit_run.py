@@ -11,7 +11,7 @@ from typing import Any, Final
 from torch import nn
 
 from segunlearn.app import checkpoints
-from segunlearn.app.audit_choice import Choice, choose
+from segunlearn.app.audit_choice import Choice, choose, settings_of, views_of
 from segunlearn.app.audit_files import Audits, passed_without
 from segunlearn.app.audit_order import QUICK_NOTE, QUICK_PEOPLE, Order
 from segunlearn.app.audit_references import (
@@ -189,7 +189,11 @@ class AuditRun(WatchedRun):
             original,
             [n.to(device) for n in references.networks],
             sets,
-            order.settings(choice.needed, len(sets.retain)),
+            order.settings(
+                choice.needed,
+                len(sets.retain),
+                views_of(settings_of(self.records.ledger, choice.row)),
+            ),
             run_dir=work,
             pseudonyms=pseudonyms,
             provenance=choice.provenance,
