@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -74,6 +76,25 @@ def test_a_mark_deletes_the_checkpoints_that_saw_its_target(
     records.forget_set.mark(kind, target, "consent_withdrawn", actor="dpo")
     assert folder.exists() is not seen
     assert other.exists()
+
+
+def test_what_its_run_deletes_meanwhile_keeps_nothing_else_alive(
+    records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training that begins removes old folders too; a mark must reach all the others."""
+    first, second = sorted(ended_run(records, tmp_path) for _ in range(2))
+    saw = checkpoints.saw
+
+    def gone(folder: Path, *rest: Any) -> bool:
+        found = saw(folder, *rest)
+        if folder == first:
+            shutil.rmtree(first)
+        return found
+
+    monkeypatch.setattr(checkpoints, "saw", gone)
+    records.forget_set.mark("study", "1.1", "consent_withdrawn", actor="dpo")
+    assert not first.exists()
+    assert not second.exists()
 
 
 def test_a_mark_deletes_the_references_of_audits_that_saw_its_target(

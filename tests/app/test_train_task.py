@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,33 @@ def test_only_one_training_at_a_time(app: SegUnlearnApp, monkeypatch: pytest.Mon
     ):
         app.train(OPTIONS)
     assert app.records.runs.latest(kind="train") is None
+
+
+@pytest.mark.parametrize("what", ["train", "unlearn"])
+def test_whoever_waits_for_a_server_that_is_gone_gives_up(
+    app: SegUnlearnApp, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """It must not begin hours later, and nothing was refused."""
+    from segunlearn.app.background import STARTER
+    from segunlearn.app.locks import exclusive
+
+    monkeypatch.setenv(STARTER, "1")  # not the parent of this process
+    request: dict[str, Any] = dict(OPTIONS)
+    if what == "unlearn":
+        found, _ = app.records.forget_set.mark(
+            "study", "person1", "consent_withdrawn", actor="ann", opaque=True
+        )
+        app.records.forget_set.approve(found.request_id, actor="ann")
+        request = {"model": "unlearn", "dry_run": False, "requests": found.request_id}
+    began = time.monotonic()
+    with (
+        exclusive(app.home.locks, "train-segmentation"),
+        pytest.raises(CancelledError, match="server is gone"),
+    ):
+        app.train(app.train_request(str(request["model"]), request))
+    assert time.monotonic() - began < 30
+    run = app.records.runs.latest(kind=what)
+    assert (run.state if run else None) == (None if what == "train" else "cancelled")
 
 
 def test_progress_in_the_shape_of_the_platform(app: SegUnlearnApp) -> None:

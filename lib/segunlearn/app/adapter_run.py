@@ -148,7 +148,7 @@ class AdaptRun(WatchedRun):
             The support or the weights cannot be used; nothing is changed.
         """
         by = self.requested_by or SITE_ADAPT
-        with training_lock(self.home, self.order.model, by, self.lock_seconds):
+        with training_lock(self.home, self.order.model, by, self.lock_seconds, self.orphan):
             self.records.drop_marked_checkpoints()
             info, support, settings = self.prepare(cases, header_of)
             self._started = utc_now()

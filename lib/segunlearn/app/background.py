@@ -18,9 +18,12 @@ from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from monailabel.utils.async_tasks import utils as platform
+
+#: Environment variable in which a task's process finds the server's process id.
+STARTER: Final = "SEGUNLEARN_STARTER"
 
 #: States in which a task is not over.
 _OPEN = ("SUBMITTED", "RUNNING")
@@ -54,7 +57,11 @@ def _run(task: dict[str, Any], kind: str) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "MONAI_LABEL_DATASTORE_AUTO_RELOAD": "false"},
+            env={
+                **os.environ,
+                "MONAI_LABEL_DATASTORE_AUTO_RELOAD": "false",
+                STARTER: str(os.getpid()),
+            },
         )
     except OSError as error:  # no memory, no more processes
         log.error("the process of the task cannot be started: %s", error)

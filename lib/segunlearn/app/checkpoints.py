@@ -103,7 +103,7 @@ def drop(home: Home, connection: Connection, targets: Iterable[Target]) -> list[
     dropped = []
     for run_id in Runs.ended(connection, TRAININGS, [p.name for p in _folders(home.runs)]):
         if saw(home.runs / run_id, named, pseudonyms):
-            shutil.rmtree(home.runs / run_id)
+            _remove(home.runs / run_id)
             logger.info("the checkpoint of run %s saw what was marked: deleted", run_id)
             dropped.append(run_id)
     for folder in _folders(home.audits / "work"):
@@ -139,11 +139,21 @@ def _drop_references(home: Home, folder: Path) -> None:
     """Delete what an audit keeps, unless it is under way."""
     try:
         with audit_lock(home, folder.name):
-            shutil.rmtree(folder)
+            _remove(folder)
     except ConflictError:
         logger.warning("an audit under way uses what was marked; its references go later")
     else:
         logger.info("the references of an audit saw what was marked: deleted")
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder; what its own run deletes meanwhile is gone as well."""
+
+    def failed(_call: object, _path: str, found: tuple[type[BaseException], Any, Any]) -> None:
+        if not isinstance(found[1], FileNotFoundError):
+            raise found[1]
+
+    shutil.rmtree(folder, onerror=failed)
 
 
 def left_behind(home: Home) -> bool:

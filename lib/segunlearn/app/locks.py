@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,24 +12,32 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from segunlearn.app.options import Home
-from segunlearn.errors import ConflictError, IntegrityError, UnavailableError
+from segunlearn.errors import CancelledError, ConflictError, IntegrityError, UnavailableError
 from segunlearn.records.durable import read_json, write_json_durably
 
 
 @contextmanager
-def exclusive(locks: Path, name: str, seconds: float = 600.0) -> Iterator[None]:
+def exclusive(
+    locks: Path, name: str, seconds: float = 600.0, gone: Callable[[], bool] | None = None
+) -> Iterator[None]:
     """Hold a lock that threads and processes respect; a killed holder releases it.
 
     Raises
     ------
     UnavailableError
         Another process did not let go in time.
+    CancelledError
+        ``gone`` said that nobody waits for this any more.
     """
     locks.mkdir(parents=True, exist_ok=True)
     lock = FileLock(locks / f"{name}.lock", timeout=seconds)
     try:
-        lock.acquire()
+        lock.acquire(cancel_check=gone)
     except Timeout as error:
+        if gone is not None and gone():
+            raise CancelledError(
+                f"{name}: the server is gone that wanted it; nothing began."
+            ) from error
         raise UnavailableError(
             f"{name}: another process of SegUnlearn has worked on it for {seconds:.0f} s. Try "
             "again, or look which process hangs."
@@ -41,7 +49,9 @@ def exclusive(locks: Path, name: str, seconds: float = 600.0) -> Iterator[None]:
 
 
 @contextmanager
-def training_lock(home: Home, model: str, by: str, seconds: float) -> Iterator[None]:
+def training_lock(
+    home: Home, model: str, by: str, seconds: float, gone: Callable[[], bool] | None = None
+) -> Iterator[None]:
     """Hold the lock of a model's trainings, whoever starts them: the server or the command line.
 
     Parameters
@@ -54,17 +64,22 @@ def training_lock(home: Home, model: str, by: str, seconds: float) -> Iterator[N
         What trains, for the message of the one that comes second.
     seconds
         To wait for another training.
+    gone
+        Tells that whoever wanted this is gone, so that waiting has no sense.
 
     Raises
     ------
     ConflictError
         Another training holds it; the message says which one, and what to do.
+    CancelledError
+        ``gone`` said so.
     """
     advice = (
         "Wait until it has ended, or stop it: in the viewer or by DELETE /train/ where the server "
         "runs it, else with Ctrl-C where it was started; the next one goes on from its last epoch."
     )
-    with _noted(home.locks, f"train-{model}", by, seconds, f"training of {model!r} runs", advice):
+    works = f"training of {model!r} runs"
+    with _noted(home.locks, f"train-{model}", by, seconds, works, advice, gone):
         yield
 
 
@@ -106,13 +121,19 @@ def audit_lock(home: Home, key: str) -> Iterator[None]:
 
 @contextmanager
 def _noted(
-    locks: Path, name: str, by: str, seconds: float, works: str, advice: str
+    locks: Path,
+    name: str,
+    by: str,
+    seconds: float,
+    works: str,
+    advice: str,
+    gone: Callable[[], bool] | None = None,
 ) -> Iterator[None]:
     """Hold a lock, with a note beside it from which whoever comes second is told who holds it."""
     holder = locks / f"{name}.json"
     with ExitStack() as stack:
         try:
-            stack.enter_context(exclusive(locks, name, seconds))
+            stack.enter_context(exclusive(locks, name, seconds, gone))
         except UnavailableError as error:
             raise ConflictError(f"another {works} ({_told_by(holder)}). {advice}") from error
         now = datetime.now(UTC).isoformat(timespec="seconds")

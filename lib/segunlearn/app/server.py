@@ -133,12 +133,14 @@ def serve(
     import uvicorn
 
     from segunlearn.app import background
+    from segunlearn.app.home_tidy import tidy
     from segunlearn.app.locks import server_lock
 
     if "login" in conf and certfile is None and not is_loopback(host):
         logger.warning("tokens travel in clear: give --ssl-certfile, or put a TLS proxy before it")
     log_config = _log_config(Path(environment["MONAI_LABEL_APP_DIR"]), log_level)
     with server_lock(home):
+        tidy(home)
         try:
             uvicorn.run(
                 "monailabel.app:app",

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from monailabel.interfaces.tasks.train import TrainTask
 
 from segunlearn.app import train_options
+from segunlearn.app.background import STARTER
 from segunlearn.app.datastores import StudiesDatastore
 from segunlearn.app.models import ActiveModel
 from segunlearn.app.options import AppOptions, Home
@@ -116,8 +117,11 @@ class StudiesTask(TrainTask):
 
 
 def starter_gone() -> Callable[[], bool]:
-    """Make the function that tells whether the process that started this one has ended."""
-    starter = os.getppid()
+    """Make the function that tells whether the process that started this one has ended.
+
+    A server names itself, as it may be gone before its child asks for the first time.
+    """
+    starter = int(os.environ.get(STARTER) or os.getppid())
     return lambda: os.getppid() != starter
 
 

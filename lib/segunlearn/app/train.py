@@ -64,7 +64,8 @@ class SegmentationTrainTask(StudiesTask):
             An option is wrong, or there is nothing to train on.
         """
         options = self.check(request)
-        with training_lock(self._home, self._model.name, "server", LOCK_SECONDS):
+        gone = starter_gone()
+        with training_lock(self._home, self._model.name, "server", LOCK_SECONDS, gone):
             return self._train(options, datastore)
 
     def _train(self, options: Mapping[str, Any], datastore: StudiesDatastore) -> dict[str, Any]:

@@ -136,7 +136,7 @@ class UnlearnRun(WatchedRun):
             Images, labels, weights or settings cannot be used; the requests stay approved.
         """
         by = self.requested_by or "unlearning"
-        with training_lock(self.home, self.order.model, by, self.lock_seconds):
+        with training_lock(self.home, self.order.model, by, self.lock_seconds, self.orphan):
             settle(self.home, self.records, self.order.model, locked=True)
             choice = self.prepare(cases)
             check(self.order, choice)

@@ -1,0 +1,49 @@
+"""What killed processes left lying in a home, removed before the next server begins."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from typing import Final
+
+from segunlearn.app.options import Home
+from segunlearn.records.numbered import clear_staging, locked
+
+logger = logging.getLogger(__name__)
+
+#: Where files are written beside and renamed, and only under the locks held here or by one server.
+_WRITTEN_BESIDE: Final = ("models", "sites", "runs", "audits", "unlearning", "infos", "cache")
+
+
+def tidy(home: Home) -> int:
+    """Remove uploads, results and half-written files of processes that were killed.
+
+    Checkpoints stay: the next training goes on from them or removes them.
+
+    Parameters
+    ----------
+    home
+        Its server lock is held by the caller: nobody answers requests there now.
+
+    Returns
+    -------
+    int
+        Bytes that were removed.
+    """
+    removed = 0
+    scratch = home.root / "tmp"
+    left = list(scratch.iterdir()) if scratch.is_dir() else []
+    for model in (home.root / "models").glob("*"):
+        with locked(model):  # a command may publish right now
+            clear_staging(model / "versions")
+    for name in _WRITTEN_BESIDE:
+        left += (home.root / name).rglob(".*.part*")
+    for path in left:
+        removed += sum(p.stat().st_size for p in [path, *path.rglob("*")] if p.is_file())
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    if removed:
+        logger.info("%d bytes of killed processes were removed", removed)
+    return removed

@@ -1,0 +1,65 @@
+"""A few kills at random moments; ``tests/benchmarks/kills.py`` does two hundred, of every kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from audit_home import MODEL, site_in
+from kill_storm import KillStorm
+from segunlearn.app.home_tidy import tidy
+from segunlearn.app.options import Home
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    kinds = frozenset({"train", "publish", "adapt", "unlearn", "restore", "purge", "backup"})
+    storm = KillStorm(tmp_path, kills=8, kinds=kinds)
+    storm.run()
+    assert storm.seen["kills"] == 8
+    assert storm.marks > 20
+
+
+@pytest.mark.parametrize("fault", ["a mark", "the weights", "the ledger", "an orphan"])
+def test_the_check_can_fail(tmp_path: Path, fault: str) -> None:
+    storm = KillStorm(tmp_path, kills=1)
+    site = storm.learning
+    storm.check(site, "before")
+    active = site.registry.active()
+    assert active is not None
+    if fault == "a mark":
+        (tmp_path / "learning" / "marked").write_text(f"{site.home.root.name}/{'0' * 32}\n")
+    elif fault == "the weights":
+        active.weights.write_bytes(b"half of them")
+    elif fault == "the ledger":
+        (site.home.root / "ledger.head").write_text("{}")
+    else:
+        (site.home.runs / "left").mkdir(parents=True)
+        (site.home.runs / "left" / "model").write_bytes(bytes(1 << 24))
+    with pytest.raises(Exception):  # noqa: B017, PT011 - which one depends on the fault
+        storm.check(site, fault)
+
+
+def test_what_was_left_is_removed_before_a_server_begins(tmp_path: Path) -> None:
+    """Uploads of patients above all; checkpoints and versions stay."""
+    site = site_in(tmp_path, forget=1, retain=1, unseen=1)
+    version = site.publish(1, site.retain)
+    home = Home(site.home.root)
+    kept = [version.weights, home.runs / "r" / "checkpoint.safetensors", home.labels / "a.nii.gz"]
+    left = [
+        home.scratch() / "upload-x.nii.gz",
+        home.scratch() / "session-x" / "00000.dcm",
+        home.model(MODEL) / "versions" / ".staging-x" / "weights.safetensors",
+        home.model(MODEL) / ".active.0123.part",
+        home.cache / "images" / ".1.2.3.part.nii.gz",
+    ]
+    for path in [*kept[1:], *left]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"pixels")
+    assert tidy(home) == 4 * len(b"pixels")
+    assert all(p.exists() for p in kept)
+    assert not any(p.exists() for p in left)
+    assert tidy(home) == 0
+    assert tidy(Home(tmp_path / "nowhere")) == 0
+    assert not (tmp_path / "nowhere").exists()
