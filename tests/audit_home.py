@@ -98,6 +98,7 @@ class Site:
         config: ModelConfig = task.CONFIG,
         kind: str = "train",
         row: bool = True,
+        without: tuple[str, ...] = (),
     ) -> VersionInfo:
         """Publish random weights, and a ledger row that says they were trained on cases."""
         weights = self.home.scratch() / f"{seed}.safetensors"
@@ -112,7 +113,11 @@ class Site:
                     version_sha256=sha256,
                     parent_sha256=parent.sha256 if parent else None,
                     cases=[LedgerCase(c.series, c.study, c.person, "train") for c in cases],
-                    parameters={"settings": dataclasses.replace(BY_HEART, epochs=1).to_json()},
+                    parameters={
+                        "settings": dataclasses.replace(
+                            BY_HEART, epochs=1, without=without
+                        ).to_json()
+                    },
                     seed=seed,
                     versions={"torch": "2"},
                     machine={"host": "test"},

@@ -10,6 +10,7 @@ from segunlearn.app.audit_files import Audits
 from segunlearn.app.audit_targets import Targets, version_of
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
+from segunlearn.app.structures import versions_that_know_structure
 from segunlearn.app.unlearn_order import UnlearnOrder
 from segunlearn.app.unlearn_reach import (
     ledger_cases,
@@ -98,12 +99,14 @@ def choose_unlearning(
     NotFoundError
         No such request, or no version to unlearn from.
     InvalidInputError, LabelError
-        A structure is named; or the sets cannot be made, see ``audit_choice.choose``.
+        The served version knows a structure that is named; or the sets cannot be made, see
+        ``audit_choice.choose``.
     """
     asked = asked_for(order.requests, records)
     never, elsewhere, known = [], [], []
     active = version_of(registry, "")
-    served = versions_that_know_cases(home, records, registry, asked)
+    studies = [r for r in asked if r.target.kind != "structure"]
+    served = versions_that_know_cases(home, records, registry, studies)
     for request, cases_, versions in served:
         if not cases_:
             never.append(request)
@@ -111,7 +114,15 @@ def choose_unlearning(
             known.append(request)
         else:
             elsewhere.append(request)
-    needed: Level = highest(r.needed for r in asked)
+    for request in [r for r in asked if r not in studies]:
+        versions = versions_that_know_structure(records, registry, request.target.id)
+        why_not = _not_here(request, registry, versions, active)
+        if not why_not:
+            elsewhere.append(request)
+            served.append((request, [], versions))
+        elif order.requests or not studies:
+            raise InvalidInputError(why_not)
+    needed: Level = highest(r.needed for r in [*never, *elsewhere, *known])
     know = {v.version: v for _, _, versions in served for v in versions}
     original, sets, also = None, None, []
     if known:
@@ -158,8 +169,6 @@ def asked_for(ids: Sequence[str], records: Records) -> list[ForgetRequest]:
         Nothing is approved, or a named request is in another state.
     NotFoundError
         No such request.
-    InvalidInputError
-        A structure is named.
     """
     if ids:
         asked = [records.forget_set.get(r) for r in dict.fromkeys(ids)]
@@ -174,20 +183,38 @@ def asked_for(ids: Sequence[str], records: Records) -> list[ForgetRequest]:
         while page := records.forget_set.list(
             states=("approved", "working"), limit=_PAGE, offset=offset
         ):
-            asked += [r for r in page if r.target.kind != "structure"]
+            asked += page
             offset += len(page)
         if not asked:
             raise ConflictError(
                 "no forget request is approved, so there is nothing to unlearn. Approve one "
                 "(segunlearn forget approve), or name a refused one to try it again."
             )
-    structures = [r for r in asked if r.target.kind == "structure"]
-    if structures:
-        raise InvalidInputError(
-            f"forget request {structures[0].request_id} is about a structure; this takes studies "
-            "and people out. Train again without the label (segunlearn train --again)."
-        )
     return asked
+
+
+def _not_here(
+    request: ForgetRequest,
+    registry: VersionRegistry,
+    know: Sequence[VersionInfo],
+    active: VersionInfo,
+) -> str:
+    """Say why a request about a structure cannot be fulfilled now; empty when it can."""
+    structure, model = request.target.id, request.target.model
+    if model not in ("", registry.root.name):
+        return (
+            f"forget request {request.request_id} is about a structure of the model {model}, not "
+            f"of {registry.root.name}. Unlearn it there."
+        )
+    if active.version not in {v.version for v in know}:
+        return ""
+    return (
+        f"forget request {request.request_id} is about the structure {structure}, which "
+        f"{active.version} was taught: studies and people are taken out of weights here, a "
+        "structure by training again. Every training takes it for background from its mark on: "
+        "train from random weights (segunlearn train --again), then come back; the versions that "
+        "know it are sealed then."
+    )
 
 
 def _advice(state: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from segunlearn.app.audit_files import Audits, passed_without
 from segunlearn.app.audit_targets import TAUGHT, People
 from segunlearn.app.records import Records
+from segunlearn.app.structures import versions_that_know_structure
 from segunlearn.errors import NotFoundError
 from segunlearn.records.forget_requests import ForgetRequest
 from segunlearn.records.forget_states import LIVE
@@ -75,22 +76,28 @@ def show_what_was_forgotten(
     Yields
     ------
     request, versions
-        The names of those that know its studies; of a request that is only ``hidden``, by default
-        without those that an audit found to hide them.
+        The names of those that know its studies or its structure; of a request that is only
+        ``hidden``, by default without those that an audit found to hide them.
     """
     taught = _taught_any(records, versions)
     offset = 0
     while page := records.forget_set.list(states=tuple(sorted(LIVE)), limit=_PAGE, offset=offset):
         offset += len(page)
         for request in page:
-            if request.reached == "none" or request.target.kind == "structure":
+            if request.reached == "none":
                 continue
-            if taught is not None and not any(is_of(request, case) for case in taught):
+            if request.target.kind == "structure":
+                if request.target.model not in ("", registry.root.name):
+                    continue
+                found_in = versions_that_know_structure(records, registry, request.target.id)
+                know = {v.sha256 for v in found_in}
+            elif taught is not None and not any(is_of(request, case) for case in taught):
                 continue
-            series = {case.series for case in ledger_cases(records.ledger, request)}
-            know = {v.sha256 for v in versions_that_know(audits, records, registry, series)}
-            if request.reached == "hidden" and not hidden:
-                know -= passed_without(audits, pseudonyms_of(records, series), "hidden")
+            else:
+                series = {case.series for case in ledger_cases(records.ledger, request)}
+                know = {v.sha256 for v in versions_that_know(audits, records, registry, series)}
+                if request.reached == "hidden" and not hidden:
+                    know -= passed_without(audits, pseudonyms_of(records, series), "hidden")
             if found := frozenset(v.version for v in versions if v.sha256 in know):
                 yield request, found
 

@@ -71,14 +71,14 @@ class CalibratedSettings:
     alpha: float = 16.0
     up: float = 3.0
     back: float = 0.3
-    beyond: float = 0.015
+    beyond: float = 0.03
     retain_weight: float = 1.0
     calibration_weight: float = 6.5
     noise: float = 0.0
     unseen: int = 8
     tolerance: float | None = None
     retain: Retain = "none"
-    steps: int = 18
+    steps: int = 22
     learning_rate: float = 8e-3
     batch_size: int = 2
     seed: int = 0
