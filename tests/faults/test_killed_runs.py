@@ -8,8 +8,12 @@ import pytest
 
 from audit_home import MODEL, site_in
 from kill_storm import KillStorm
+from segunlearn.adapters import deposit
 from segunlearn.app.home_tidy import tidy
 from segunlearn.app.options import Home
+from segunlearn.app.unlearn_settle import settle
+from segunlearn.app.unlearn_undo import Undo
+from unlearn_storm import unlearn_quickly
 
 
 @pytest.mark.slow
@@ -39,6 +43,32 @@ def test_the_check_can_fail(tmp_path: Path, fault: str) -> None:
         (site.home.runs / "left" / "model").write_bytes(bytes(1 << 24))
     with pytest.raises(Exception):  # noqa: B017, PT011 - which one depends on the fault
         storm.check(site, fault)
+
+
+class Killed(BaseException):
+    """No handler of ours catches it."""
+
+
+def test_a_purge_that_died_while_it_removed_the_old_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deposit has lost its name by then: whoever settles the purge removes the rest of it."""
+    site = site_in(tmp_path, forget=1, retain=2, unseen=6)
+    site.publish(1, [*site.forget, *site.retain])
+    (request,) = site.mark(site.forget)
+    unlearn_quickly(site, request)
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patches:
+        patches.setattr(deposit.shutil, "rmtree", die)
+        with pytest.raises(Killed):
+            Undo(site.home, site.records, MODEL, "test").purge(request)
+    assert list(site.home.deposits.rglob("*.sealed"))
+    settle(site.home, site.records)
+    assert site.records.forget_set.get(request).state == "purged"
+    assert [p.name for p in site.home.deposits.rglob("*") if p.is_file()] == [".lock"]
 
 
 def test_what_was_left_is_removed_before_a_server_begins(tmp_path: Path) -> None:

@@ -322,6 +322,12 @@ class Deposits:
                 shutil.rmtree(gone)
             sync_folder(self.root)
 
+    def clear(self) -> None:
+        """Remove what killed processes left half made or half destroyed."""
+        if self.root.is_dir():
+            with self._lock():
+                pass
+
     def _key(self, deposit: Deposit) -> bytes:
         material = b"".join(self.keys.get(r) for r in deposit.requests)
         info = b"segunlearn deposit 1 " + deposit.deposit_id.encode()

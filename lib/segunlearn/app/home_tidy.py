@@ -6,6 +6,8 @@ import logging
 import shutil
 from typing import Final
 
+from segunlearn.adapters.deposit import Deposits
+from segunlearn.adapters.keys import KeyStore
 from segunlearn.app.options import Home
 from segunlearn.records.numbered import clear_staging, locked
 
@@ -36,6 +38,7 @@ def tidy(home: Home) -> int:
     for model in (home.root / "models").glob("*"):
         with locked(model):  # a command may publish right now
             clear_staging(model / "versions")
+    Deposits(home.deposits, KeyStore(home.keys)).clear()
     for name in _WRITTEN_BESIDE:
         left += (home.root / name).rglob(".*.part*")
     for path in left:

@@ -67,6 +67,7 @@ def settle(home: Home, records: Records, model: str = "", *, locked: bool = Fals
         except (SegUnlearnError, OSError) as error:
             logger.error("run %s could not be settled: %s", journal.run_id, error)
             continue
+        finisher.deposits.clear()  # a purge that died while it removed one
         logger.warning("run %s was interrupted; it is settled now", journal.run_id)
         settled.append(journal.run_id)
     return settled
