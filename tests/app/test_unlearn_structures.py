@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from audit_home import MODEL, Site
+from segunlearn.app import unlearn_make, unlearn_run
 from segunlearn.app.activation import activate
+from segunlearn.app.audit_studies import sets_of
 from segunlearn.app.structures import untaught, versions_that_know_structure
 from segunlearn.app.unlearn_order import UnlearnOrder
 from segunlearn.app.unlearn_run import UnlearnRun
 from segunlearn.app.unlearn_undo import Undo
-from segunlearn.errors import ConflictError, InvalidInputError
+from segunlearn.app.unlearn_watch import Watch
+from segunlearn.errors import CancelledError, ConflictError, InvalidInputError
+from segunlearn.unlearning import UnlearningSets
 from unlearn_site import copy_of, everything, known_site, let_it_pass
+from unlearn_storm import quick_make
 
 LESION = "lesion"
 
@@ -113,3 +119,38 @@ def test_a_structure_no_version_knows_is_fulfilled_at_once(site: Site) -> None:
     request = marked(site, "heart")
     run(site, request)
     assert site.records.forget_set.get(request).state == "fulfilled"
+
+
+def test_nobody_teaches_it_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a repair nor a look on the way nor an audit sees what the version never saw."""
+    site.publish(2, [*site.forget, *site.retain], without=(LESION,))
+    site.mark(site.forget[:1])
+    given: list[UnlearningSets] = []
+
+    def unlearn(_name: str, _original: object, sets: UnlearningSets, *_: object) -> None:
+        given.append(sets)
+        raise CancelledError("enough")
+
+    monkeypatch.setattr(unlearn_make, "unlearn", unlearn)
+    order = UnlearnOrder(MODEL, method="fine_tune", device="cpu")
+    task = UnlearnRun(order, site.home, site.records, "test")
+    chosen = task.prepare(site.cases).sets
+    assert chosen is not None
+    with pytest.raises(CancelledError, match="enough"):
+        task.execute(site.cases)
+    audited, notes = sets_of(chosen, site.records.pseudonyms)
+    looked_at = [s for studies in Watch(chosen, print)._studies.values() for s in studies]
+    read = [*given[0].retain, *audited.forget, *audited.retain, *audited.test, *looked_at]
+    assert not any(bool(s.label.any()) for s in read)
+    assert any("never taught lesion" in note for note in notes)
+
+
+def test_what_is_unlearned_from_it_does_not_know_it_either(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.publish(2, [*site.forget, *site.retain], without=(LESION,))
+    site.mark(site.forget[:1])
+    let_it_pass(monkeypatch)
+    monkeypatch.setattr(unlearn_run, "make", lambda *a: replace(quick_make(*a), exact=False))
+    assert run(site)["outcome"] == "published"
+    assert untaught(site.records, site.registry.active()) == {LESION}

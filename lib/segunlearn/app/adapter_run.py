@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from segunlearn.app.locks import training_lock
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.app.site_choice import Aliases
+from segunlearn.app.structures import untaught
 from segunlearn.app.train_ledger import library_versions, machine
 from segunlearn.app.watched_run import WatchedRun
 from segunlearn.cases import Case, number_of
@@ -182,7 +183,9 @@ class AdaptRun(WatchedRun):
     ) -> dict[str, Any]:
         self.tell(Progress("read", 0, len(support.cases), {}))
         config = ModelConfig.from_json(info.config)
-        studies = self._read(fetch(support.cases), config)
+        marked = self.records.forget_set.structures(self.order.model)
+        left_out = untaught(self.records, info) | {n for n in config.labels if n in marked}
+        studies = self._read(fetch(support.cases), config, left_out)
         network = load_weights(info.weights, config, info.sha256)
         network = network.to(choose_device(self.order.device))
         meta = read_meta_model(info)
@@ -208,13 +211,15 @@ class AdaptRun(WatchedRun):
                 "leave_one_out": held_out.means if held_out else None,
                 "curve": [list(point) for point in adapted.curve]}  # fmt: skip
 
-    def _read(self, cases: Sequence[Case], config: ModelConfig) -> tuple[Study, ...]:
+    def _read(
+        self, cases: Sequence[Case], config: ModelConfig, left_out: Collection[str]
+    ) -> tuple[Study, ...]:
         studies: list[Study] = []
         for number, case in enumerate(cases, start=1):
             if self.should_stop():
                 raise CancelledError("the adapting was stopped while it read images.")
             # as in training: who shares a number may be one person, and is held out as one
-            read = studies_of([case], config)
+            read = studies_of([case], config, without=left_out)
             studies += [replace(study, person=number_of(study.person)) for study in read]
             self.tell(Progress("read", number, len(cases), {}))
         return tuple(studies)

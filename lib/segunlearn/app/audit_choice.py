@@ -22,6 +22,7 @@ from segunlearn.app.audit_targets import (
     version_of,
 )
 from segunlearn.app.records import Records
+from segunlearn.app.structures import untaught
 from segunlearn.audit.policy import Level
 from segunlearn.audit.run import Provenance
 from segunlearn.cases import Case
@@ -78,6 +79,8 @@ class Choice:
         Image and label digests of S in the ledger, by series.
     notes
         What the reader of the report must know of the choice.
+    untaught
+        Structures that no training behind the original was taught: background here too.
     """
 
     candidate: VersionInfo
@@ -95,6 +98,7 @@ class Choice:
     saw: frozenset[str]
     changed: dict[str, tuple[str, str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    untaught: frozenset[str] = frozenset()
 
 
 def choose(
@@ -299,6 +303,7 @@ def _sets(
         ),
         changed={c.series: (c.image_digest, c.label_digest) for c in forgotten},
         notes=notes,
+        untaught=untaught(records, before),
     )
 
 

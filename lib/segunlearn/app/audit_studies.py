@@ -8,7 +8,7 @@ was annotated.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 import torch
@@ -72,13 +72,18 @@ def sets_of(
                 f"Of the {name} set {most_people} people were measured, chosen by a keyed hash."
             )
     read = read_sets(
-        members, choice.config, report, cancel,
+        members, choice.config, report, cancel, without=choice.untaught,
         cut=(lambda study: study) if whole else lambda study: window(study, choice.config),
     )  # fmt: skip
     if not whole:
         notes.append(
             "Each study was measured in one window of the network's patch size, placed on its "
             "annotated structures; what lies outside was not looked at."
+        )
+    if choice.untaught:
+        notes.append(
+            f"{choice.original.version} was never taught {', '.join(sorted(choice.untaught))}: it "
+            "is background in every label here, and counts as found where no model says it."
         )
     notes += _changed(choice)
     return AuditSets(choice.config, **read), tuple(notes)
@@ -90,6 +95,7 @@ def read_sets(
     report: Callable[[int, int], None],
     cancel: Callable[[], bool],
     *,
+    without: Collection[str] = (),
     cut: Callable[[Study], Study] = lambda study: study,
 ) -> dict[str, tuple[Study, ...]]:
     """Read the studies of some sets.
@@ -102,6 +108,8 @@ def read_sets(
         Of the network.
     report, cancel
         Studies read and in all, and whether to stop.
+    without
+        Structures whose voxels become background: the version was never taught them.
     cut
         What is kept of each study.
 
@@ -119,7 +127,7 @@ def read_sets(
         for case in cases:
             if cancel():
                 raise CancelledError("it was stopped while studies were read; nothing was changed.")
-            studies += [cut(study) for study in studies_of([case], config)]
+            studies += [cut(study) for study in studies_of([case], config, without=without)]
             done += 1
             report(done, total)
         read[name] = tuple(studies)

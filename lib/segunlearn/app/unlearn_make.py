@@ -140,8 +140,9 @@ def _unlearned(
     reads = method.reads_with(settings)
     members: dict[str, tuple[Case, ...]] = {str(n): tuple(getattr(sets, n)) for n in reads}
     studies = read_sets(
-        members, sets.config, lambda n, total: report(Progress("read studies", n, total)), cancel
-    )
+        members, sets.config, lambda n, total: report(Progress("read studies", n, total)), cancel,
+        without=sets.untaught,
+    )  # fmt: skip
     given = UnlearningSets(sets.config, **studies)
     weights = folder / "candidate.safetensors"
     started, deposit = time.process_time(), b""

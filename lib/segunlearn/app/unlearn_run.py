@@ -274,6 +274,7 @@ class UnlearnRun(WatchedRun):
         if made.deposit:
             write_durably(made.weights.with_name("deposit.bin"), made.deposit)
         digests = dict(choice.sets.changed) if choice.sets is not None else {}
+        untaught = choice.sets.untaught if choice.sets is not None else ()
         self.records.ledger.append(
             LedgerEntry(
                 run_id=self.run_id,
@@ -290,6 +291,7 @@ class UnlearnRun(WatchedRun):
                     "method": method, "settings": made.settings, "level": choice.level,
                     "read": made.read, "cpu_seconds": made.cpu_seconds,
                     "requests": [r.request_id for r in choice.requests],
+                    **({} if made.exact else {"without": sorted(untaught)}),
                 },
                 seed=made.seed,
                 versions=library_versions(),

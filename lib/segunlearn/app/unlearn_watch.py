@@ -47,7 +47,10 @@ class Watch:
         self._config, self._report, self._clock = sets.config, report, clock
         self._began = clock()
         self._studies = {
-            name: tuple(window(s, sets.config) for s in studies_of(cases[:STUDIES], sets.config))
+            name: tuple(
+                window(s, sets.config)
+                for s in studies_of(cases[:STUDIES], sets.config, without=sets.untaught)
+            )
             for name, cases in (
                 ("forget", sets.forget), ("retain", sets.retain), ("calibration", sets.calibration),
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -62,7 +62,11 @@ class Study:
 
 
 def studies_of(
-    cases: Sequence[Case], config: ModelConfig, *, centre_crop: bool = False
+    cases: Sequence[Case],
+    config: ModelConfig,
+    *,
+    centre_crop: bool = False,
+    without: Collection[str] = (),
 ) -> tuple[Study, ...]:
     """Read and preprocess cases.
 
@@ -75,6 +79,8 @@ def studies_of(
     centre_crop
         Cut or pad each study to one patch around its centre: then it is scored by one forward
         pass. For crops that are about as large as a patch.
+    without
+        Structures whose voxels become background.
 
     Raises
     ------
@@ -90,6 +96,8 @@ def studies_of(
         ready = preprocess(read_volume(case.image, modality=case.modality), config)
         label = preprocess_label(read_volume(case.label, label=True), config, ready.grid)
         study = Study(case.series, case.study, case.person, ready.tensor, label)
+        for structure in without:
+            study = study.without(config.label_values[structure])
         studies.append(cut_to_patch(study, config) if centre_crop else study)
     return tuple(studies)
 
