@@ -35,6 +35,8 @@ from segunlearn.app.meta_task import MetaTrainTask
 from segunlearn.app.models import ActiveModel, InferencePool
 from segunlearn.app.options import AppOptions, Home
 from segunlearn.app.records import Records
+from segunlearn.app.replay_run import REPLAY
+from segunlearn.app.replay_task import ReplayTask, to_fit_again
 from segunlearn.app.requests import check_batch, check_prediction_tag, check_scoring
 from segunlearn.app.scoring import DiceScoring
 from segunlearn.app.site_choice import Aliases, choose_site
@@ -61,7 +63,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: Kinds of the runs of all trainers.
-_TRAINERS_RUNS: Final = ("train", META_TRAIN, SITE_ADAPT, *KINDS)
+_TRAINERS_RUNS: Final = ("train", META_TRAIN, SITE_ADAPT, REPLAY, *KINDS)
 
 
 class SegUnlearnApp(MONAILabelApp):
@@ -147,7 +149,7 @@ class SegUnlearnApp(MONAILabelApp):
 
     def init_trainers(self) -> dict[str, Any]:
         """Trainers of ``/train``; the ordinary one first, it is the clients' default."""
-        if self.model.name in (UNLEARN, SITE_ADAPT, META_TRAIN):
+        if self.model.name in (UNLEARN, SITE_ADAPT, META_TRAIN, REPLAY):
             raise InvalidInputError(
                 f"--conf model {self.model.name}: this is the name of a task. Choose another."
             )
@@ -157,6 +159,7 @@ class SegUnlearnApp(MONAILabelApp):
             UNLEARN: UnlearnTask(*common),
             SITE_ADAPT: SiteAdaptTask(*common),
             META_TRAIN: MetaTrainTask(*common),
+            REPLAY: ReplayTask(*common),
         }
 
     def every_study(self) -> StudiesDatastore:
@@ -198,7 +201,14 @@ class SegUnlearnApp(MONAILabelApp):
             self.forget_service.start()
 
     def _refit(self) -> None:
-        """Adapt sites again whose adapter a mark has just taken; it waits for its turn."""
+        """Make again what a mark has just taken, adapters and the generator, in their turn."""
+        try:
+            again = to_fit_again(self.home, self.model.name, self.records)
+        except SegUnlearnError as error:
+            logger.error("nobody can say whether the generator is to be made again: %s", error)
+            again = None
+        if again is not None:
+            self._once(again)
         try:
             info = self.model.registry.active()
             taken = to_refit(self.model.adapters, info.sha256, outdated=False) if info else []
@@ -206,11 +216,17 @@ class SegUnlearnApp(MONAILabelApp):
             logger.error("nobody can say which sites are to be adapted again: %s", error)
             return
         request = {"model": SITE_ADAPT, "adapt_now": True, "refit": "forgotten"}
+        if taken:
+            self._once(request)
+
+    @staticmethod
+    def _once(request: Mapping[str, Any]) -> None:
+        """Start a task, unless the same waits already."""
         waits = any(
             t["status"] == "SUBMITTED" and t["request"] == request
             for t in background.tasks("train")
         )
-        if taken and not waits:
+        if not waits:
             background.start("train", request)
 
     def datastore(self) -> StudiesDatastore:

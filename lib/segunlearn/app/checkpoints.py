@@ -37,7 +37,7 @@ from segunlearn.records.versions import VersionRegistry
 logger = logging.getLogger(__name__)
 
 #: Kinds of the runs that leave checkpoints in ``home/runs``.
-TRAININGS: Final = ("train", "meta_train")
+TRAININGS: Final = ("train", "meta_train", "replay")
 #: Why the tensors of an adapter were destroyed.
 MARKED = "a study of its support was marked for forgetting"
 SEALED = "the version it was made for was sealed or destroyed"

@@ -213,6 +213,11 @@ class Home:
         return self.root / "sites"
 
     @property
+    def replay(self) -> Path:
+        """Generators of replayed images, one folder a model; see ``generator_store``."""
+        return self.root / "replay"
+
+    @property
     def keys(self) -> Path:
         """Keys of the deposits; SEGUNLEARN_KEYS puts them on another disk than the models."""
         place = os.environ.get("SEGUNLEARN_KEYS")

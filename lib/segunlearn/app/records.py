@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from segunlearn.app import checkpoints
+from segunlearn.app import checkpoints, generator_store
 from segunlearn.app.forgetting import in_turn, reporting
 from segunlearn.app.options import Home
 from segunlearn.cases import Case
@@ -87,11 +87,13 @@ class Records:
     def forget_set(self) -> ForgetSet:
         """Forget requests; where there is a PACS, every change waits to be told to it.
 
-        A mark deletes the checkpoints that saw its target, see ``segunlearn.app.checkpoints``.
+        A mark deletes the checkpoints that saw its target, see ``segunlearn.app.checkpoints``;
+        generators that know it go when it is forgotten, see ``segunlearn.app.generator_store``.
         Every change stands in the trail.
         """
         store = self.store
-        hooks = [checkpoints.dropping(self._home), self.trail.on_change]
+        home = self._home
+        hooks = [checkpoints.dropping(home), generator_store.forgetting(home), self.trail.on_change]
         hooks += [reporting(Outbox(store))] if self._reports else []
         return ForgetSet(store, on_change=in_turn(*hooks))
 

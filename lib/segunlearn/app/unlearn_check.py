@@ -71,7 +71,7 @@ def settings_of(name: str, order: UnlearnOrder) -> Any:
                 f"retrain takes no settings ({', '.join(sorted(values))}): it repeats the training "
                 "of the version that is to forget. Leave them out, or choose another method."
             )
-        if order.retain == "none":
+        if order.retain != "stored":
             raise InvalidInputError(
                 "retrain cannot do without the retain set; choose another method or retain=stored."
             )
@@ -92,10 +92,18 @@ def settings_of(name: str, order: UnlearnOrder) -> Any:
                 f"{name} cannot do without the retain set; choose another method or retain=stored."
             )
         values["retain"] = "none"
+    if order.retain == "replay" and "retain" in known:
+        values["retain"] = "stored"  # where the replayed images are put
     try:
-        return METHODS[name].settings(**values)
+        settings = METHODS[name].settings(**values)
     except TypeError as error:
         raise InvalidInputError(f"a setting of {name} has the wrong type ({error}).") from error
+    if order.retain == "replay" and "retain" not in METHODS[name].reads_with(settings):
+        raise InvalidInputError(
+            f"{name} does not read the retain set, so there is nothing to replay for. Choose "
+            "another method, or leave retain=replay out."
+        )
+    return settings
 
 
 def _without_pixels(cases: Iterable[Case]) -> tuple[Study, ...]:

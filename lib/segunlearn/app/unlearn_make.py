@@ -19,6 +19,7 @@ from segunlearn.app.audit_studies import read_sets
 from segunlearn.app.records import Records
 from segunlearn.app.unlearn_check import settings_of
 from segunlearn.app.unlearn_order import UnlearnOrder
+from segunlearn.app.unlearn_replay import ROLE, Replay
 from segunlearn.app.unlearn_watch import Watch
 from segunlearn.cases import Case
 from segunlearn.errors import IntegrityError
@@ -29,7 +30,7 @@ from segunlearn.training import train
 from segunlearn.unlearning import METHODS, UnlearningSets, unlearn
 from segunlearn.unlearning.erode_and_repair_lora import repaired
 from segunlearn.unlearning.erosion import restore_from
-from segunlearn.unlearning.loop import watched
+from segunlearn.unlearning.loop import device_of, watched
 
 #: Method whose candidate leads back to the original by a small deposit.
 SMALL: Final = "erode_and_repair_lora"
@@ -81,6 +82,7 @@ def make(
     folder: Path,
     report: Callable[[Progress], None],
     cancel: Callable[[], bool],
+    replay: Replay | None = None,
 ) -> Made:
     """Run a method on the studies of a choice.
 
@@ -98,6 +100,8 @@ def make(
         Where the weights and, while they are made, checkpoints are written.
     report, cancel
         Progress, and whether to stop.
+    replay
+        Stands for the retain set; see ``Replay.of``.
 
     Raises
     ------
@@ -115,7 +119,7 @@ def make(
         made = _retrained(order, sets, records, folder, report, cancel)
     else:
         with watched(watch):
-            made = _unlearned(name, original, order, sets, folder, report, cancel)
+            made = _unlearned(name, original, order, sets, folder, report, cancel, replay)
     candidate = load_weights(made.weights, sets.config, made.sha256)
     watch.look(candidate.to(device), "measure the candidate")
     return made
@@ -129,6 +133,7 @@ def _unlearned(
     folder: Path,
     report: Callable[[Progress], None],
     cancel: Callable[[], bool],
+    replay: Replay | None,
 ) -> Made:
     method = METHODS[name]
     settings = settings_of(name, order)
@@ -138,25 +143,33 @@ def _unlearned(
     if "key" in known:
         settings = dataclasses.replace(settings, key=secrets.token_hex(32))
     reads = method.reads_with(settings)
-    members: dict[str, tuple[Case, ...]] = {str(n): tuple(getattr(sets, n)) for n in reads}
+    stored = [n for n in reads if replay is None or n != "retain"]
+    members: dict[str, tuple[Case, ...]] = {str(n): tuple(getattr(sets, n)) for n in stored}
     studies = read_sets(
         members, sets.config, lambda n, total: report(Progress("read studies", n, total)), cancel,
         without=sets.untaught,
     )  # fmt: skip
+    if replay is not None:
+        studies["retain"] = replay.studies(original, sets.config, order)
     given = UnlearningSets(sets.config, **studies)
     weights = folder / "candidate.safetensors"
     started, deposit = time.process_time(), b""
     if name == SMALL:
         found = repaired(original, given, settings, report, cancel)
-        digest = save_weights(found.network.cpu(), weights)
+        network = found.network
+        digest = save_weights(network.cpu(), weights)
         deposit = _HEADER.pack(bytes.fromhex(found.key), found.keep) + found.deposit.to_bytes()
     else:
-        made = unlearn(name, original, given, settings, report, cancel)
-        digest = save_weights(made.network.cpu(), weights)
+        network = unlearn(name, original, given, settings, report, cancel).network
+        digest = save_weights(network.cpu(), weights)
+    cost = time.process_time() - started
     used = {k: v for k, v in dataclasses.asdict(settings).items() if k != "key"}
+    if replay is not None:
+        used |= replay.measured(original, network.to(device_of(original)), sets, order, cancel)
+        members[ROLE], studies[ROLE] = replay.cases, studies.pop("retain")
     return Made(
         weights, digest, used, int(used.get("seed", 0)), {n: len(s) for n, s in studies.items()},
-        time.process_time() - started, members, deposit,
+        cost, members, deposit,
     )  # fmt: skip
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, cast, get_args
 
 from segunlearn.audit.policy import Level, Policy
 from segunlearn.errors import InvalidInputError
 from segunlearn.records.forget_states import LEVELS
 from segunlearn.unlearning import method_named
+
+#: What the retain terms of a method are computed on.
+Retain = Literal["stored", "replay", "none"]
+#: Images that are replayed where nobody says how many.
+REPLAYED: Final = 96
 
 #: Method that is tried for each level; the audit decides what it reaches.
 BY_LEVEL: Final[Mapping[str, str]] = {
@@ -37,7 +42,10 @@ class UnlearnOrder:
     settings
         Fields of the method's settings that differ from its defaults.
     retain
-        ``"none"``: the method may not read the retain set.
+        ``"none"``: the method may not read the retain set; ``"replay"``: images of the model's
+        generator stand for it.
+    replayed
+        Number of such images.
     quick, references
         Of the audit, see ``segunlearn.app.audit_order.Order``.
     policy
@@ -65,7 +73,8 @@ class UnlearnOrder:
     level: str = ""
     method: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    retain: Literal["stored", "none"] = "stored"
+    retain: Retain = "stored"
+    replayed: int = REPLAYED
     quick: bool = False
     references: int = 0
     policy: Policy = field(default_factory=Policy)
@@ -81,8 +90,12 @@ class UnlearnOrder:
             raise InvalidInputError(
                 f"{self.level!r:.40} is no level to reach; use {', '.join(LEVELS[1:])}."
             )
-        if self.retain not in ("stored", "none"):
-            raise InvalidInputError(f"retain {self.retain!r:.40}: use stored or none.")
+        if self.retain not in get_args(Retain):
+            raise InvalidInputError(
+                f"retain {self.retain!r:.40}: use {', '.join(get_args(Retain))}."
+            )
+        if self.replayed < 2:
+            raise InvalidInputError(f"replayed is {self.replayed}: replay at least 2 images.")
         if self.restore and (self.requests or self.level):
             raise InvalidInputError(
                 "a restore forgets again what is still to be forgotten, at the level that it "

@@ -21,6 +21,7 @@ from segunlearn.app.unlearn_finish import RESTORED, ROLE, Finisher, registry_act
 from segunlearn.app.unlearn_journal import Journal
 from segunlearn.app.unlearn_make import Made, make
 from segunlearn.app.unlearn_order import UnlearnOrder
+from segunlearn.app.unlearn_replay import Replay
 from segunlearn.app.unlearn_restore import choose_restore
 from segunlearn.app.unlearn_settle import settle
 from segunlearn.app.version_list import HELD_OUT
@@ -140,6 +141,7 @@ class UnlearnRun(WatchedRun):
             settle(self.home, self.records, self.order.model, locked=True)
             choice = self.prepare(cases)
             check(self.order, choice)
+            Replay.of(self.order, self.home, self.records)  # refused before anything is changed
             fulfilled = self._without_work(choice)
             if choice.original is None:
                 return self._result("not needed", None, fulfilled)
@@ -221,8 +223,9 @@ class UnlearnRun(WatchedRun):
                 self._to_work(request_id, f"by {method}, for the level {choice.level}")
             folder = journal.folder(self.home)
             made = make(
-                method, self.order, choice.sets, self.records, folder, self.report, self.should_stop
-            )
+                method, self.order, choice.sets, self.records, folder, self.report,
+                self.should_stop, Replay.of(self.order, self.home, self.records),
+            )  # fmt: skip
             candidate = self._candidate(choice, original, method, made)
             self.audit = self._audited(choice, original, candidate)
             verdict = self.audit["verdict"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, cast, get_args
 
 from segunlearn.app.datastores import StudiesDatastore
 from segunlearn.app.studies_task import (
@@ -16,7 +16,7 @@ from segunlearn.app.studies_task import (
 from segunlearn.app.train_options import Option
 from segunlearn.app.unlearn_check import check
 from segunlearn.app.unlearn_choice import asked_for
-from segunlearn.app.unlearn_order import UnlearnOrder
+from segunlearn.app.unlearn_order import REPLAYED, Retain, UnlearnOrder
 from segunlearn.app.unlearn_plan import plan_of
 from segunlearn.app.unlearn_run import UnlearnRun
 from segunlearn.app.unlearn_undo import Undo
@@ -40,7 +40,8 @@ OPTIONS: Final[dict[str, Option]] = {
     "requests": Option("", ""),
     "level": Option("", _AUTO, choices=(_AUTO, *LEVELS[1:])),
     "method": Option("", _AUTO, choices=(_AUTO, *METHODS)),
-    "retain": Option("", "stored", choices=("stored", "none")),
+    "retain": Option("", "stored", choices=get_args(Retain)),
+    "replayed": Option("", REPLAYED, 2, 100_000),
     "quick": Option("", False),
     "references": Option("", 0, 0, 20),
     "seed": Option("", 0, 0, 2**31 - 1),
@@ -136,7 +137,8 @@ class UnlearnTask(StudiesTask):
             requests=_ids(options),
             level=level,
             method=method,
-            retain=cast(Literal["stored", "none"], options["retain"]),
+            retain=cast(Retain, options["retain"]),
+            replayed=options["replayed"],
             quick=options["quick"],
             references=options["references"],
             seed=options["seed"],

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from segunlearn.dicom.identifiers import Pseudonyms
 from segunlearn.errors import IntegrityError, InvalidInputError
@@ -97,6 +97,7 @@ def sweep(
     places = [
         *look.versions(),
         *look.adapters(),
+        *look.generators(),
         *look.loose_weights(),
         *look.named("image cache", home / "cache"),
         *look.named("label", home / "labels"),
@@ -141,6 +142,22 @@ class _Look:
             return Place("version", where, "open", "its weights are not those it was published as.")
         return Place("version", where, "absent", "the ledger names no use of the studies.")
 
+    def generators(self) -> list[Place]:
+        """Look at the generators of replayed images: they remember who they were trained on."""
+        places = []
+        for root in _folders(self.home / "replay"):
+            for info in VersionRegistry(root).versions():
+                where = f"replay/{root.name}/versions/{info.version}"
+                if not info.weights.is_file():
+                    words, state = "its weights and pictures were destroyed.", "absent"
+                elif info.sha256 in self.saw or file_sha256(info.weights) != info.sha256:
+                    words, state = "it was trained on the studies, or changed since.", "open"
+                    words += " Train it again (segunlearn replay train)."
+                else:
+                    words, state = "the ledger names no use of the studies.", "absent"
+                places.append(Place("generator", where, cast(State, state), words))
+        return places or [Place("generator", "replay", "absent", "there is none.")]
+
     def adapters(self) -> list[Place]:
         """Adapters of sites: what their support taught them, and what their base knew."""
         places = []
@@ -170,7 +187,10 @@ class _Look:
         places = []
         for path in self._files(self.home):
             inside = path.relative_to(self.home).parts
-            if (inside[0] == "models" and "versions" in inside) or inside[0] == "sites":
+            if (inside[0] == "models" and "versions" in inside) or inside[0] in (
+                "sites",
+                "replay",
+            ):
                 continue
             if path.name.endswith(_SEALED):
                 places.append(self._place("deposit", path, "sealed", "its key decides over it."))

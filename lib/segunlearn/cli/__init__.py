@@ -20,6 +20,7 @@ from segunlearn.cli.infer import infer
 from segunlearn.cli.info import info
 from segunlearn.cli.meta_train import meta_train
 from segunlearn.cli.models import models
+from segunlearn.cli.replay import replay
 from segunlearn.cli.token import token
 from segunlearn.cli.trail import trail
 from segunlearn.cli.train import train
@@ -53,6 +54,7 @@ app.add_typer(ledger, name="ledger")
 app.add_typer(audit, name="audit")
 app.add_typer(models, name="models")
 app.add_typer(adapters, name="adapters")
+app.add_typer(replay, name="replay")
 app.add_typer(token, name="token")
 app.add_typer(trail, name="trail")
 

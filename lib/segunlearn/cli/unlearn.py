@@ -57,9 +57,10 @@ WhyOption = Annotated[str, typer.Option(help="Text for the history of the reques
 
 
 class RetainName(StrEnum):
-    """Whether a method may read the retain set."""
+    """What stands for the retain set."""
 
     STORED = "stored"
+    REPLAY = "replay"
     NONE = "none"
 
 
@@ -71,7 +72,14 @@ SettingOption = Annotated[
     typer.Option("--set", metavar="NAME=VALUE", help="Setting of the method; may be repeated."),
 ]
 RetainOption = Annotated[
-    RetainName, typer.Option(help="none: the method may not read the retain set.")
+    RetainName,
+    typer.Option(
+        help="replay: images of the model's generator stand for the retain set; none: the method "
+        "may not read it."
+    ),
+]
+ReplayedOption = Annotated[
+    int, typer.Option(min=2, help="How many images are replayed with --retain replay.")
 ]
 QuickOption = Annotated[
     bool, typer.Option("--quick", help="Fewer and shorter attacks in the audit.")
@@ -108,6 +116,7 @@ def unlearn(
     method: MethodOption = "",
     setting: SettingOption = None,
     retain: RetainOption = RetainName.STORED,
+    replayed: ReplayedOption = 96,
     quick: QuickOption = False,
     with_reference: WithReferenceOption = False,
     references: ReferencesOption = 2,
@@ -138,6 +147,7 @@ def unlearn(
         method=method,
         settings=settings_of(method, setting or ()),
         retain=retain.value,
+        replayed=replayed,
         quick=quick,
         references=references if with_reference else 0,
         seed=seed,
@@ -202,6 +212,7 @@ def restore(
     method: MethodOption = "",
     setting: SettingOption = None,
     retain: RetainOption = RetainName.STORED,
+    replayed: ReplayedOption = 96,
     quick: QuickOption = False,
     with_reference: WithReferenceOption = False,
     references: ReferencesOption = 2,
@@ -231,6 +242,7 @@ def restore(
             method=method,
             settings=settings_of(method, setting or ()),
             retain=retain.value,
+            replayed=replayed,
             quick=quick,
             references=references if with_reference else 0,
             seed=seed,

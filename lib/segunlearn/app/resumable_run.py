@@ -1,0 +1,69 @@
+"""What trainings share: a folder of checkpoints that the next run takes over, or a mark deletes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import ClassVar
+
+from segunlearn.app import checkpoints
+from segunlearn.app.options import Home
+from segunlearn.app.watched_run import WatchedRun
+from segunlearn.cases import Case
+from segunlearn.errors import SegUnlearnError
+
+logger = logging.getLogger(__name__)
+
+
+class ResumableRun(WatchedRun):
+    """Base of trainings; their dataclasses declare the fields."""
+
+    kind: ClassVar[str]
+
+    model: str
+    home: Home
+    cases: list[Case]
+
+    @property
+    def folder(self) -> Path:
+        """Folder of checkpoints."""
+        return self.home.runs / self.run_id
+
+    def _adopt(self) -> Path:
+        """Folder of the run; takes over the checkpoint of the last one that did not finish.
+
+        ``train`` goes on from it only if cases, labels, configuration and settings are the same,
+        and discards it otherwise. Folders of other runs are removed: they hold weights.
+        """
+        folder, pseudonyms = self.folder, self.records.pseudonyms
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self.records.drop_marked_checkpoints()
+        kinds = sorted(checkpoints.TRAININGS, key=lambda kind: kind != self.kind)
+        runs = self.records.runs
+        for old in (r for k in kinds for r in runs.list(1000, model=self.model, kind=k)):
+            left = self.home.runs / old.run_id
+            if old.run_id == self.run_id or not left.is_dir():
+                continue
+            if old.is_running:
+                continue
+            same = old.state != "done" and checkpoints.is_of(left, self.cases, pseudonyms)
+            if same and not folder.exists():
+                logger.info("taking over the checkpoint of run %s", old.run_id)
+                os.replace(left, folder)  # noqa: PTH105
+            else:
+                shutil.rmtree(left, ignore_errors=True)
+        folder.mkdir(exist_ok=True)
+        checkpoints.note(folder, self.cases, pseudonyms)
+        return folder
+
+    def _drop_if_marked(self) -> None:
+        """Leave no checkpoint that saw what was marked while the run went on."""
+        try:
+            if self.folder.is_dir() and len(self.records.without_forgotten(self.cases)) < len(
+                self.cases
+            ):
+                shutil.rmtree(self.folder)
+        except (SegUnlearnError, OSError) as error:
+            logger.error("the checkpoint of run %s could not be looked at: %s", self.run_id, error)
