@@ -102,6 +102,10 @@ class CancelledError(SegUnlearnError):
 
 
 class UnavailableError(SegUnlearnError):
-    """The PACS or the store cannot be reached now; nothing was lost, try again."""
+    """The PACS or the store cannot be reached now; nothing was lost, try again.
+
+    ``retry_after`` are the seconds after which it is worth it; the server tells them.
+    """
 
     http_status = 503
+    retry_after: int = 5

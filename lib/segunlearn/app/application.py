@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -29,10 +28,11 @@ from segunlearn.app.datastores import (
 from segunlearn.app.forget_service import ForgetService
 from segunlearn.app.forgetting import UNKNOWN_ACTOR, Forgetting
 from segunlearn.app.infer import SegmentationInferTask
+from segunlearn.app.inference_queue import InferenceQueue, Job
 from segunlearn.app.marker import MARKER
 from segunlearn.app.meta_run import META_TRAIN
 from segunlearn.app.meta_task import MetaTrainTask
-from segunlearn.app.models import ActiveModel, InferencePool
+from segunlearn.app.models import ActiveModel
 from segunlearn.app.options import AppOptions, Home
 from segunlearn.app.records import Records
 from segunlearn.app.replay_run import REPLAY
@@ -106,7 +106,7 @@ class SegUnlearnApp(MONAILabelApp):
             pacs_url=pacs,
             interval=self.options.poll,
         )
-        self._inference_pool = InferencePool(self.options.queue)
+        self.inferences = InferenceQueue(self.options.queue)
         super().__init__(
             app_dir=app_dir,
             studies=studies,
@@ -301,15 +301,24 @@ class SegUnlearnApp(MONAILabelApp):
             )
         return task
 
-    def submit_inference(self, work: Callable[[], T]) -> Future[T]:
-        """Run in the pool of inferences, so that nothing else waits for it.
+    def submit_inference(
+        self, work: Callable[[Callable[[], bool]], T], caller: str = ""
+    ) -> Job[T]:
+        """Run in the threads of inferences, so that nothing else waits for it.
+
+        Parameters
+        ----------
+        work
+            Is given a function that tells whether to stop.
+        caller
+            Who asks; callers take turns.
 
         Raises
         ------
         UnavailableError
             ``--conf queue`` inferences wait already.
         """
-        return self._inference_pool.submit(work)
+        return self.inferences.submit(work, caller)
 
     def infer(
         self, request: Mapping[str, Any], datastore: StudiesDatastore | None = None

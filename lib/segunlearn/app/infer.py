@@ -102,8 +102,9 @@ class SegmentationInferTask(InferTask):
         request
             ``image``; ``header``: what its DICOM header says of the scanner; ``site``: see
             ``site_choice``; ``before``: a forget request, to see the mask that its studies had
-            before it was fulfilled; ``actor`` and ``roles``: who asks, set by our side;
-            ``result_extension`` (``.nii.gz``), ``result_dtype``, ``result_compress``.
+            before it was fulfilled; ``cancel``: tells whether to stop, ``actor`` and ``roles``: who
+            asks, all set by our side; ``result_extension`` (``.nii.gz``), ``result_dtype``,
+            ``result_compress``.
 
         Returns
         -------
@@ -146,7 +147,7 @@ class SegmentationInferTask(InferTask):
         if not isinstance(volume, Volume):
             volume = read_image(Path(volume), str(request.get("modality") or "OT"))
         read = time.perf_counter()
-        info, mask, waited = self._model.predict(volume, choose=choose, using=older)
+        info, mask, waited = self._model.predict(volume, request.get("cancel"), choose, using=older)
         predicted = time.perf_counter()
         values = {n: i + 1 for i, n in enumerate(info.config["labels"])}
         descriptor, name = tempfile.mkstemp(suffix=extension, prefix="mask-", dir=self._scratch())

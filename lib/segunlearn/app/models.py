@@ -6,10 +6,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from segunlearn.volumes import Volume
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 #: Networks of sites that are kept loaded, beside the base.
 KEPT_SITES = 4
@@ -198,41 +195,3 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         "can't allocate memory" in str(error)
     )
-
-
-class InferencePool:
-    """Threads for inferences, apart from those that answer everything else.
-
-    Parameters
-    ----------
-    queue
-        Inferences that may be under way or wait.
-    """
-
-    def __init__(self, queue: int) -> None:
-        # two: one reads its image while another has the device
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="infer")
-        self._queue, self._pending, self._lock = queue, 0, threading.Lock()
-
-    def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Run in a thread.
-
-        Raises
-        ------
-        UnavailableError
-            Too many wait already.
-        """
-        with self._lock:
-            if self._pending > self._queue:
-                raise UnavailableError(
-                    f"{self._pending} inferences are under way already. Try again in a moment, or "
-                    "raise --conf queue."
-                )
-            self._pending += 1
-        future = self._threads.submit(work)
-        future.add_done_callback(self._over)  # also when it was cancelled before it began
-        return future
-
-    def _over(self, _future: Future[Any]) -> None:
-        with self._lock:
-            self._pending -= 1

@@ -191,7 +191,9 @@ async def _our_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, SegUnlearnError)
     if error.http_status >= 500:
         logger.error("%s %s: %s", request.method, request.url.path, error)
-    return JSONResponse({"detail": str(error)}, error.http_status)
+    wait = getattr(error, "retry_after", None)
+    headers = {"Retry-After": str(wait)} if wait is not None else None
+    return JSONResponse({"detail": str(error)}, error.http_status, headers)
 
 
 async def _platform_error(request: Request, error: Exception) -> JSONResponse:

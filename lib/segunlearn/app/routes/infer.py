@@ -7,11 +7,12 @@ import json
 import mimetypes
 import shutil
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, BackgroundTasks, File, Form, UploadFile
+from fastapi import APIRouter, BackgroundTasks, File, Form, Request, UploadFile
 from fastapi.responses import FileResponse, JSONResponse, Response
 from monailabel.endpoints.user.auth import User as PlatformUser
 from requests_toolbelt import MultipartEncoder
@@ -20,11 +21,14 @@ from segunlearn.app.application import SegUnlearnApp
 from segunlearn.app.marker import MARKER
 from segunlearn.app.routes.common import User, caller, current_app, json_object, save_upload
 from segunlearn.app.routes.session import session_image
-from segunlearn.errors import InvalidInputError, NotFoundError
+from segunlearn.errors import ConflictError, InvalidInputError, NotFoundError
 
 Output = Literal["image", "json", "all", "dicom_seg"]
 
 router = APIRouter(prefix="/infer", tags=["Infer"])
+
+#: How often it is asked whether somebody still waits for an inference.
+_LOOK_SECONDS = 0.5
 
 #: What a client's ``params`` may set beside the options of the task; the model and the image come
 #: from the URL alone.
@@ -62,6 +66,7 @@ async def infer_wsi(model: str, user: User) -> None:
 )
 async def infer(
     background_tasks: BackgroundTasks,
+    http: Request,
     model: str,
     user: User,
     image: str = "",
@@ -73,18 +78,28 @@ async def infer(
 ) -> Response:
     """Segment an image of the studies, of a session, or an uploaded one.
 
-    The inference runs in the app's own pool of threads, so that other requests, however many
-    inferences wait, are answered at once. ``before`` in ``params``, a fulfilled forget request,
-    asks for the mask of the version that served before it; administrators only, until its purge.
+    The inference runs in the app's own threads, so that other requests, however many inferences
+    wait, are answered at once. Callers take turns; an inference whose caller hangs up is stopped;
+    beyond ``--conf queue`` the answer is 503, and ``Retry-After`` says when to come back.
+    ``before`` in ``params``, a fulfilled forget request, asks for the mask of the version that
+    served before it; administrators only, until its purge.
     """
     app = current_app()
-    work = app.submit_inference(
-        lambda: _infer(app, model, image, session_id, params, file, output, user)
+    job = app.submit_inference(
+        lambda stop: _infer(app, model, image, session_id, params, file, output, user, stop),
+        caller(user) or (http.client.host if http.client else ""),
     )
+    answer = asyncio.wrap_future(job.future)
     try:
-        response, leftovers = await asyncio.wrap_future(work)
-    except asyncio.CancelledError:  # the client went away: nobody fetches the files
-        work.add_done_callback(_discard)
+        while not (await asyncio.wait((answer,), timeout=_LOOK_SECONDS))[0]:
+            if await http.is_disconnected():
+                raise ConflictError("whoever asked for the inference is gone.")
+        response, leftovers = await answer
+    except (asyncio.CancelledError, ConflictError):
+        if not job.future.done():  # nobody fetches the mask
+            job.cancel()
+            job.future.add_done_callback(_discard)
+            answer.add_done_callback(lambda over: over.cancelled() or over.exception())
         raise
     for path in leftovers:
         background_tasks.add_task(_remove, path)
@@ -100,11 +115,12 @@ def _infer(
     file: UploadFile | None,
     output: Output | None,
     user: PlatformUser,
+    stop: Callable[[], bool],
 ) -> tuple[Response, list[Path]]:
     options = json_object(params, "params")
     allowed = _PARAMS | frozenset(app.infer_task(model).config())
     request: dict[str, Any] = {k: v for k, v in options.items() if k in allowed}
-    request["model"] = model
+    request["model"], request["cancel"] = model, stop
     name = caller(user)
     request["actor"] = name or str(options.get("client_id") or "")[:200]
     request["roles"] = frozenset(user.roles)

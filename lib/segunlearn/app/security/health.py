@@ -69,6 +69,9 @@ def metrics(user: User, request: Request) -> Response:
     app = current_app()
     gauges: dict[str, tuple[str, float]] = {}
     usage = shutil.disk_usage(app.home.root)
+    under_way, waiting = app.inferences.figures()
+    gauges["inferences_running"] = ("Inferences under way", under_way)
+    gauges["inferences_waiting"] = ("Inferences that wait for their turn", waiting)
     gauges["home_free_bytes"] = ("Free space where the home lies", usage.free)
     try:
         records = app.records
