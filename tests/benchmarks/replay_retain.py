@@ -35,7 +35,7 @@ from segunlearn.unlearning.retrain import RetrainSettings, retrain
 
 #: People forgotten, images replayed; the generator's training.
 FORGET, REPLAYED = "20 %", 96
-GENERATOR = GeneratorSettings(steps=1000, batch_size=8)
+GENERATOR = GeneratorSettings(steps=800, batch_size=8)
 #: Ways and what stands for the retain set.
 WAYS = {
     "erode_and_repair": ("stored", "replay"),
