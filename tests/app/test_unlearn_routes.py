@@ -290,8 +290,8 @@ def test_the_task_starts_only_with_something_approved(
     assert started == [
         {
             "model": "unlearn", "dry_run": True, "requests": request, "level": "auto",
-            "method": "auto", "retain": "stored", "quick": True, "references": 0, "seed": 3,
-            "restore": "",
+            "method": "auto", "retain": "stored", "replayed": 96, "quick": True,
+            "references": 0, "seed": 3, "restore": "",
         }
     ]  # fmt: skip
 

@@ -41,6 +41,7 @@ def test_an_empty_home_holds_nothing(tmp_path: Path) -> None:
         "archive index",
         "training log",
         "export",
+        "generator",
         "site adapter",
     }
     assert {p.kind for p in places} == kinds
