@@ -28,3 +28,20 @@ def test_short_reference_is_shorter_than_the_original(
 def test_views_of_recorded_settings() -> None:
     assert views_of({"epochs": 10, "samples_per_case": 12}) == 120
     assert views_of({}) == 0
+
+
+@pytest.mark.parametrize(
+    ("quick", "images", "steps"),
+    [
+        (False, None, 300),
+        (False, 15, 300),
+        (False, 4, 100),
+        (False, 1, 60),  # never fewer than a quick audit
+        (True, 15, 60),
+    ],
+)
+def test_a_student_of_few_images_learns_briefly(
+    quick: bool, images: int | None, steps: int
+) -> None:
+    order = Order("segmentation", quick=quick)
+    assert order.settings("unlearned", 24, 0, images).distillation.steps == steps

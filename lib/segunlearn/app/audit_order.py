@@ -17,6 +17,9 @@ QUICK_PEOPLE: Final = 40
 #: Steps of a short reference, at least: a few epochs of a few studies teach nothing.
 _LEAST_STEPS: Final = 400
 _QUICK_STEPS: Final = 150
+_QUICK_DISTILLATION: Final = 60
+#: Of a distillation, in batches of four.
+_STEPS_OF_AN_IMAGE: Final = 25
 QUICK_NOTE: Final = (
     "A quick audit. Left out: relearning at other rates than 0.001, with 2 or 5 people and after "
     "20 steps; distillation after 60 steps; unseen studies beyond 12 in the attacks; retained and "
@@ -63,7 +66,9 @@ class Order:
     device: str = "auto"
     policy: Policy = field(default_factory=Policy)
 
-    def settings(self, needed: Level, retained: int, views: int = 0) -> AuditSettings:
+    def settings(
+        self, needed: Level, retained: int, views: int = 0, images: int | None = None
+    ) -> AuditSettings:
         """Choose the settings of the audit.
 
         Parameters
@@ -75,6 +80,9 @@ class Order:
         views
             How often the original's training drew a patch of each study; a short reference sees
             each at most half as often, or it would not be short. 0 where that is not known.
+        images
+            Studies of S and C, from which the student of a distillation learns: of few it sees
+            each about a hundred times, and no more. None: the usual steps.
 
         Raises
         ------
@@ -88,7 +96,7 @@ class Order:
                 relearning=RelearningSettings(
                     people=(1, 3), rates=(1e-3,), steps=20, every=5, batch_size=2
                 ),
-                distillation=DistillationSettings(steps=60, batch_size=2),
+                distillation=DistillationSettings(steps=_QUICK_DISTILLATION, batch_size=2),
                 attacked_unseen=12,
                 short_reference=replace(chosen.short_reference, batch_size=2),
             )
@@ -97,6 +105,10 @@ class Order:
         epochs = -(-steps * short.batch_size // max(1, retained))
         epochs = max(short.epochs, min(epochs, views // 2) if views else epochs)
         chosen = replace(chosen, short_reference=replace(short, epochs=epochs))
+        if images is not None:
+            student = chosen.distillation
+            steps = min(student.steps, max(_QUICK_DISTILLATION, _STEPS_OF_AN_IMAGE * images))
+            chosen = replace(chosen, distillation=replace(student, steps=steps))
         return chosen if self.attacks is None else replace(chosen, attacks=self.attacks)
 
 

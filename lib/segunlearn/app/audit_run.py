@@ -193,6 +193,7 @@ class AuditRun(WatchedRun):
                 choice.needed,
                 len(sets.retain),
                 views_of(settings_of(self.records.ledger, choice.row)),
+                len(sets.forget) + len(sets.calibration),
             ),
             run_dir=work,
             pseudonyms=pseudonyms,
