@@ -3,15 +3,14 @@
 ``python tests/benchmarks/replay.py --data DIR --seeds 3`` with the folder that holds
 ``hippocampus`` (Medical Segmentation Decathlon task 4, CC BY-SA 4.0; Simpson 2019, arXiv
 1902.09063) and ``fundus`` (CHASE_DB1, CC BY 4.0, Fraz 2012; DRIVE, Staal 2004) writes
-``results/replay.json`` and its plots. What is done is kept under ``--work``; ``--part`` does one
-half and writes no result.
+``results/replay.json`` and its plot. What is done is kept under ``--work``, with pictures of samples
+and their neighbours, which show patients; ``--part`` does one half and writes no result.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -59,14 +58,6 @@ def main() -> None:
         "replay", figures, bars, seeds=list(retained),
         threads=os.environ.get("OMP_NUM_THREADS", "1"),
     )  # fmt: skip
-    shutil.copyfile(
-        options.work / "retain-0" / "neighbours.png", ROOT / "results" / "replay_neighbours.png"
-    )
-    for name in features:
-        shutil.copyfile(
-            options.work / f"feature-{name}" / "pictures.png",
-            ROOT / "results" / f"replay_{name}.png",
-        )
     table.plot(figures, ROOT / "results" / "replay.png")
 
 
