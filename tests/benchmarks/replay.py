@@ -3,8 +3,8 @@
 ``python tests/benchmarks/replay.py --data DIR --seeds 3`` with the folder that holds
 ``hippocampus`` (Medical Segmentation Decathlon task 4, CC BY-SA 4.0; Simpson 2019, arXiv
 1902.09063) and ``fundus`` (CHASE_DB1, CC BY 4.0, Fraz 2012; DRIVE, Staal 2004) writes
-``results/replay.json`` and its plot. What is done is kept under ``--work``, with pictures of samples
-and their neighbours, which show patients; ``--part`` does one half and writes no result.
+``results/replay.json`` and its plot. What is done is kept under ``--work``, with pictures of
+samples and their neighbours, which show patients; ``--part`` does one half and writes no result.
 """
 
 from __future__ import annotations
