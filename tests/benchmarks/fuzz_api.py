@@ -85,11 +85,9 @@ def main() -> None:
             known = _known(studies, version.version)
             began, found = time.monotonic(), api_fuzz.Found()
             for turn in range(20):
-                each = max(1, round((options.requests - found.requests) / 100))
-                part = api_fuzz.fuzz(
-                    server.url, headers, known, min(each, 100), options.seed + turn
-                )
-                _add(found, part)
+                rich = found.operations - len(found.poor) or 100
+                each = -(-(options.requests - found.requests) // rich)
+                api_fuzz.fuzz(server.url, headers, known, each, options.seed + turn, found)
                 if found.requests >= options.requests:
                     break
             alive = server.get("/health/ready").status_code
@@ -147,14 +145,6 @@ def _known(studies: list[Any], version: str) -> dict[str, list[str]]:
         "strategy": ["random", "first"], "method": ["dice"], "output": ["json", "all"],
         "kind": ["train"], "state": ["requested"],
     }  # fmt: skip
-
-
-def _add(found: Any, part: Any) -> None:
-    found.requests += part.requests
-    found.operations = part.operations
-    found.statuses += part.statuses
-    found.faults += part.faults
-    found.slowest = max(found.slowest, part.slowest)
 
 
 def _files(folder: Path) -> dict[str, tuple[int, int]]:

@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import requests
 
+from api_fuzz import fuzz
 from app_sources import (
     Server,
     make_study,
@@ -77,7 +78,6 @@ def place(
     for path in (root / "studies" / "person0.nii.gz", root / "studies/labels/final/person0.nii.gz"):
         path.rename(path.with_name(f"{IMAGE}.nii.gz"))
     (root / "secret").write_bytes(SECRET)
-    (root / "tmp").mkdir()
     home = root / "home"
     publish_tiny(home)
     auth = {}
@@ -90,7 +90,7 @@ def place(
         str(root / "studies"),
         home,
         conf={"login": request.param, "max_upload": "8"},
-        environment={"TMPDIR": str(root / "tmp"), "SEGUNLEARN_CLIENT_SECRET": "not-for-the-log"},
+        environment={"SEGUNLEARN_CLIENT_SECRET": "not-for-the-log"},
     ) as server:
         yield Place(server, root, request.param == "tokens", auth)
 
@@ -347,8 +347,8 @@ def _words(entry: Path) -> str:
 
 
 def test_nothing_is_left_where_other_accounts_could_meddle(place: Place) -> None:
-    """No file by a guessable name in the folder of temporary files, and none that others read."""
-    assert list((place.root / "tmp").iterdir()) == []
+    """Temporary files are in the home and gone after use; nothing is for others to read."""
+    assert [p for p in (place.root / "home" / "tmp").rglob("*") if p.is_file()] == []
     own = [p for p in (place.root / "home" / "app").rglob("*.log") if p.is_file()]
     own += list((place.root / "home").glob("segunlearn.db*"))
     assert own
@@ -369,3 +369,17 @@ def test_the_command_refuses_to_serve_strangers(tmp_path: Path) -> None:
     assert "--let-everyone-in" in done.stderr
     assert time.monotonic() - begun < 60
     assert not (tmp_path / "home" / "app").exists()
+
+
+def test_generated_requests(place: Place) -> None:
+    """A few of what ``tests/benchmarks/fuzz_api.py`` sends ten thousand of; the last test here."""
+    if not place.login:  # the routes are the same: once is enough
+        return
+    before = {p: c for p, c in place.outside().items() if "studies" not in p.parts}
+    known = {"model": ["segmentation"], "image": [IMAGE], "id": ["x"], "tag": ["final"]}
+    found = fuzz(place.server.url, place.auth, known, 1, wrong=False)
+    assert found.faults == []
+    assert found.operations > 90
+    assert found.requests > 90
+    assert sum(n for status, n in found.statuses.items() if status < 400) > 20
+    assert {p: c for p, c in place.outside().items() if "studies" not in p.parts} == before

@@ -88,7 +88,10 @@ def prepare(
         "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }
-    for key in ("MONAI_LABEL_TRACKING_ENABLED", "MONAI_LABEL_SESSION_PATH"):
+    # uploads spill over to temporary files, and libraries keep caches: nothing beside the home
+    environment["TMPDIR"] = str(home.scratch().resolve())
+    environment["MPLCONFIGDIR"] = str((home.cache / "matplotlib").resolve())
+    for key in ("MONAI_LABEL_TRACKING_ENABLED", "MONAI_LABEL_SESSION_PATH", "TMPDIR"):
         if os.environ.get(key):
             environment[key] = os.environ[key]
     return environment, home
