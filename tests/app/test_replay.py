@@ -14,6 +14,7 @@ import pytest
 
 from audit_home import MODEL, Site
 from segunlearn import cli
+from segunlearn.app import background
 from segunlearn.app.generator_store import REPORT, Generators, knows
 from segunlearn.app.replay_run import FORGET_FEATURE, REPLAY, ReplayRun
 from segunlearn.app.replay_task import to_fit_again
@@ -271,4 +272,25 @@ def test_server_offers_the_trainer_and_plans_first(site: Site, tmp_path: Path) -
     info = Generators(site.home, MODEL).newest()
     assert info is not None
     assert (result["generator"], result["studies"]) == (info.version, len(site.cases))
+    app.records.store.close()
+
+
+def test_server_trains_again_after_a_mark_and_only_once(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = app_of(site, tmp_path)
+    started: list[dict[str, Any]] = []
+    monkeypatch.setattr(background, "start", lambda _, request: started.append(dict(request)))
+    monkeypatch.setattr(
+        background, "tasks", lambda _: [{"status": "SUBMITTED", "request": r} for r in started]
+    )
+    app._refit()
+    assert started == [], "nobody is marked"
+    site.mark(site.forget[:1])
+    app._refit()
+    app._refit()
+    assert [(r["model"], r["replay_now"], r["replay_steps"]) for r in started] == [
+        (REPLAY, True, 6)
+    ]
+    assert app.train_request(REPLAY, started[0])["replay_steps"] == 6
     app.records.store.close()
