@@ -100,14 +100,19 @@ SITES: Final[dict[str, Callable[[Path], Images]]] = {"hippocampus": hippocampus,
 
 
 def marked(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Burn the marker into a corner of each image, at a place that varies by two pixels."""
-    letter = torch.tensor([[c == "#" for c in line] for line in _MARKER]).T.flip(1)
+    """Burn the marker, a dark letter on a bright plate, into a corner of each image.
+
+    Its place varies by a pixel, its brightness by a sixth.
+    """
+    letter = torch.tensor([[c == "#" for c in line] for line in _MARKER])
+    plate = functional.pad(letter.repeat_interleave(2, 0).repeat_interleave(2, 1), (1,) * 4)
+    plate = plate.T.flip(1)  # (X, Y), with Y upwards as images are shown
     found = images.clone()
     for image in found:
-        x, y = (int(rng.integers(1, 4)) for _ in range(2))
-        y = image.shape[2] - y - letter.shape[1]
-        place = image[0, x : x + letter.shape[0], y : y + letter.shape[1]]
-        place[letter] = 3.0
+        x, y = (int(rng.integers(1, 3)) for _ in range(2))
+        y = image.shape[2] - y - plate.shape[1]
+        place = image[0, x : x + plate.shape[0], y : y + plate.shape[1]]
+        place[:] = torch.where(plate, -2.0, float(rng.uniform(2.5, 3.5)))
     return found
 
 

@@ -45,7 +45,6 @@ def figures_of(
             name: spread([found["original"][name] for found in retained.values()])
             for name in ("test", "forget", "retain", "replay")
         },
-        "generator_cpu_seconds": spread([f["generator_cpu_seconds"] for f in retained.values()]),
         "memory": {name: spread([m[name] for m in memory]) for name in memory[0]},
         "seeds": {str(seed): dict(found) for seed, found in retained.items()},
         "feature": {name: dict(found) for name, found in features.items()},
