@@ -15,7 +15,9 @@ GPU     := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/
 TORCH   := $(if $(GPU),torch==2.13.0,torch==2.13.0+cpu)
 PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help run viewer ohif ohif-tools slicer-tools slicer-pictures demo test check lint setup sample clean
+SBOM_VENV ?= .venv-sbom
+
+.PHONY: help run viewer ohif ohif-tools slicer-tools slicer-pictures demo test check lint setup sample sbom audit clean
 
 help:
 	@echo "make run     set up, make sample studies and a sample model, serve on http://127.0.0.1:$(PORT)/"
@@ -23,6 +25,7 @@ help:
 	@echo "make demo    set up and show unlearning on synthetic people, in minutes: a report and a picture"
 	@echo "make test    set up and run the tests"
 	@echo "make check   make test, and before it formatting, lint, types and import rules"
+	@echo "make sbom    write a bill of what is installed (CycloneDX) to build/sbom.json; make audit asks for known holes"
 	@echo "make clean   remove the environment, the sample studies and the sample home"
 
 $(VENV)/.ready: pyproject.toml constraints.txt Makefile
@@ -96,5 +99,19 @@ lint: setup
 
 check: lint test
 
+# Tools that look at the environment from outside, so that they do not stand in the bill themselves.
+$(SBOM_VENV)/.ready: container/sbom-tools.txt
+	@$(PYTHON) -m venv $(SBOM_VENV)
+	@$(SBOM_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
+	@touch $@
+
+sbom: setup $(SBOM_VENV)/.ready
+	@mkdir -p build
+	$(SBOM_VENV)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+	  --output-file build/sbom.json $(BIN)/python
+
+audit: sbom
+	$(SBOM_VENV)/bin/pip-audit --no-deps --disable-pip --requirement constraints.txt
+
 clean:
-	rm -rf $(VENV) $(SLICER_VENV) sample-data/studies sample-data/nifti sample-data/.ready $(HOME_DIR) .demo
+	rm -rf $(VENV) $(SLICER_VENV) $(SBOM_VENV) build/sbom.json sample-data/studies sample-data/nifti sample-data/.ready $(HOME_DIR) .demo

@@ -7,11 +7,13 @@ command.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 
 def main() -> None:
-    """Read the request and let the platform run it."""
+    """Read the request and let the platform run it, after whatever answers people."""
+    os.nice(10)
     logging.getLogger("monailabel").setLevel(logging.WARNING)  # it logs options and results whole
     sys.argv = ["segunlearn", "-m", sys.argv[1], "-r", sys.stdin.read()]
     from monailabel.interfaces.utils.app import run_main
