@@ -133,7 +133,8 @@ class KillStorm:
     def _once(self, what: str, site: Site) -> None:
         # the first of each is left alone and says how long it takes
         usual = self.usual.get(what)
-        seconds = 120.0 if usual is None else self._rng.uniform(0, 1.1 * usual)
+        alone = usual is None or (what == "unlearn" and self._killed(what) > self._undone() + 2)
+        seconds = 120.0 if alone or usual is None else self._rng.uniform(0, 1.1 * usual)
         work = getattr(self, f"_{what}")
         began = time.monotonic()
         killed, said = self._in_processes(site, lambda: work(replace(site)), seconds)
@@ -145,6 +146,13 @@ class KillStorm:
         began = time.monotonic()
         self.check(site, f"{what}, {'killed' if killed else said}, kill {self.seen['kills']}")
         self.slowest_check = max(self.slowest_check, time.monotonic() - began)
+
+    def _killed(self, what: str) -> int:
+        return self.seen[f"{what}: killed"]
+
+    def _undone(self) -> int:
+        """Kills of what an unlearning must have ended for."""
+        return self._killed("restore") + self._killed("purge")
 
     # -- the runs ------------------------------------------------------------------------------
 
