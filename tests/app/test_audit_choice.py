@@ -16,7 +16,7 @@ import memorising_task as task
 from audit_home import MODEL, Site, site_in
 from segunlearn import cli
 from segunlearn.app import watched_run
-from segunlearn.app.audit_choice import Choice, choose, divide
+from segunlearn.app.audit_choice import Choice, choose, divide, settings_of
 from segunlearn.app.audit_files import Audits
 from segunlearn.app.audit_order import Order
 from segunlearn.app.audit_run import AuditRun, key_of
@@ -93,6 +93,20 @@ def test_a_candidate_with_a_parent_is_not_exact(site: Site) -> None:
     assert (choice.candidate.version, choice.original.version) == (child.version, "v0001")
     assert not choice.provenance.exact
     assert choice.saw == {parent.sha256, child.sha256}
+
+
+@pytest.mark.parametrize(("method", "found"), [("retrain", 7), ("fine_tune", None)])
+def test_what_was_trained_again_tells_its_settings(
+    site: Site, method: str, found: int | None
+) -> None:
+    """Else the next retraining, and the references of the next audit, are made with defaults."""
+    ledger = site.records.ledger
+    (row,) = ledger.rows(version=site.registry.get("v0002").sha256)
+    row = replace(
+        row, kind="unlearn", parent_sha256=None,
+        parameters={"method": method, "settings": {"epochs": 7}},
+    )  # fmt: skip
+    assert settings_of(ledger, row).get("epochs") == found
 
 
 @pytest.mark.parametrize("discarded", [False, True])

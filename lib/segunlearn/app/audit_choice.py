@@ -194,7 +194,8 @@ def settings_of(ledger: Ledger, row: LedgerRow) -> dict[str, Any]:
     best: dict[str, Any] = {}
     for _ in range(_GENERATIONS):
         settings = row.parameters.get("settings")
-        if row.kind == "train" and isinstance(settings, dict):
+        trained = row.kind == "train" or row.parameters.get("method") == "retrain"
+        if trained and isinstance(settings, dict):
             best = max(best, settings, key=lambda s: int(s.get("epochs", 0)))
         if row.parent_sha256 is None:
             break
