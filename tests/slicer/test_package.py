@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from segunlearn.app import checkpoints, unlearn_task
+from segunlearn.app.adapter_run import SITE_ADAPT
+from segunlearn.app.replay_run import FORGET_FEATURE, REPLAY
+from segunlearn.records.forget_states import LEVELS, REASONS, STATES
 
 ROOT = Path(__file__).parents[2]
 EXTENSION = ROOT / "lib" / "slicer" / "SegUnlearn"
@@ -41,19 +48,66 @@ def test_every_file_is_packed() -> None:
     assert (EXTENSION / "Resources" / "Icons" / "SegUnlearn.png").is_file()
 
 
-def test_the_index_finds_what_it_asks_for() -> None:
-    entry = json.loads((EXTENSION / "SegUnlearn.json").read_text(encoding="utf-8"))
-    allowed = {"$schema", "build_dependencies", "build_subdirectory", "category", "enabled",
-               "scm_revision", "scm_type", "scm_url", "tier"}  # fmt: skip
-    assert set(entry) <= allowed
-    assert entry["scm_url"].endswith(".git")
-    assert entry["tier"] in (1, 3, 5)
-    assert "project(SegUnlearn)" in CMAKE
+def loaded(path: Path) -> Any:
+    """A module that belongs to no package here."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def publisher() -> Any:
+    return loaded(EXTENSION.parent / "publish.py")
+
+
+def test_the_index_finds_what_it_asks_for(publisher: Any, tmp_path: Path) -> None:
+    """The checks of the index, on what is published."""
+    folder = tmp_path / "SlicerSegUnlearn"
+    path = publisher.publish("https://github.com/st-anna/SlicerSegUnlearn", folder)
+    assert path.name == "SegUnlearn.json"  # the name of the project in the recipe
+    entry = json.loads(path.read_text(encoding="utf-8"))
+    assert set(entry) == {
+        "$schema", "build_dependencies", "build_subdirectory", "category", "scm_revision",
+        "scm_url", "tier",
+    }  # fmt: skip
+    assert entry["scm_url"] == "https://github.com/st-anna/SlicerSegUnlearn.git"
+    assert entry["tier"] == 1
+    recipe = (folder / "CMakeLists.txt").read_text(encoding="utf-8")
+    assert "project(SegUnlearn)" in recipe
     for name in ("HOMEPAGE", "CONTRIBUTORS", "DESCRIPTION", "ICONURL", "SCREENSHOTURLS"):
-        assert re.search(rf'set\(EXTENSION_{name} "[^"]+"\)', CMAKE), name
-    for picture in re.findall(r"/main/(\S+?\.png)", CMAKE):
-        assert (EXTENSION / picture).is_file(), picture
-    assert (EXTENSION / "LICENSE.txt").read_bytes() == (ROOT / "LICENSE").read_bytes()
+        (value,) = re.findall(rf'set\(EXTENSION_{name} "([^"]+)"\)', recipe)
+        for address in re.findall(r"https?://\S+", value):
+            assert "st-anna/SlicerSegUnlearn" in address
+    pictures = re.findall(r"/main/(\S+?\.png)", recipe)
+    assert len(pictures) == 3
+    for picture in pictures:
+        assert (folder / picture).is_file(), picture
+    assert (folder / "LICENSE.txt").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    with pytest.raises(FileExistsError):
+        publisher.publish("https://github.com/st-anna/SlicerSegUnlearn", folder)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "https://github.com/OWNER", "http://github.com/a/SlicerSegUnlearn",
+     "https://github.com/a/SegUnlearn", "https://github.com/a/SlicerSegUnlearn.git",
+     'https://github.com/a/Slicer")', "https://gitlab.com/a/SlicerSegUnlearn"],
+)  # fmt: skip
+def test_an_address_that_the_index_refuses(publisher: Any, tmp_path: Path, address: str) -> None:
+    with pytest.raises(ValueError, match="begins with Slicer"):
+        publisher.publish(address, tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_placeholder_stands_for_an_address() -> None:
+    """The extension names no place where it is not published."""
+    for path in EXTENSION.rglob("*"):
+        if path.suffix in (".py", ".txt", ".json", ".md") and path.name != "LICENSE.txt":
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r"OWNER|example\.(com|org)|TODO|FIXME", text), path.name
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
@@ -88,6 +142,16 @@ def test_layers() -> None:
         assert not imported & {"qt", "slicer", "vtk", "ctk"}, name
     for path in SOURCES:
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 300, path.name
+
+
+def test_every_kind_of_run_state_and_reason_has_a_word() -> None:
+    """What the server may say is said in words, not by its key."""
+    texts = loaded(LIBRARY / "texts.py")
+    kinds = {"audit", "restore", "purge", *unlearn_task.KINDS, *checkpoints.TRAININGS}
+    assert kinds | {SITE_ADAPT, REPLAY, FORGET_FEATURE} <= set(texts.RUNS)
+    assert set(texts.STATES) >= set(STATES)
+    assert set(texts.REASONS) == set(REASONS)
+    assert texts.LEVELS == LEVELS
 
 
 def test_every_route_is_in_the_contract() -> None:

@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 from fake import INFO, Script, fake_server, half_an_answer, pages, request
 
-from conftest import Panel, Store, load_file, put_into_tree
+from conftest import Panel, load_file, put_into_tree
 from SegUnlearnLib import problems
 from SegUnlearnLib.identity import Identity
-from SegUnlearnLib.tokens import Tokens
 
 ONE = {"study": "1.2.3", "series": "1.2.3.4", "patient": "4711"}
 #: Longest time in which the panel may not react, in seconds.
@@ -213,23 +212,6 @@ def test_login_roles_and_an_expired_token(panel: Any, scene: Any, fake: Any, loo
     panel.confirm(panel.widget.study.confirm)
     loop.until(lambda: "marked" in panel.banner())
     assert panel.find("markNote").text() == ""
-
-
-def test_a_broken_key_store_means_memory() -> None:
-    class Broken:
-        def get_password(self, *_: str) -> str:
-            raise OSError("locked")
-
-    tokens = Tokens(Broken())
-    assert tokens.get("a") == ""
-    assert not tokens.lasts
-    tokens.put("a", "t")
-    assert tokens.get("a") == "t"
-    kept = Tokens(store := Store())
-    kept.put("a", "t")
-    assert Tokens(store).get("a") == "t"
-    kept.drop("a")
-    assert (Tokens(store).get("a"), kept.get("a")) == ("", "")
 
 
 # -- late and broken answers -----------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from check_unlearning import get, of, put
+from check_unlearning import get, in_phase, of, put
 
 from conftest import CHILD
 
@@ -21,7 +21,7 @@ def test_killed_and_back(panel: Any, scene: Any, place: Any, loop: Any) -> None:
     panel.find("markNote").setText("half a sentence")
     place.tell("seconds 60")
     panel.logic.runs.start("unlearn", {"requests": [request_id], "dry_run": False})
-    loop.until(lambda: panel.logic.runs.view.phase == "forget", CHILD, "it runs")
+    in_phase(panel, loop, "forget")
     run_id = panel.logic.runs.view.run_id
 
     place.tell("kill")

@@ -10,9 +10,10 @@ import doubles
 import qt
 from check_unlearning import post, select
 
-from conftest import SLICER, load_dicom, load_file
+from conftest import SLICER, load_dicom, load_file, put_into_tree
 from SegUnlearnLib import hierarchy
 from SegUnlearnLib.dicom_browser import BrowserButton
+from SegUnlearnLib.identity import Identity
 
 
 def state(panel: Any) -> str:
@@ -141,6 +142,43 @@ def test_the_menu_of_the_subject_hierarchy(panel: Any, scene: Any, place: Any, l
     made.showContextMenuActionsForItem(item)
     assert action.text() == "Mark for forgetting… (requested)"
     assert not action.icon().isNull()
+
+
+def test_a_dot_on_the_study_in_the_tree(panel: Any, scene: Any, loop: Any) -> None:
+    """Drawn over the owner's icon, again after Slicer drew it anew, and gone with the mark."""
+    volume, study = load_file(scene), {"study": "1.2", "series": "1.2.3", "patient": "P"}
+    put_into_tree(scene, volume, study)
+    pixmap = qt.QPixmap(16, 16)
+    pixmap.fill(qt.QColor("white"))
+    model = doubles.TreeModel(SLICER, qt.QIcon(pixmap))
+    SLICER.modules.data = data = doubles.DataModule(model)
+    tree = SLICER.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    item = tree.GetItemByUID("DICOM", "1.2")
+    view = data.view.model()
+
+    def colours(row: Any) -> list[str]:
+        """Of the icon's upper left and its lower right part."""
+        image = view.data(row, qt.Qt.DecorationRole).pixmap(16, 16).toImage()
+        return [image.pixelColor(*at).name() for at in ((2, 2), (11, 11))]
+
+    def study_row() -> Any:
+        return view.index(0, 0, view.index(0, 0))
+
+    assert int(view.data(study_row(), model.ITEM)) == item
+    panel.logic.study.identity = Identity("1.2", "1.2.3", source="test")
+    for state, dot in (
+        ("requested", "#d99a00"), ("approved", "#2f7de1"), ("free", "#ffffff"),
+        ("fulfilled", "#2e9e4f"),
+    ):  # fmt: skip
+        panel.logic.study.state = state
+        panel.logic.study.changed.emit()
+        loop.until(lambda dot=dot: colours(study_row()) == ["#ffffff", dot], 5, f"{state}: {dot}")
+    assert colours(view.index(0, 0)) == ["#ffffff", "#ffffff"]  # the patient's
+    tree.SetItemName(item, "renamed")  # Slicer draws its own icons anew
+    assert colours(study_row())[1] == "#ffffff"
+    loop.until(lambda: colours(study_row())[1] == "#2e9e4f", 5, "it is drawn again")
+    assert model.edits == 0
+    assert tree.GetItemName(item) == "renamed"
 
 
 def test_a_button_in_the_dicom_browser(panel: Any, scene: Any, place: Any, loop: Any) -> None:

@@ -1,4 +1,4 @@
-"""Adapting to a site with selected labelled studies, its state, and rolling back."""
+"""Adapting to a site with selected labelled studies, its state, and rolling back; a real gate."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ def test_adapt_and_roll_back(panel: Any, scene: Any, place: Any, loop: Any) -> N
         lambda: len(site.labelled) == len(place.studies) - 1, what="labelled studies are listed"
     )
     assert not panel.find("adaptButton").isEnabled()
-    images = [place.unseen(4)["series"], place.unseen(5)["series"]]
+    # nobody marked them, and nobody submitted another label for them
+    images = [place.unseen(3)["series"], place.unseen(5)["series"]]
     choose(panel, images)
     panel.shot("site")
     panel.click("adaptButton")
     panel.confirm(panel.widget.site.confirm, "2")
     run_to_end(panel, loop)
     assert panel.logic.runs.view.state == "done", panel.logic.runs.view
+    assert "on 2 people, each left out once" in panel.find("runText").text()  # the gate's figures
     loop.until(lambda: site.adapters, what="the adapter is listed")
     (line,) = site.adapters
     assert line["serves"]

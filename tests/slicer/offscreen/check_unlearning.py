@@ -37,11 +37,26 @@ def of(panel: Any, request_id: str) -> str:
     return str(panel.logic.forget_set.requests.get(request_id, {}).get("state"))
 
 
+def shown(panel: Any, request_id: str) -> str:
+    """The state of a request as its row in the table says it."""
+    model = panel.widget.forget.table.widget.model()
+    (place,) = [i for i, row in enumerate(model.rows) if row.request_id == request_id]
+    return str(model.data(model.index(place, 0)))
+
+
 def select(panel: Any, request_id: str) -> None:
     panel.loop.until(lambda: not panel.widget.forget.table.is_busy())
     panel.widget.forget.table.widget.clearSelection()
     panel.widget.forget.table.select(request_id)
     assert panel.widget.forget.table.selected() == [request_id]
+
+
+def in_phase(panel: Any, loop: Any, phase: str, fraction: float = 0.0) -> None:
+    """Wait until the panel shows a phase; a run that ended before it fails at once."""
+    run = panel.logic.runs
+    there = lambda: run.view.phase == phase and run.view.fraction >= fraction  # noqa: E731
+    loop.until(lambda: there() or run.view.is_over, CHILD, f"it comes to {phase}")
+    assert there(), run.view
 
 
 def run_to_end(panel: Any, loop: Any, seconds: float = CHILD) -> list[Any]:
@@ -81,24 +96,33 @@ def test_approve_plan_unlearn_restore(panel: Any, scene: Any, place: Any, loop: 
     assert of(panel, request_id) == "approved"
     served = get(place, "/models")["active"]
 
-    # the real one, with the number of studies typed
-    place.tell("seconds 2")
+    # the real one: retrained without the study and audited; the number of studies is typed
+    place.tell("seconds real")
+    panel.choose("levelChoice", "retrained")
     select(panel, request_id)
     panel.click("unlearnButton")
     asked = panel.widget.forget.confirm
     loop.until(asked.is_asking, what="the plan is there")
     assert "1 study of 1 person" in asked.text()
+    assert "to the level retrained?" in asked.text()  # what was chosen, not what is needed
     panel.shot("unlearn-confirm")
     panel.confirm(asked, "1")
-    loop.until(lambda: panel.logic.runs.view.fraction > 0.2, CHILD, "it shows progress")
+    run = panel.logic.runs
+    in_phase(panel, loop, "train", 0.2)
     assert panel.find("runBar").value() > 0
-    assert "forget" in panel.find("runPhase").text()
+    assert "train" in panel.find("runPhase").text()
     assert panel.find("runCancel").isVisible()
+    loop.until(lambda: shown(panel, request_id) == "Being unlearned", 5, "so does the table")
     panel.shot("unlearning")
-    shown = [v.fraction for v in run_to_end(panel, loop) if v.phase == "forget"]
-    assert shown == sorted(shown)
-    assert (panel.logic.runs.view.kind, panel.logic.runs.view.state) == ("unlearn", "done")
-    loop.until(lambda: of(panel, request_id) == "fulfilled", what="the table follows")
+    views = run_to_end(panel, loop)
+    fractions: dict[str, list[float]] = {}
+    for view in views:
+        fractions.setdefault(view.phase, []).append(view.fraction)
+    assert any(phase.startswith("audit: ") for phase in fractions)
+    assert all(found == sorted(found) for found in fractions.values())
+    assert (run.view.kind, run.view.state) == ("unlearn", "done"), run.view
+    loop.until(lambda: shown(panel, request_id) == "Forgotten", 5, "the table follows")
+    assert panel.find("restoreButton").isEnabled()
     active = get(place, "/models")["active"]
     assert active != served
     loop.until(lambda: panel.logic.session.server.served == active, what="the panel says so")
@@ -107,6 +131,8 @@ def test_approve_plan_unlearn_restore(panel: Any, scene: Any, place: Any, loop: 
 
     # its audit and the report
     loop.until(lambda: panel.logic.evidence.audits, what="the audit is listed")
+    (audit,) = panel.logic.evidence.audits
+    assert (audit["outcome"], audit["reached"]) == ("passed", "retrained")
     panel.widget.tabs.setCurrentIndex(2)
     panel.shot("audits")
     panel.click("reportButton")
@@ -144,7 +170,7 @@ def test_a_run_is_cancelled_tried_again_and_purged(
     panel.logic.runs.start(
         "unlearn", {"requests": [request_id], "level": "unlearned", "dry_run": False}
     )
-    loop.until(lambda: panel.logic.runs.view.phase == "forget", CHILD, "it runs")
+    in_phase(panel, loop, "forget")
     panel.click("runCancel")
     run_to_end(panel, loop)
     assert panel.logic.runs.view.state == "cancelled"

@@ -32,9 +32,12 @@ from SegUnlearnLib.widget import Widget
 
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:
-    """Adapters come after the unlearnings, which would make them anew; the kill comes last."""
-    late = ["check_site", "check_killed"]
-    items.sort(key=lambda item: late.index(name) + 1 if (name := item.path.stem) in late else 0)
+    """First what is unlearned from the first version, which was really trained; the kill is last.
+
+    Adapters come after the unlearnings, which would make them anew.
+    """
+    order = {"check_unlearning": -1, "check_site": 1, "check_killed": 2}
+    items.sort(key=lambda item: order.get(item.path.stem, 0))
 
 
 @pytest.fixture(scope="session")
@@ -162,6 +165,7 @@ class Panel:
         """Save a picture where SEGUNLEARN_SHOTS says."""
         folder = os.environ.get("SEGUNLEARN_SHOTS")
         if folder:
+            self.loop.until(lambda: not self.widget.forget.table.is_busy())
             self.loop.turn()
             self.root.grab().save(str(Path(folder) / f"{name}.png"))
 

@@ -16,6 +16,7 @@ from typing import Any
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
+import vtk
 from PySide6 import QtCore, QtGui, QtNetwork, QtWidgets
 
 #: Class of the double -> methods that the module may call.
@@ -68,6 +69,54 @@ class Browser(QtWidgets.QWidget):
         self.actionButtonLayout = QtWidgets.QHBoxLayout(self)
         self.tables = TableManager()
         self.dicomBrowser = types.SimpleNamespace(dicomTableManager=lambda: self.tables)
+
+
+class TreeModel(QtGui.QStandardItemModel):
+    """``qMRMLSubjectHierarchyModel``: rows of the hierarchy, with the icons of their owners.
+
+    ``edits`` counts what Slicer would take for an edit by the user and write into the hierarchy.
+    """
+
+    ITEM = QtCore.Qt.UserRole + 1
+
+    def __init__(self, slicer: Any, owner: QtGui.QIcon) -> None:
+        super().__init__()
+        self.owner, self.edits = owner, 0
+        node = slicer.vtkMRMLSubjectHierarchyNode
+        self._tree = node.GetSubjectHierarchyNode(slicer.mrmlScene)
+        self._tree.AddObserver(node.SubjectHierarchyItemModifiedEvent, lambda *_: self.fill())
+        self.itemChanged.connect(lambda *_: setattr(self, "edits", self.edits + 1))
+        self.fill()
+
+    def fill(self) -> None:
+        self.blockSignals(True)
+        self.clear()
+        self._below(self._tree.GetSceneItemID(), self.invisibleRootItem())
+        self.blockSignals(False)
+
+    def _below(self, parent: int, row: QtGui.QStandardItem) -> None:
+        ids = vtk.vtkIdList()
+        self._tree.GetItemChildren(parent, ids, False)
+        for position in range(ids.GetNumberOfIds()):
+            item = QtGui.QStandardItem(self.owner, self._tree.GetItemName(ids.GetId(position)))
+            item.setData(ids.GetId(position), self.ITEM)
+            row.appendRow(item)
+            self._below(ids.GetId(position), item)
+
+
+class DataModule:
+    """The module "Data", whose widget shows the tree through a filter."""
+
+    def __init__(self, model: TreeModel) -> None:
+        self._widget = QtWidgets.QWidget()
+        self.view = QtWidgets.QTreeView(self._widget)
+        self.view.setObjectName("SubjectHierarchyTreeView")
+        self._filter = QtCore.QSortFilterProxyModel()
+        self._filter.setSourceModel(model)
+        self.view.setModel(self._filter)
+
+    def widgetRepresentation(self) -> QtWidgets.QWidget:
+        return self._widget
 
 
 class ScriptedPlugin(QtCore.QObject):

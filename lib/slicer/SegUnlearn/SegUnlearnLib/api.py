@@ -111,9 +111,9 @@ class Api:
 
     # -- runs ----------------------------------------------------------------------------------
 
-    def plan(self, requests: Iterable[str], done: Done, failed: Failed) -> Any:
-        """Say what an unlearning would do; nothing is changed."""
-        query = [("request", request) for request in requests]
+    def plan(self, requests: Iterable[str], level: str, done: Done, failed: Failed) -> Any:
+        """Say what an unlearning to a level would do; nothing is changed."""
+        query = [*(("request", request) for request in requests), ("level", level)]
         return self._json("GET", "/unlearning/plan", done, failed, query=query)
 
     def start(self, trainer: str, options: Mapping[str, Any], done: Done, failed: Failed) -> Any:

@@ -16,13 +16,14 @@ from SegUnlearnLib.identity import Identity, Unknown
 from SegUnlearnLib.masks import Masks
 from SegUnlearnLib.parameters import Parameters
 from SegUnlearnLib.problems import Problem
-from SegUnlearnLib.runs import Runs
+from SegUnlearnLib.runs import Runs, RunView
 from SegUnlearnLib.session import Session
 from SegUnlearnLib.signals import Signal
 from SegUnlearnLib.site import Site
 from SegUnlearnLib.study import Study
 from SegUnlearnLib.tokens import Tokens
 from SegUnlearnLib.transport import Transport
+from SegUnlearnLib.tree_icons import TreeIcons
 from SegUnlearnLib.volumes import Volumes
 
 
@@ -62,6 +63,7 @@ class Logic:
         self.api = Api(transport or Transport())
         self.session = Session(self.api, self.parameters, self.tokens)
         self.volumes = Volumes(self.scene)
+        self.icons = TreeIcons(self.scene)
         self.study = Study(self.api)
         self.forget_set = ForgetSet(self.api)
         self.runs = Runs(self.api, poll)
@@ -73,12 +75,14 @@ class Logic:
             part.failed.connect(self._failed)
         self.session.failed.connect(self.failed.emit)
         self.session.changed.connect(self._other_server)
+        self.runs.changed.connect(self._run_changed)
         self.runs.ended.connect(self._run_ended)
         self.study.changed.connect(self._remember)
         self.study.marked.connect(lambda *_: self.forget_set.load())
         self.forget_set.done.connect(self._decided)
         self.site.done.connect(self._decided)
         self._shown: Any = None
+        self._at_work = ""
 
     def identify(self, volume: Any) -> Identity | Unknown:
         """Find out whose study a volume is."""
@@ -95,6 +99,7 @@ class Logic:
         """Break off requests and delete reports, for the panel goes away."""
         self.runs.stop()
         self.volumes.stop()
+        self.icons.stop()
         self.api.transport.cancel_all()
         self.evidence.close()
 
@@ -115,10 +120,18 @@ class Logic:
             self.runs.follow_running()
 
     def _remember(self) -> None:
-        """Note the study's state in the subject hierarchy, for its menu."""
+        """Note the study's state in the subject hierarchy, for its icon and its menu."""
         one = self.study.identity
         if isinstance(one, Identity) and one.study and self.study.state:
             hierarchy.remember(self.scene(), one.study, self.study.state)
+            self.icons.start()
+
+    def _run_changed(self, view: RunView) -> None:
+        """Show what a run works on, once it does: its requests are in another state by then."""
+        if view.phase and not view.is_over and view.run_id != self._at_work:
+            self._at_work = view.run_id
+            self.forget_set.load()
+            self.study.refresh()
 
     def _run_ended(self, view: Any) -> None:
         self.session.refresh()

@@ -12,8 +12,8 @@ from SegUnlearnLib.idioms import once
 from SegUnlearnLib.problems import Problem
 from SegUnlearnLib.signals import Signal
 
-#: Kinds of runs that a task may become.
-_KINDS = {"unlearn": ("unlearn", "plan"), "site_adapt": ("site_adapt",), "train": ("train",)}
+#: Kinds of runs that a task may become, where it is not the trainer's own name.
+_KINDS = {"unlearn": ("unlearn", "plan")}
 #: Seconds between two looks, at first and after failures.
 _POLL, _LONGEST = 1.0, 30.0
 #: How many runs are looked through for the one that a task became.
@@ -148,7 +148,7 @@ class Runs:
             self._later(mine, lambda: self._find(mine, trainer, task, before))
 
         def runs(found: Any) -> None:
-            kinds = _KINDS.get(trainer, ("train",))
+            kinds = _KINDS.get(trainer, (trainer,))
             new = [r for r in found if r["run_id"] not in before and r["kind"] in kinds]
             if mine != self._turn:
                 return

@@ -54,7 +54,14 @@ RUNS = {
     "site_adapt": "Adapting to a site",
     "audit": "Audit",
     "meta_train": "Meta-training",
+    "replay": "Training a generator",
+    "forget_feature": "Forgetting a feature",
+    "restore": "Restoring",
+    "purge": "Purging",
 }
+
+#: Levels of assurance, lowest first.
+LEVELS = ("none", "hidden", "unlearned", "retrained")
 
 OUTCOMES = {"passed": "Passed", "refused": "Refused", "inconclusive": "Inconclusive",
             "damaged": "Damaged"}  # fmt: skip

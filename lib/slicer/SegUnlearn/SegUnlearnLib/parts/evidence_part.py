@@ -12,7 +12,7 @@ from SegUnlearnLib.idioms import button, column, label, row
 from SegUnlearnLib.parts.style import dot
 
 _COLUMNS = ("Verdict", "Model", "Level", "Studies", "When")
-_WIDTHS = (110, 130, 110, 56, 118)
+_WIDTHS = (96, 120, 90, 56, 118)
 _COLOURS = {"passed": "#2e9e4f", "refused": "#d23f3f", "inconclusive": "#d99a00"}
 
 

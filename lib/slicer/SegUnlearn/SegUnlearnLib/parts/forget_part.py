@@ -213,4 +213,5 @@ class ForgetPart:
                 str(studies),
             )
 
-        self._api.plan(options["requests"], planned, self._failed)
+        level = "" if options["level"] == "auto" else options["level"]
+        self._api.plan(options["requests"], level, planned, self._failed)

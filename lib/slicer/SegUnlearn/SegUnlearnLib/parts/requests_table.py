@@ -13,7 +13,7 @@ from SegUnlearnLib.parts.style import colour_of, dot
 from SegUnlearnLib.signals import Signal
 
 COLUMNS = ("State", "What", "Reason", "Level", "Marked by", "Since")
-_WIDTHS = (112, 150, 122, 84, 80, 118)
+_WIDTHS = (130, 150, 122, 84, 80, 118)
 _SINCE = len(COLUMNS) - 1
 _HEIGHT = 24
 #: Milliseconds that changes are gathered before they are shown.
@@ -36,11 +36,19 @@ class _Row:
             texts.STATES.get(state, (state,))[0],
             f"{kind} {texts.short(self.full_id, 22)}",
             texts.REASONS.get(str(request.get("reason")), str(request.get("reason") or "")),
-            needed if reached in ("none", needed) else f"{reached} of {needed}",
+            _level(reached, needed),
             str(request.get("marked_by") or "–"),
             texts.local_time(self.created),
         )
         self.text = " ".join((*self.values, self.full_id, self.note)).lower()
+
+
+def _level(reached: str, needed: str) -> str:
+    """Say which level is reached, and which is needed where that is more."""
+    order = texts.LEVELS
+    if reached not in order or needed not in order or reached == "none":
+        return needed
+    return reached if order.index(reached) >= order.index(needed) else f"{reached} of {needed}"
 
 
 class RequestsModel(qt.QAbstractTableModel):
@@ -75,7 +83,7 @@ class RequestsModel(qt.QAbstractTableModel):
         if wanted == _DECORATION and column == 0:
             return dot(colour_of(row.state))
         if wanted == _TIP:
-            return {1: row.full_id, 2: row.note}.get(column)
+            return {1: row.full_id, 2: row.note, 3: row.values[3]}.get(column)
         return None
 
     def sort(self, column: int, order: Any = 0) -> None:

@@ -80,6 +80,7 @@ class ServerPart:
             else "The token is kept until Slicer closes; with the Python package keyring it is in "
             "this computer's key store."
         )
+        self.password.setMinimumWidth(190)
         layout.addLayout(row(self.user, self.password, stretch=0))
         layout.addLayout(row(self.token, sign_in, stretch=0))
         layout.addWidget(label(where, role="quiet"))

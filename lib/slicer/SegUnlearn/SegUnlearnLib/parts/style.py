@@ -38,14 +38,19 @@ def dot(colour: str) -> Any:
     if colour not in _icons:
         pixmap = qt.QPixmap(_SIZE, _SIZE)
         pixmap.fill(qt.QColor(0, 0, 0, 0))
-        painter = qt.QPainter(pixmap)
-        painter.setRenderHint(qt.QPainter.Antialiasing, True)
-        painter.setPen(qt.QPen(qt.QColor(colour)))
-        painter.setBrush(qt.QBrush(qt.QColor(colour)))
-        painter.drawEllipse(2, 2, _SIZE - 5, _SIZE - 5)
-        painter.end()
+        spot(pixmap, colour, 1, 1, _SIZE - 3)
         _icons[colour] = qt.QIcon(pixmap)
     return _icons[colour]
+
+
+def spot(pixmap: Any, colour: str, x: int, y: int, size: int) -> None:
+    """Draw a filled circle, with a rim that is seen on a selected row."""
+    painter = qt.QPainter(pixmap)
+    painter.setRenderHint(qt.QPainter.Antialiasing, True)
+    painter.setPen(qt.QPen(qt.QColor("white")))
+    painter.setBrush(qt.QBrush(qt.QColor(colour)))
+    painter.drawEllipse(x, y, size, size)
+    painter.end()
 
 
 def frame(role: str) -> Any:
