@@ -82,6 +82,7 @@ def test_what_was_left_is_removed_before_a_server_begins(tmp_path: Path) -> None
         home.scratch() / "session-x" / "00000.dcm",
         home.model(MODEL) / "versions" / ".staging-x" / "weights.safetensors",
         home.model(MODEL) / ".active.0123.part",
+        home.sites / MODEL / "0123456789abcdef" / ".staging-x" / "adapter.safetensors",
         home.cache / "images" / ".1.2.3.part.nii.gz",
     ]
     for path in [*kept[1:], *left]:

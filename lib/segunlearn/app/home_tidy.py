@@ -38,6 +38,10 @@ def tidy(home: Home) -> int:
     for model in (home.root / "models").glob("*"):
         with locked(model):  # a command may publish right now
             clear_staging(model / "versions")
+    for model in home.sites.glob("*/"):
+        with locked(model):
+            for site in model.glob("*/"):
+                clear_staging(site)
     Deposits(home.deposits, KeyStore(home.keys)).clear()
     for name in _WRITTEN_BESIDE:
         left += (home.root / name).rglob(".*.part*")
