@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -90,6 +91,7 @@ def prepare(
     }
     # uploads spill over to temporary files, and libraries keep caches: nothing beside the home
     environment["TMPDIR"] = str(home.scratch().resolve())
+    environment["TORCHINDUCTOR_CACHE_DIR"] = str((home.cache / "torch").resolve())
     environment["MPLCONFIGDIR"] = str((home.cache / "matplotlib").resolve())
     for key in ("MONAI_LABEL_TRACKING_ENABLED", "MONAI_LABEL_SESSION_PATH", "TMPDIR"):
         if os.environ.get(key):
@@ -131,6 +133,7 @@ def serve(
     environment, home = prepare(studies, conf, host=host, port=port)
     keyfile, certfile = (str(p.resolve()) if p else None for p in (ssl_keyfile, ssl_certfile))
     os.environ.update(environment)
+    tempfile.tempdir = None  # whoever asked before TMPDIR was set
     os.umask(0o077)  # what it writes, caches of images too, is for its own account
     os.chdir(home.root)  # MONAI Label reads a file .env of the folder it is started in
     import uvicorn
