@@ -20,10 +20,12 @@ from live_server import live_server
 from oidc_issuer import TestIssuer, running_issuer
 from segunlearn.app import viewer, wiring
 from segunlearn.app.forgetting import Forgetting
+from segunlearn.app.inference_queue import InferenceQueue
 from segunlearn.app.options import AppOptions, Home
 from segunlearn.app.records import Records
 from segunlearn.app.routes import audits, changes, forget
 from segunlearn.app.security import health
+from segunlearn.app.security.failures import LIMIT, Failures
 from segunlearn.app.security.protection import protect, routers
 from segunlearn.errors import SegUnlearnError, UnavailableError
 from segunlearn.records.access_tokens import AccessTokens
@@ -69,6 +71,7 @@ def serving(home: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iter
     made: Any = SimpleNamespace(
         options=AppOptions(home=home, **options), records=records, home=place,
         model=SimpleNamespace(registry=SimpleNamespace(active=lambda: None)),
+        inferences=InferenceQueue(2),
     )  # fmt: skip
     monkeypatch.setattr(health, "current_app", lambda: made)
     server = FastAPI()
@@ -224,10 +227,49 @@ def test_the_unchanged_client_of_3d_slicer_signs_in(place: Place) -> None:
 
 def test_a_flood_of_failures_does_not_fill_the_disk(place: Place) -> None:
     with place.client("x") as client:
-        for _ in range(90):
-            assert client.get("/whoami").status_code == 401
-    assert 0 < len(place.trail()) <= 2 * 60
+        answers = [client.get("/whoami") for _ in range(90)]
+    assert [a.status_code for a in answers] == [401] * LIMIT + [429] * (90 - LIMIT)
+    assert 1 <= int(answers[-1].headers["retry-after"]) <= 60
+    assert len(place.trail()) == LIMIT
     assert "segunlearn_login_failures_total 90" in _metrics(place)
+
+
+def test_guessing_is_slowed_down_and_stops_nobody_else(place: Place) -> None:
+    """Failures of the page and of the password route count together; good tokens still pass."""
+    good = place.token("user")
+    with place.client() as client:
+        for number in range(LIMIT):
+            path = ("/login", "/auth/token")[number % 2]
+            given = {"token": "x", "password": "x", "username": "x"}
+            assert client.post(path, data=given).status_code == 401
+        for path in ("/login", "/auth/token"):
+            answer = client.post(path, data={"token": good, "password": good, "username": "x"})
+            assert answer.status_code == 429
+        assert client.get("/login").status_code == 200
+        with_token = {"Authorization": f"Bearer {good}"}
+        assert client.get("/whoami", headers=with_token).status_code == 200
+        elsewhere = {"X-Forwarded-For": "192.0.2.9"}
+        assert client.post("/login", data={"token": good}, headers=elsewhere).status_code == 303
+
+
+def test_failures_are_forgotten_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    failures = Failures(lambda: now[0])
+    for _ in range(LIMIT):
+        assert failures.wait("a") == 0
+        failures.add("a")
+    assert failures.wait("a") == 60
+    assert failures.wait("b") == 0
+    now[0] += 59.5
+    assert failures.wait("a") == 1
+    now[0] += 0.5
+    assert failures.wait("a") == 0
+    failures.add("a")
+    assert failures.wait("a") == 0
+    monkeypatch.setattr("segunlearn.app.security.failures._MOST", 3)
+    for name in "cdefg":
+        failures.add(name)
+    assert len(failures._seen) == 3
 
 
 def _metrics(place: Place) -> str:

@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from segunlearn.app.security.addresses import is_loopback
+from segunlearn.app.security.failures import Failures
 from segunlearn.app.security.identity import Identity, NotSignedInError
 from segunlearn.app.security.metrics import Metrics
 from segunlearn.app.security.sessions import COOKIE, Sessions
@@ -34,6 +35,8 @@ OPEN: Final = (
     ("GET", re.compile(r"/auth/|/login(?:/oidc|/callback)?|/health/(?:live|ready)")),
     ("POST", re.compile(r"/auth/token|/login|/logout")),
 )
+#: Where tokens and passwords are tried.
+_SIGN_IN: Final = re.compile(r"/login|/auth/token")
 #: Pages to which a browser without a session is led to sign in first.
 _PAGES: Final = re.compile(r"/(?:ohif(?:/[^.]*)?)?|/audits/[0-9a-f]{32}/report")
 
@@ -75,6 +78,7 @@ class Gate:
     ) -> None:
         self.app, self.rules = app, rules
         self.sessions, self.witness, self.metrics = sessions, witness, metrics
+        self.failures = Failures()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 400 to 413, or pass the request on with its caller."""
@@ -101,6 +105,10 @@ class Gate:
         path = path_of(scope)
         if self.rules.identify is None:
             return None if self.rules.let_everyone_in else _not_from_here(scope)
+        signs_in = scope["method"] == "POST" and _SIGN_IN.fullmatch(path)
+        wait = self.failures.wait(_address(scope))
+        if signs_in and wait:
+            return self._too_many(wait)
         token = _bearer(scope)
         try:
             if token is None:
@@ -131,11 +139,23 @@ class Gate:
             return None
         if token is not None:
             self.metrics.login_failures += 1
+            wait = self.failures.wait(_address(scope))
+            if wait:
+                return self._too_many(wait)
+            self.failures.add(_address(scope))
             await self.witness.failed(scope, "login_failure", None, str(error))
         return JSONResponse(
             {"detail": str(error)},
             error.http_status,
             headers={"WWW-Authenticate": 'Bearer realm="SegUnlearn"'},
+        )
+
+    @staticmethod
+    def _too_many(wait: int) -> Response:
+        return JSONResponse(
+            {"detail": f"too many failed sign-ins from this address. Wait {wait} seconds."},
+            429,
+            headers={"Retry-After": str(wait)},
         )
 
 
@@ -169,7 +189,10 @@ class _Visit:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = int(message["status"])
-            failure = await self._gate.witness.saw(self._scope, path_of(self._scope), self.status)
+            path = path_of(self._scope)
+            if self.status == 401 and _SIGN_IN.fullmatch(path):
+                self._gate.failures.add(_address(self._scope))
+            failure = await self._gate.witness.saw(self._scope, path, self.status)
             if failure is not None:  # what cannot be recorded is not handed out
                 self.status, self._replaced = failure.status_code, True
                 await failure(self._scope, self._receive, self._send)
@@ -202,6 +225,11 @@ def cookie(scope: Scope, name: str) -> str:
                 if found == name:
                     return str(text)
     return ""
+
+
+def _address(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else ""
 
 
 def _bearer(scope: Scope) -> str | None:
