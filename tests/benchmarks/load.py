@@ -45,10 +45,10 @@ from segunlearn.volumes import Volume, write_volume
 PEOPLE = 20
 #: Seconds between two steps of one person, at random.
 PAUSE = (2.0, 6.0)
-SHAPE = (64, 64, 32)
+SHAPE = (48, 48, 24)
 CONFIG = ModelConfig(
     labels=("core", "shell"), spacing=(2.0, 2.0, 2.0), patch_size=(32, 32, 16),
-    features=(8, 8, 16, 32, 32, 8), overlap=0.25, normalisation="zscore",
+    features=(4, 4, 8, 16, 16, 4), overlap=0.25, normalisation="zscore",
 )  # fmt: skip
 
 
@@ -63,6 +63,7 @@ class Crowd:
         self.told_to_wait = 0
         self._inferring, self._lock = 0, threading.Lock()
         self._end = 0.0
+        self._people = [requests.Session() for _ in range(PEOPLE)]
 
     def work(self, seconds: float) -> None:
         """Let all of them work for a while."""
@@ -75,7 +76,7 @@ class Crowd:
 
     def _person(self, number: int) -> None:
         rng = random.Random(self.seed * 1000 + number)
-        session = requests.Session()
+        session = self._people[number]
         if self.tokens:
             session.headers["Authorization"] = f"Bearer {self.tokens[number]}"
         time.sleep(rng.uniform(0, PAUSE[1]))
@@ -131,13 +132,17 @@ class Crowd:
         if answer is not None:
             session.mask = answer.content  # type: ignore[attr-defined]
 
-    def _mark(self, session: requests.Session, image: str, rng: random.Random) -> None:
-        if self.ours:  # a study of its own: each mark writes
-            body = {"reason": "quality"}
-            path = f"/forget/studies/study{rng.getrandbits(48)}"
-            self._ask(session, "mark", "PUT", path, json=body)
+    def _mark(self, session: requests.Session, _image: str, _: random.Random) -> None:
+        own = f"person{self._people.index(session)}"
+        if self.ours:  # a mark and its withdrawal, so that each mark writes
+            answer = self._ask(
+                session, "mark", "PUT", f"/forget/studies/{own}", json={"reason": "quality"}
+            )
+            if answer is not None:
+                request = answer.json()["request_id"]
+                self._ask(session, "withdraw", "DELETE", f"/forget/requests/{request}")
         else:
-            path = f"/datastore/image/info?image={image}"
+            path = f"/datastore/image/info?image={own}"
             self._ask(session, "mark", "PUT", path, data={"info": json.dumps({"forget": True})})
 
     def _save(self, session: requests.Session, image: str, _: random.Random) -> None:
