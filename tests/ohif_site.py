@@ -159,6 +159,11 @@ def _write(generate: Any, folder: Path, number: int) -> Person:
     return Person(number, case.study, case.series, case)
 
 
+def _python_path() -> str:
+    """Tests first, then what this process was told: a clone tests itself."""
+    return os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]))
+
+
 class ViewerServer:
     """The server with a viewer, on a port that it keeps when it is stopped and started again."""
 
@@ -171,18 +176,19 @@ class ViewerServer:
         self._arguments = [studies, str(home), str(self.port), str(viewer or "")]
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, login: str = "off") -> None:
+    def start(self, login: str = "off", issuer: str = "") -> None:
         code = (
             "import sys; from segunlearn.app import server; from ohif_site import APP; "
-            "server._MAIN = APP; studies, home, port, viewer, login = sys.argv[1:]; "
+            "server._MAIN = APP; studies, home, port, viewer, login, issuer = sys.argv[1:]; "
             "conf = {'home': home, 'refresh': '1', 'poll': '2', 'viewer': viewer, "
-            "'login': login}; "
+            "'login': login, 'issuer': issuer}; "
             "server.serve(studies, conf, port=int(port))"
         )
         with self.log.open("ab") as out:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code, *self._arguments, login], stdout=out, stderr=out,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")},
+                [sys.executable, "-c", code, *self._arguments, login, issuer],
+                stdout=out, stderr=out,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path()},
             )  # fmt: skip
         for _ in range(600):
             if self._process.poll() is not None:

@@ -14,6 +14,21 @@ from ohif_site import ROOT
 
 PANEL = "@segunlearn/ohif-extension.panelModule.forget"
 AXE = ROOT / "lib" / "ohif" / "node_modules" / "axe-core" / "axe.min.js"
+#: What of ours is wider than its place, or a dialog that leaves the page.
+FITS = """() => {
+  const found = [];
+  const panel = document.querySelector('.sul');
+  if (panel && panel.scrollWidth > panel.clientWidth) found.push('the panel scrolls sideways');
+  for (const e of document.querySelectorAll('.sul *')) {
+    const [own, around] = [e.getBoundingClientRect(), panel.getBoundingClientRect()];
+    if (own.width && !e.closest('.sul-hidden') && own.right > around.right + 1)
+      found.push(e.outerHTML.slice(0, 90));
+  }
+  const at = document.querySelector('dialog.sul-dialog')?.getBoundingClientRect();
+  if (at && Math.min(at.left, at.top, innerWidth - at.right, innerHeight - at.bottom) < 0)
+    found.push('the dialog leaves the page');
+  return found;
+}"""
 PICTURES = os.environ.get("SEGUNLEARN_PICTURES", "")
 
 
@@ -32,12 +47,16 @@ class Tab:
         """Start to open a study; :meth:`show` waits for it."""
         self.page.goto(f"{self.url}/ohif/{mode}?StudyInstanceUIDs={study}", wait_until="commit")
 
-    def show(self) -> None:
-        """Wait for the study, and bring the panel to the front."""
+    def wait(self) -> None:
+        """Wait until the viewer has our panel."""
         self.page.wait_for_function(
             "id => window.services?.panelService?.getPanels('right').some(p => p.id === id)",
             arg=PANEL,
         )
+
+    def show(self) -> None:
+        """Wait for the study, and bring the panel to the front."""
+        self.wait()
         self.page.wait_for_selector("[data-cy=viewport-pane] canvas")
         if not self.page.query_selector("[data-cy=sul-panel]"):
             self.page.evaluate("id => window.services.panelService.activatePanel(id, true)", PANEL)
@@ -85,7 +104,8 @@ class Tab:
         self.gone("dialog")
 
     def accessible(self) -> None:
-        """Nothing serious in what is ours, by axe-core."""
+        """Nothing serious in what is ours, by axe-core; and it fits into the page."""
+        assert self.page.evaluate(FITS) == []
         if not AXE.is_file():
             missing("axe-core is not installed (make ohif-tools)")
         self.page.evaluate(AXE.read_text())
@@ -104,11 +124,16 @@ class Tab:
             self.page.screenshot(path=str(folder / f"{self.name}{name}.png"))
 
 
+def crowding() -> float:
+    """Say how many programs share each core, this one among them."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 @contextmanager
 def open_tab(browser: Any, url: str, name: str = "", seconds: float = 100) -> Iterator[Tab]:
     """Open a page in a browser of its own; what goes wrong in it is kept in ``faults``."""
     context = browser.new_context(viewport={"width": 1280, "height": 720})
-    context.set_default_timeout(1000 * seconds)
+    context.set_default_timeout(1000 * seconds * crowding())
     tab = Tab(context.new_page(), url, name=name)
     _watch(tab)
     try:

@@ -2,7 +2,8 @@
 
     python tests/benchmarks/ohif_matrix.py            # asks npm for four packages of 50 MB
 
-The viewers are used as they come from npm, none is rebuilt. Studies and model are those of
+The viewers are used as they come from npm, none is rebuilt; ``.bench/viewers`` keeps them for the
+next run. Studies and model are those of
 ``tests/ohif_site.py``; the unlearning runs to its end, the audit is short and always passes.
 """
 
@@ -21,9 +22,9 @@ from report import bar, write
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from chromium import chromium
-from ohif_site import Hospital, build_hospital, serving
+from ohif_site import ROOT, Hospital, build_hospital, serving
 from ohif_tab import Tab, open_tab
-from segunlearn.app.viewer_package import CURRENT, ViewerPackage, fetch, unpack
+from segunlearn.app.viewer_package import CURRENT, ViewerPackage, fetch, unpack, version_in
 
 #: Viewers, and what each cannot show: its release has no place for it.
 VIEWERS: dict[str, tuple[str, ...]] = {
@@ -35,15 +36,20 @@ VIEWERS: dict[str, tuple[str, ...]] = {
 }
 
 
-def viewer(version: str, folder: Path) -> Path | None:
-    """Prepare a viewer; None for the one in MONAI Label."""
+KEPT = ROOT / ".bench" / "viewers"
+
+
+def viewer(version: str) -> Path | None:
+    """Prepare a viewer, or find the prepared one; None for the one in MONAI Label."""
     if version == "bundled":
         return None
-    package = CURRENT if version == CURRENT.version else ViewerPackage(version)
-    download = folder / "download"
-    download.mkdir(parents=True)
-    unpack(fetch(download, package), folder / "viewer", package)
-    return folder / "viewer"
+    folder = KEPT / version
+    if not folder.is_dir() or version_in(folder) != version:
+        package = CURRENT if version == CURRENT.version else ViewerPackage(version)
+        KEPT.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=KEPT) as download:
+            unpack(fetch(Path(download), package), folder, package)
+    return folder
 
 
 def try_one(tab: Tab, hospital: Hospital, absent: tuple[str, ...]) -> dict[str, Any]:
@@ -79,13 +85,19 @@ def try_one(tab: Tab, hospital: Hospital, absent: tuple[str, ...]) -> dict[str, 
 
     def unlearn() -> None:
         tab.click("approve")
-        tab.confirm()
+        tab.confirm("approve")
         tab.click("unlearn")
         tab.see("plan")
         tab.page.check("[data-cy=sul-quick]")
         tab.confirm("unlearn")
         tab.see("run")
         tab.see("request", target=person.study, state="fulfilled")
+
+    def compare() -> None:
+        tab.click("compare")
+        tab.see("masks", shown="now")
+        tab.page.check("[data-cy=sul-mask-before]")
+        tab.see("masks", shown="before")
 
     def restore() -> None:
         tab.click("restore")
@@ -103,6 +115,7 @@ def try_one(tab: Tab, hospital: Hospital, absent: tuple[str, ...]) -> dict[str, 
     step("mark", mark)
     step("badge", lambda: tab.see("badge"))
     step("unlearn", unlearn)
+    step("compare masks", compare)
     step("restore", restore)
     step("column", column)
     return found
@@ -120,7 +133,7 @@ def main() -> None:
         for version in arguments.only:
             place = folder / version
             place.mkdir()
-            prepared = viewer(version, place)
+            prepared = viewer(version)
             own = hospital.copy(place)
             with (
                 serving(str(own.dicom), own.home, prepared) as server,

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from ohif_site import ATTACK, HOSTILE, Hospital, Person, ViewerServer, serving, upload
+from ohif_tab import crowding
+from oidc_issuer import running_issuer
 from orthanc_process import OrthancProcess
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
-from segunlearn.records.access_tokens import AccessTokens
+from segunlearn.dicom.series import volume_from_datasets
 from segunlearn.records.runs import Progress
+from segunlearn.volumes import read_volume
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -56,11 +62,6 @@ def pacs(
         orthanc.stop()
 
 
-def crowding() -> float:
-    """Say how many programs share each core, this one among them."""
-    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-
-
 def mark_the_study(tab: Any, study: str, note: str, *others: Any) -> None:
     """Mark from the panel; the other browsers see it in time."""
     tab.click("mark-study")
@@ -76,15 +77,17 @@ def mark_the_study(tab: Any, study: str, note: str, *others: Any) -> None:
         other.see("study", marked="true")
         assert time.monotonic() - began < SEEN * crowding()
     tab.see("study", marked="true")
+    tab.page.wait_for_selector("text=The study is marked for forgetting >> nth=1")  # the viewer's
     tab.see("request", target=study, state="requested")
     for each in (tab, *others):
         assert each.see("badge").inner_text() == "FORGET SET"
 
 
-def unlearn_and_restore(tab: Any, study: str) -> None:
-    """Approve, unlearn to the end with progress that moves, read the report, restore."""
+def unlearn(tab: Any, study: str) -> None:
+    """Approve, unlearn to the end with progress that moves, read the report."""
     tab.click("approve")
-    tab.confirm()
+    assert "Art. 18" in tab.text("dialog")
+    tab.confirm("approve")
     tab.see("request", target=study, state="approved")
     tab.click("unlearn")
     assert "people never seen" in tab.see("plan").inner_text()
@@ -108,12 +111,78 @@ def unlearn_and_restore(tab: Any, study: str) -> None:
     report.value.wait_for_load_state()
     assert "forgotten" in report.value.inner_text("body").lower()
     report.value.close()
+
+
+def restore(tab: Any, study: str) -> None:
     tab.click("restore")
     tab.confirm("restore")
     tab.see("request", target=study, state="restored")
     tab.see("study", marked="false")
     tab.gone("badge")
     tab.picture("restored")
+
+
+def compare(tab: Any, hospital: Hospital, person: Person) -> None:
+    """Both masks lie where the server's own lie, and each can be shown alone."""
+    request = tab.see("request", target=person.study, state="fulfilled").get_attribute("data-id")
+    tab.click("compare")
+    tab.see("masks", shown="now")
+    for which, options in (("before", {"before": request}), ("now", {"site": "base"})):
+        tab.page.check(f"[data-cy=sul-mask-{which}]")
+        tab.see("masks", shown=which)
+        assert tab.page.evaluate(VISIBLE, person.series) == [which]
+        mask = mask_of(tab.url, person.series, options)
+        slices = tab.page.evaluate(SLICES, f"segunlearn-{which}-{person.series}")
+        np.testing.assert_array_equal(drawn(hospital, person, slices), mask)
+        assert mask.any()
+        tab.picture(f"mask-{which}")
+    tab.accessible()
+    tab.page.check("[data-cy=sul-mask-none]")
+    tab.see("masks", shown="none")
+    assert tab.page.evaluate(VISIBLE, person.series) == []
+
+
+#: Which of our two segmentations is seen in the viewport.
+VISIBLE = """series => ['before', 'now'].filter(w => {
+  const {state, config} = window.cornerstoneTools.segmentation;
+  const segmentationId = `segunlearn-${w}-${series}`;
+  const which = {segmentationId, type: 'Labelmap'};
+  return state.getViewportIdsWithSegmentation(segmentationId).some(
+    v => config.visibility.getHiddenSegmentIndices(v, which).size === 0);
+})"""
+#: Pixels of a segmentation by the instance they lie on.
+SLICES = """id => {
+  const {cache, metaData} = window.cornerstone;
+  const made = window.cornerstoneTools.segmentation.state.getSegmentation(id);
+  return made.representationData.Labelmap.imageIds.map(i => cache.getImage(i)).map(image => [
+    metaData.get('instance', image.referencedImageId).SOPInstanceUID,
+    Array.from(image.getPixelData())]);
+}"""
+
+
+def mask_of(url: str, series: str, options: dict[str, Any]) -> npt.NDArray[np.generic]:
+    """The mask that the server gives, (X, Y, Z) in RAS."""
+    form = {"params": json.dumps({"result_extension": ".nii.gz", **options})}
+    answer = httpx.post(
+        f"{url}/infer/segmentation?image={series}&output=image", data=form, timeout=120
+    )
+    assert answer.status_code == 200, answer.text
+    with tempfile.NamedTemporaryFile(suffix=".nii.gz") as file:
+        Path(file.name).write_bytes(answer.content)
+        return read_volume(Path(file.name), label=True).array
+
+
+def drawn(hospital: Hospital, person: Person, slices: Any) -> npt.NDArray[np.generic]:
+    """What lies on the images, put together by their headers as the server does it."""
+    pixels = dict(slices)
+    datasets = [d for d in hospital.datasets() if d.SOPInstanceUID in pixels]
+    for dataset in datasets:
+        values = np.array(pixels[dataset.SOPInstanceUID], np.int16)
+        dataset.PixelData = values.reshape(dataset.Rows, dataset.Columns).tobytes()
+        dataset.RescaleSlope, dataset.RescaleIntercept = 1, 0
+        dataset.BitsAllocated = dataset.BitsStored = 16
+        dataset.HighBit, dataset.PixelRepresentation = 15, 1
+    return volume_from_datasets(datasets).array.astype(np.uint8)
 
 
 WATCH = """() => {
@@ -149,7 +218,10 @@ def test_the_whole_flow_in_a_current_viewer(new_tab: Any, embedded: Site) -> Non
     here.picture("marked")
     there.page.context.close()
     assert "<b>today</b>" in here.text("forget-set")
-    unlearn_and_restore(here, person.study)
+    unlearn(here, person.study)
+    compare(here, hospital, person)
+    restore(here, person.study)
+    here.gone("masks")  # by itself
     assert time.monotonic() - began < FLOW * crowding()
     steps = here.page.evaluate("() => window.steps")
     assert len({s.split("|")[0] for s in steps}) > 2, steps  # phases
@@ -176,29 +248,48 @@ def test_what_goes_wrong_is_said_and_goes_on_by_itself(new_tab: Any, embedded: S
     hospital, server = embedded
     tab = new_tab(server.url)
     page = tab.page
-    tab.open(hospital.people[HOSTILE].study)
+    tab.begin(hospital.people[HOSTILE].study)
+    tab.wait()
+    bright = page.add_style_tag(content="div {background-color: #fff !important}")
+    tab.show()
     assert ATTACK in tab.text("study")  # shown as text; a script that runs fails the test
-    page.evaluate("() => document.querySelector('.sul').dataset.theme = 'light'")
+    assert page.get_attribute(".sul", "data-theme") == "light"
     tab.accessible()
+    tab.picture("light")
+    bright.evaluate("style => style.remove()")
 
-    # a run fails
+    # a run fails while somebody types, by keyboard alone
+    page.focus("[data-cy=sul-mark-study]:not([aria-disabled])")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")  # from the reason, where it begins
+    page.keyboard.type(TYPED)
     records = Records(Home(hospital.home))
     run = records.runs.start("unlearn", "segmentation", {})
     try:
         records.runs.update(run, Progress("repair", 2, 9, {"loss": 1.5}, 30.0))
         assert "30 s" in tab.see("eta").inner_text()
+        assert tab.text("loss") == "1.500"
         records.runs.finish(run, "failed", "the disk is full.")
         assert "the disk is full" in tab.see("last-run", run=run, state="failed").inner_text()
     finally:
         records.store.close()
+    assert page.input_value("[data-cy=sul-note]") == TYPED
     tab.picture("failed")
 
-    # the study is removed before it is marked
+    # the page is loaded again, with another study between: the text of each is kept
     tab.open(hospital.people[-1].study)
     tab.expected.append("")  # from here on refusals are what is tried
     tab.click("mark-study")
+    assert page.input_value("[data-cy=sul-note]") == ""
     page.select_option("[data-cy=sul-reason]", "other")
     page.fill("[data-cy=sul-note]", TYPED)
+    page.reload()
+    tab.show()
+    tab.click("mark-study")
+    assert page.input_value("[data-cy=sul-note]") == TYPED
+    assert page.input_value("[data-cy=sul-reason]") == "other"
+
+    # the study is removed before it is marked
     remove(hospital, hospital.people[-1], server)
     tab.click("confirm")
     assert "there is no such study" in tab.see("fault").inner_text().lower()
@@ -212,25 +303,29 @@ def test_what_goes_wrong_is_said_and_goes_on_by_itself(new_tab: Any, embedded: S
     page.wait_for_selector("[data-cy=sul-fault]:has-text('does not answer')")
     tab.see("server", state="away")
     tab.picture("away")
-    server.start(login="tokens")
-    tab.see("server", state="expired")
-    assert "Sign in again" in tab.text("server")
-    tab.picture("expired")
-    sign_in(tab, server, token_for(hospital, "annotator"))
-    tab.gone("server")  # by itself
-    assert page.input_value("[data-cy=sul-note]") == TYPED
-    tab.click("confirm")
-    tab.see("study", marked="true")
-    assert TYPED in tab.text("forget-set")
-    assert page.evaluate("() => sessionStorage['segunlearn.drafts']") == "{}"
+    with running_issuer() as issuer:
+        server.start(login="oidc", issuer=issuer.issuer)
+        tab.see("server", state="expired")
+        assert "Sign in again" in tab.text("server")
+        tab.picture("expired")
+        sign_in(tab)
+        tab.gone("server")  # by itself
+        assert page.input_value("[data-cy=sul-note]") == TYPED
+        tab.click("confirm")
+        tab.see("study", marked="true")
+        assert TYPED in tab.text("forget-set")
+        # what was sent is not kept; what was typed elsewhere still is
+        assert list(json.loads(page.evaluate("() => sessionStorage['segunlearn.drafts']"))) == [
+            f"note-study-{hospital.people[HOSTILE].study}"
+        ]
 
-    # the role does not allow it, and the panel says why
-    assert "Signed in as annotator (annotator)" in tab.text("me")
-    tab.try_to("approve")
-    assert "Only administrators may do this" in tab.text("forget-set")
-    assert not page.query_selector("[data-cy=sul-dialog]")
-    tab.accessible()
-    tab.picture("role")
+        # the role does not allow it, and the panel says why
+        assert "Signed in as meyer (annotator)" in tab.text("me")
+        tab.try_to("approve")
+        assert "Only administrators may do this" in tab.text("forget-set")
+        assert not page.query_selector("[data-cy=sul-dialog]")
+        tab.accessible()
+        tab.picture("role")
 
 
 def remove(hospital: Hospital, person: Person, server: ViewerServer) -> None:
@@ -249,21 +344,13 @@ def remove(hospital: Hospital, person: Person, server: ViewerServer) -> None:
     raise AssertionError("the server still lists the study")
 
 
-def token_for(hospital: Hospital, role: str) -> str:
-    records = Records(Home(hospital.home))
-    try:
-        return AccessTokens(records.store).create(role, role, 1)[0]
-    finally:
-        records.store.close()
-
-
-def sign_in(tab: Any, server: ViewerServer, token: str) -> None:
-    """As the page /login does it, in another tab of the same browser."""
-    form = {"token": token, "next": "/ohif/"}
-    answer = tab.page.context.request.post(
-        f"{server.url}/login", form=form, headers={"Origin": server.url}, max_redirects=0
-    )
-    assert answer.status == 303, answer.text()
+def sign_in(tab: Any) -> None:
+    """Follow the dialog's link, in a tab of its own, to the issuer and back."""
+    with tab.page.context.expect_page() as opened:
+        tab.page.click("[data-cy=sul-dialog] [data-cy=sul-sign-in]")
+    opened.value.click("a:has-text('Sign in')")
+    opened.value.wait_for_url(f"{tab.url}/")
+    opened.value.close()
 
 
 @pytest.mark.pacs
@@ -276,13 +363,16 @@ def test_the_bundled_viewer_with_a_pacs(
     tab = new_tab(server.url, "bundled-")
     tab.open(person.study)
     mark_the_study(tab, person.study, "")
-    unlearn_and_restore(tab, person.study)
+    unlearn(tab, person.study)
+    compare(tab, hospital, person)
+    restore(tab, person.study)
     assert time.monotonic() - began < FLOW * crowding()
     # the PACS is gone: a mark holds, and the panel says what waits
     orthanc.stop()
     tab.click("mark-study")
-    tab.mark("quality")
+    tab.mark("quality", TYPED)
     tab.see("study", marked="true")
+    assert TYPED in tab.text("forget-set")
     assert "Marks hold all the same" in tab.see("pacs").inner_text()
     tab.picture("pacs-gone")
     orthanc.start()

@@ -2,6 +2,7 @@
 import { ApiError, call, open, query, segment } from "./api";
 import { notify } from "./host";
 import { failed, refresh } from "./live";
+import { compare } from "./masks";
 import { get, set, setDraft } from "./store";
 import type { Dialog, Target } from "./store";
 import type { ForgetRequest, Plan, Purged, Reason, Restored, Run } from "./types";
@@ -149,6 +150,12 @@ export const rollBack = (key: string): Promise<boolean> =>
     );
     return found.adapter ? `Adapter ${found.adapter.version} serves again.` : "The model itself serves the site.";
   });
+
+export const compareMasks = (series: string, request: string): Promise<boolean> =>
+  perform(async () => {
+    await compare(series, request);
+    return "";
+  }, false);
 
 /** With a token in the header a plain link would be refused: the report is shown in a frame. */
 export const showReport = (audit: string): Promise<boolean> =>

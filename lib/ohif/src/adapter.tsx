@@ -4,12 +4,12 @@ import { Act } from "./parts";
 import { React } from "./react";
 import { setSupport, useStore } from "./store";
 import type { Adapter } from "./types";
-import { NOT_ADMIN, when } from "./words";
+import { NOT_ADMIN, shortId, when } from "./words";
 
 function Line({ adapter }: { adapter: Adapter }): JSX.Element {
   const admin = useStore((s) => s.me?.may_decide ?? false);
   return (
-    <li className="sul-row" data-cy="sul-adapter">
+    <li className="sul-row" data-cy="sul-adapter" data-serves={adapter.serves}>
       <p className="words">
         <strong>{adapter.site}</strong> {adapter.version}{" "}
         <span className={`sul-chip ${adapter.serves ? "good" : "plain"}`}>
@@ -43,7 +43,8 @@ export function AdapterSection(): JSX.Element {
       <ul>
         {support.map((s) => (
           <li key={s.uid} className="words">
-            {s.words}{status[s.uid]?.marked ? <span className="warn"> (marked: left out)</span> : null}{" "}
+            {s.words} <span className="id" title={s.uid}>{shortId(s.uid)}</span>
+            {status[s.uid]?.marked ? <span className="warn"> (marked: left out)</span> : null}{" "}
             <Act label="Remove" about={s.words}
               act={() => setSupport(support.filter((x) => x.uid !== s.uid))} />
           </li>

@@ -2,7 +2,7 @@
 import * as actions from "./actions";
 import { useDraft, useStore } from "./store";
 import type { Dialog, Target } from "./store";
-import { Act, Fault, Field } from "./parts";
+import { Act, Fault, Field, SignIn } from "./parts";
 import { React } from "./react";
 import { themeOf } from "./style";
 import type { ForgetRequest, Reason } from "./types";
@@ -48,6 +48,7 @@ interface EndsProps {
 
 function Ends({ label, act, typed, look = "main", why, children }: EndsProps): JSX.Element {
   const busy = useStore((s) => s.busy);
+  const expired = useStore((s) => s.server === "expired");
   const [text, setText] = React.useState("");
   const reason = busy ? "It is being done."
     : why ?? (typed && text.trim().toLowerCase() !== typed ? `Type “${typed}” first.` : undefined);
@@ -61,6 +62,7 @@ function Ends({ label, act, typed, look = "main", why, children }: EndsProps): J
         </label>
       ) : null}
       <Fault />
+      {expired ? <p className="warn">Your session has expired. <SignIn /></p> : null}
       <div className="ends">
         {children}
         <Act label="Cancel" name="sul-cancel" act={actions.closeDialog} />
@@ -127,7 +129,7 @@ function Simple({ dialog }: {
       return (
         <Frame title="Approve this request" says={words.APPROVING}>
           <What request={request} />
-          <Ends label="Approve" act={() => void actions.approve(request)} />
+          <Ends label="Approve" typed="approve" act={() => void actions.approve(request)} />
         </Frame>
       );
     case "withdraw":
@@ -215,7 +217,13 @@ function AdaptDialog(): JSX.Element {
   const [one, setOne] = React.useState(false);
   return (
     <Frame title={`Adapt with these ${support.length} series`} says={words.ADAPTING}>
-      <ul>{support.map((s) => <li key={s.uid} className="words">{s.words}</li>)}</ul>
+      <ul>
+        {support.map((s) => (
+          <li key={s.uid} className="words">
+            {s.words} <span className="id" title={s.uid}>{words.shortId(s.uid)}</span>
+          </li>
+        ))}
+      </ul>
       <label className="inline">
         <input type="checkbox" checked={one} onChange={(e) => setOne(e.target.checked)} />{" "}
         They show one person: adopt it although nobody can be held out

@@ -2,10 +2,11 @@
 import { watchActive } from "./active";
 import { findServer } from "./api";
 import { startBadges } from "./badge";
-import { host, onEvents, useServices } from "./host";
+import { ID, PANEL, host, onEvents, useServices } from "./host";
 import type { ExtensionParams } from "./host";
+import { removeMasks } from "./masks";
 import { refreshStatus, startLive, failed } from "./live";
-import { ID, PANEL, commands, customizations, forgetKnown } from "./menus";
+import { commands, customizations, forgetKnown } from "./menus";
 import { Panel } from "./panel";
 import { captureReact } from "./react";
 import { loadSupport } from "./store";
@@ -59,6 +60,7 @@ function onModeEnter(): void {
 function onModeExit(): void {
   for (const stop of stops) stop();
   stops = [];
+  removeMasks();
   forgetKnown();
 }
 

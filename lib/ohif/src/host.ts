@@ -12,6 +12,7 @@ export interface DisplaySet {
   SeriesDescription?: string;
   SeriesNumber?: number | string;
   Modality?: string;
+  imageIds?: string[];
   instance?: Record<string, unknown>;
   instances?: Record<string, unknown>[];
 }
@@ -39,6 +40,15 @@ export interface Services {
   cornerstoneViewportService?: {
     getCornerstoneViewport(id: string): { element?: HTMLElement } | undefined;
   };
+  segmentationService?: {
+    createLabelmapForDisplaySet(displaySet: DisplaySet, options: {
+      segmentationId: string; label: string; segments: Record<string, unknown>;
+    }): Promise<string>;
+    addSegmentationRepresentation(viewport: string, which: {
+      segmentationId: string; type: string;
+    }): Promise<void>;
+    remove(segmentationId: string): void;
+  };
   uiNotificationService?: {
     show(message: { title: string; message: string; type: string; duration?: number }): void;
   };
@@ -54,12 +64,19 @@ export interface ExtensionParams {
   configuration?: { server?: string };
 }
 
+export const ID = "@segunlearn/ohif-extension";
+export const PANEL = `${ID}.panelModule.forget`;
+
 let services: Services = {};
 
 export const host = (): Services => services;
 
 export function useServices(found: Services): void {
   services = found;
+}
+
+export function showPanel(): void {
+  services.panelService?.activatePanel(PANEL, true);
 }
 
 export function notify(type: "success" | "info" | "warning" | "error", message: string): void {

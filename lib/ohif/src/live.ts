@@ -1,6 +1,7 @@
 // Keeps the state as the server has it: one stream of changes for a tab that is seen, else polling.
 import { ApiError, call, open, query } from "./api";
 import { notify } from "./host";
+import { removeStaleMasks } from "./masks";
 import { get, set } from "./store";
 import type { State } from "./store";
 import type { Adapter, Audit, ForgetRequest, Me, Outbox, Run, Status } from "./types";
@@ -49,11 +50,13 @@ async function everything(): Promise<void> {
     me.pacs ? optional<Outbox | null>(`pacs/outbox${query({ limit: 0 })}`, null) : null,
     refreshStatus(),
   ]);
+  const back = ["away", "expired"].includes(get().server);
   set({
-    server: "ok", why: "", me, requests: page.requests, total: page.total,
+    server: "ok", why: "", ...(back ? { fault: "" } : {}), me, requests: page.requests, total: page.total,
     audits: audits.audits, adapters: adapters.adapters, outbox,
   });
   takeRuns(runs);
+  removeStaleMasks();
 }
 
 /** Asks for everything; calls that come meanwhile are answered by one more round. */

@@ -2,15 +2,12 @@
 import { openDialog } from "./actions";
 import { seriesTarget } from "./active";
 import { ApiError, call, query } from "./api";
-import { displaySet, displaySets, host, notify } from "./host";
+import { displaySet, displaySets, notify, showPanel } from "./host";
 import { React } from "./react";
 import { get, subscribe } from "./store";
 import type { Target } from "./store";
 import { refresh } from "./live";
 import type { Status } from "./types";
-
-export const ID = "@segunlearn/ohif-extension";
-export const PANEL = `${ID}.panelModule.forget`;
 
 interface MenuArguments {
   StudyInstanceUID?: string;
@@ -33,14 +30,10 @@ function targetOf(found: MenuArguments): Target | null {
   return { kind: "study", id: study, issuer: "", words };
 }
 
-function show(): void {
-  host().panelService?.activatePanel(PANEL, true);
-}
-
 function markFromMenu(found: MenuArguments): void {
   const target = targetOf(found);
   if (!target) return;
-  show();
+  showPanel();
   if (get().me?.may_mark === false) notify("warning", "Only annotators and administrators may mark.");
   else openDialog({ kind: "mark", target });
 }
@@ -48,7 +41,7 @@ function markFromMenu(found: MenuArguments): void {
 async function withdrawFromMenu(found: MenuArguments): Promise<void> {
   const target = targetOf(found);
   if (!target) return;
-  show();
+  showPanel();
   await refresh();
   const request = get().requests.find(
     (r) => r.target.id === target.id && ["requested", "approved"].includes(r.state),

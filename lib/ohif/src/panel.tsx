@@ -1,10 +1,9 @@
 // The panel "Forget & adapt".
 import { AdapterSection } from "./adapter";
-import { address } from "./api";
 import { Dialogs } from "./dialogs";
 import { ForgetSection } from "./forgetset";
 import { refresh } from "./live";
-import { Act } from "./parts";
+import { Act, Fault, SignIn } from "./parts";
 import { React } from "./react";
 import { RunSection } from "./runs";
 import { useStore } from "./store";
@@ -19,11 +18,7 @@ function ServerState(): JSX.Element | null {
   return (
     <div className="sul-alert bad" role="alert" data-cy="sul-server" data-state={server}>
       <p className="words">{why}</p>
-      {server === "expired" ? (
-        <a className="act" href={address("login")} target="_blank" rel="noopener">
-          Sign in<span className="sul-hidden"> (new tab)</span>
-        </a>
-      ) : null}
+      {server === "expired" ? <SignIn /> : null}
       <Act label="Ask again" act={() => void refresh()} />
     </div>
   );
@@ -55,15 +50,18 @@ function Who(): JSX.Element | null {
 
 function Content(): JSX.Element {
   const said = useStore((s) => s.said);
+  const dialog = useStore((s) => s.dialog !== null);
   const ref = React.useRef<HTMLDivElement>(null);
   const [theme, setTheme] = React.useState("dark");
   React.useEffect(() => setTheme(themeOf(ref.current)), []);
   return (
-    <div className="sul" ref={ref} data-theme={theme} data-cy="sul-panel">
+    <div className="sul" ref={ref} data-theme={theme} data-cy="sul-panel"
+      onKeyDown={(e) => e.stopPropagation() /* the viewer's own keys would swallow Enter */}>
       <ServerState />
       <ArchiveState />
       <div role="status" aria-live="polite" className={said ? "sul-alert words" : "sul-hidden"}
         data-cy="sul-said">{said}</div>
+      {dialog ? null : <Fault />}
       <StudySection />
       <RunSection />
       <ForgetSection />

@@ -1,4 +1,5 @@
 // Small pieces that the panel and the dialogs are made of.
+import { address } from "./api";
 import { React } from "./react";
 import { useDraft, useStore } from "./store";
 import type { RequestState } from "./types";
@@ -67,4 +68,12 @@ export function Field({ draft, label, name, rows, limit = 2000 }: FieldProps): J
 export function Fault(): JSX.Element | null {
   const fault = useStore((s) => s.fault);
   return fault ? <p className="bad words" role="alert" data-cy="sul-fault">{fault}</p> : null;
+}
+
+export function SignIn(): JSX.Element {
+  return (
+    <a className="act" href={address("login")} target="_blank" rel="noopener" data-cy="sul-sign-in">
+      Sign in<span className="sul-hidden"> (new tab)</span>
+    </a>
+  );
 }

@@ -102,8 +102,8 @@ export function RunSection(): JSX.Element {
   const running = runs.filter((r) => r.state === "running" && r.kind !== "audit");
   const last = runs.find((r) => r.state !== "running" && r.kind !== "audit");
   return (
-    <section aria-label="Unlearning" data-cy="sul-runs" id="segunlearn-runs">
-      <h2>Unlearning</h2>
+    <section aria-label="Runs and audits" data-cy="sul-runs" id="segunlearn-runs">
+      <h2>Runs and audits</h2>
       {pending ? (
         <React.Fragment>
           <p>{pending.words} …</p><progress aria-label="Waiting for the work to begin" />
@@ -112,7 +112,7 @@ export function RunSection(): JSX.Element {
       {running.map((r) => <Running key={r.run_id} run={r} />)}
       {last && !running.length && !pending ? <Ended run={last} /> : null}
       {!runs.length && !pending ? <p className="soft">Nothing ran yet.</p> : null}
-      {audits.length ? <h3>Audits</h3> : null}
+      {audits.length ? <h3>Audits, newest first</h3> : null}
       <ul>{audits.map((a) => <AuditLine key={a.audit_id} audit={a} />)}</ul>
     </section>
   );

@@ -1,4 +1,5 @@
 // The one state of the extension. Panels are mounted again and again; nothing is kept in them.
+import type { Masks } from "./masks";
 import { React } from "./react";
 import type {
   Adapter, Audit, ForgetRequest, Kind, Me, Outbox, Plan, Run, Status,
@@ -51,6 +52,7 @@ export interface State {
   audits: Audit[];
   adapters: Adapter[];
   outbox: Outbox | null;
+  masks: Masks | null;
   dialog: Dialog | null;
   plan: Plan | null;
   busy: boolean;
@@ -74,6 +76,7 @@ let state: State = {
   audits: [],
   adapters: [],
   outbox: null,
+  masks: null,
   dialog: null,
   plan: null,
   busy: false,

@@ -1,11 +1,12 @@
 // The study that is shown: its state, its series, and marking.
 import { openDialog } from "./actions";
 import { patientTarget, seriesTarget, studyTarget } from "./active";
+import { Compare } from "./compare";
 import { Act, Chip } from "./parts";
 import { React } from "./react";
 import { get, setSupport, useStore } from "./store";
 import type { Series } from "./store";
-import type { Cover, ForgetRequest, Status } from "./types";
+import type { Cover, ForgetRequest, Me, Status } from "./types";
 import { KINDS, NOT_MARKER, REASONS, shortId } from "./words";
 
 function Covers({ covers }: { covers: Cover[] }): JSX.Element {
@@ -30,9 +31,14 @@ function withdrawable(covers: Cover[] | undefined, kind: string): ForgetRequest 
   return own && get().requests.find((r) => r.request_id === own.request_id);
 }
 
+function whyNotMark(me: Me | null): string | undefined {
+  if (!me) return "The server has not said yet who you are.";
+  return me.may_mark ? undefined : NOT_MARKER;
+}
+
 export function whyNotWithdraw(request: ForgetRequest): string | undefined {
   const me = get().me;
-  if (!me?.may_mark) return NOT_MARKER;
+  if (!me?.may_mark) return whyNotMark(me);
   if (!me.may_decide && request.marked_by !== me.name)
     return `Marked by ${request.marked_by}: only they or an administrator may take it back.`;
   return undefined;
@@ -62,7 +68,7 @@ function Item({ series, status, shown }: {
       ) : null}
       {status?.marked ? null : (
         <Act label="Mark series…" name="sul-mark-series" about={series.words}
-          why={me?.may_mark ? undefined : NOT_MARKER}
+          why={whyNotMark(me)}
           act={() => openDialog({ kind: "mark", target: seriesTarget(series.uid, series.words) })} />
       )}
       {inSupport ? null : (
@@ -87,7 +93,7 @@ export function StudySection(): JSX.Element {
     );
   const here = status[active.study];
   const own = withdrawable(here?.covers, "study");
-  const why = me?.may_mark ? undefined : NOT_MARKER;
+  const why = whyNotMark(me);
   const study = studyTarget();
   const patient = patientTarget();
   return (
@@ -114,6 +120,7 @@ export function StudySection(): JSX.Element {
         <Act label="Withdraw mark" name="sul-withdraw-study" why={whyNotWithdraw(own)}
           act={() => openDialog({ kind: "withdraw", request: own })} />
       ) : null}
+      <Compare />
       <h3>Series</h3>
       <ul>
         {active.series.map((s) => (

@@ -14,18 +14,19 @@ color:var(--fg);font:13px/1.45 Inter,system-ui,sans-serif;text-align:left}
 .sul ul,.sul-dialog ul{list-style:none;margin:0;padding:0}
 .sul .sul-row{border-top:1px solid var(--line);padding:6px 0}
 .sul .soft,.sul-dialog .soft{color:var(--soft);font-size:12px}
-.sul .id{font-family:ui-monospace,monospace;font-size:11px;color:var(--soft);overflow-wrap:anywhere}
+.sul .id,.sul-dialog .id{font-family:ui-monospace,monospace;font-size:11px;color:var(--soft);overflow-wrap:anywhere}
 .sul .words{overflow-wrap:anywhere}
 .sul .sul-chip{border:1px solid currentColor;border-radius:9px;display:inline-block;font-size:11px;font-weight:600;padding:0 7px;margin:1px 0}
 .sul .good,.sul-dialog .good{color:var(--good)}.sul .warn,.sul-dialog .warn{color:var(--warn)}
 .sul .bad,.sul-dialog .bad{color:var(--bad)}.sul .plain{color:var(--soft)}
-.sul button,.sul-dialog button,.sul a.act{background:transparent;border:1px solid var(--accent);border-radius:4px;color:var(--accent);
+.sul button,.sul-dialog button,.sul a.act,.sul-dialog a.act{background:transparent;border:1px solid var(--accent);border-radius:4px;color:var(--accent);
 cursor:pointer;display:inline-block;font:inherit;font-size:12px;margin:2px 4px 2px 0;min-height:26px;padding:3px 9px;text-decoration:none}
 .sul button.main,.sul-dialog button.main{background:var(--accent);color:var(--accent-fg);font-weight:600}
 .sul button.danger,.sul-dialog button.danger{border-color:var(--bad);color:var(--bad)}
 .sul button[aria-disabled=true],.sul-dialog button[aria-disabled=true]{background:transparent;border-color:var(--line);color:var(--soft);cursor:not-allowed;font-weight:400}
 .sul :focus-visible,.sul-dialog :focus-visible{outline:2px solid var(--warn);outline-offset:1px}
 .sul label,.sul-dialog label{display:block;font-size:12px;margin:6px 0 2px}
+.sul fieldset{border:1px solid var(--line);border-radius:4px;margin:4px 0;padding:2px 8px}
 .sul label.inline,.sul-dialog label.inline{display:block;margin:4px 0}
 .sul input[type=text],.sul input[type=search],.sul select,.sul textarea,.sul-dialog input[type=text],.sul-dialog select,.sul-dialog textarea{
 background:var(--field);border:1px solid var(--line);border-radius:4px;color:var(--fg);font:inherit;padding:4px 6px;width:100%}

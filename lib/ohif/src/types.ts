@@ -116,6 +116,11 @@ export interface Adapter {
   about: Record<string, unknown>;
 }
 
+export interface Models {
+  model: string;
+  active: string | null;
+}
+
 export interface Outbox {
   waiting: number;
   retrying: number;

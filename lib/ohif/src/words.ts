@@ -63,6 +63,7 @@ export const WITHDRAWING = [
 
 export const APPROVING = [
   "You confirm that this is to be forgotten. Nothing changes in the model yet: an unlearning does that.",
+  "In the law's words: restriction of processing (GDPR Art. 18), as since the mark; nothing is erased.",
 ];
 
 export const UNLEARNING = [
