@@ -166,11 +166,11 @@ def test_replayed_images_stand_for_the_retain_set(
     )
     choice = unlearning.prepare([*site.cases, *more])
     assert choice.sets is not None
-    replay = Replay.of(unlearning.order, site.home, site.records)
+    replay = Replay.of(unlearning.order, site.records)
     assert replay is not None
     made = make(
         "fine_tune", unlearning.order, choice.sets, site.records, tmp_path, lambda _: None,
-        lambda: False, replay,
+        lambda: False,
     )  # fmt: skip
     assert made.read == {"replay": 5}
     assert set(made.roles) == {"replay"}, "whoever shaped the generator shaped this, too"

@@ -53,6 +53,11 @@ class Records:
         self._lock = threading.Lock()
 
     @property
+    def home(self) -> Home:
+        """Where they lie."""
+        return self._home
+
+    @property
     def store(self) -> Store:
         """The store.
 

@@ -82,7 +82,6 @@ def make(
     folder: Path,
     report: Callable[[Progress], None],
     cancel: Callable[[], bool],
-    replay: Replay | None = None,
 ) -> Made:
     """Run a method on the studies of a choice.
 
@@ -100,8 +99,6 @@ def make(
         Where the weights and, while they are made, checkpoints are written.
     report, cancel
         Progress, and whether to stop.
-    replay
-        Stands for the retain set; see ``Replay.of``.
 
     Raises
     ------
@@ -119,7 +116,7 @@ def make(
         made = _retrained(order, sets, records, folder, report, cancel)
     else:
         with watched(watch):
-            made = _unlearned(name, original, order, sets, folder, report, cancel, replay)
+            made = _unlearned(name, original, order, sets, records, folder, report, cancel)
     candidate = load_weights(made.weights, sets.config, made.sha256)
     watch.look(candidate.to(device), "measure the candidate")
     return made
@@ -130,11 +127,12 @@ def _unlearned(
     original: nn.Module,
     order: UnlearnOrder,
     sets: Choice,
+    records: Records,
     folder: Path,
     report: Callable[[Progress], None],
     cancel: Callable[[], bool],
-    replay: Replay | None,
 ) -> Made:
+    replay = Replay.of(order, records)
     method = METHODS[name]
     settings = settings_of(name, order)
     known = {f.name for f in dataclasses.fields(settings)}

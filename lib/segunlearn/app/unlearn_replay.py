@@ -12,7 +12,6 @@ from torch import nn
 from segunlearn.app.audit_choice import Choice
 from segunlearn.app.audit_studies import read_sets, window
 from segunlearn.app.generator_store import Generators
-from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.app.replay_run import lineage_of, load
 from segunlearn.app.unlearn_order import UnlearnOrder
@@ -47,7 +46,7 @@ class Replay:
     cases: tuple[Case, ...]
 
     @classmethod
-    def of(cls, order: UnlearnOrder, home: Home, records: Records) -> Replay | None:
+    def of(cls, order: UnlearnOrder, records: Records) -> Replay | None:
         """Open the generator that an order replays; None where it reads stored studies or none.
 
         Raises
@@ -60,7 +59,7 @@ class Replay:
         if order.retain != "replay":
             return None
         targets = records.forget_set.live_targets()
-        info = Generators(home, order.model).usable(targets, records.pseudonyms)
+        info = Generators(records.home, order.model).usable(targets, records.pseudonyms)
         return cls(load(info), info, tuple(lineage_of(records, info)))
 
     def studies(

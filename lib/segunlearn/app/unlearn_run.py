@@ -141,7 +141,7 @@ class UnlearnRun(WatchedRun):
             settle(self.home, self.records, self.order.model, locked=True)
             choice = self.prepare(cases)
             check(self.order, choice)
-            Replay.of(self.order, self.home, self.records)  # refused before anything is changed
+            Replay.of(self.order, self.records)  # refused before anything is changed
             fulfilled = self._without_work(choice)
             if choice.original is None:
                 return self._result("not needed", None, fulfilled)
@@ -224,7 +224,7 @@ class UnlearnRun(WatchedRun):
             folder = journal.folder(self.home)
             made = make(
                 method, self.order, choice.sets, self.records, folder, self.report,
-                self.should_stop, Replay.of(self.order, self.home, self.records),
+                self.should_stop,
             )  # fmt: skip
             candidate = self._candidate(choice, original, method, made)
             self.audit = self._audited(choice, original, candidate)
