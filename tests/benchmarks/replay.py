@@ -40,6 +40,7 @@ def main() -> None:
         default=ROOT / ".bench" / "unlearning_hippocampus",
         help="work folder of unlearning.py, whose originals are copied where they are there",
     )
+    parser.add_argument("--images", choices=SITES, nargs="+", default=list(SITES))
     parser.add_argument("--part", choices=("retain", "feature"), default=None)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -49,8 +50,8 @@ def main() -> None:
         for seed in range(options.seeds):
             retained[seed] = measure(task, seed, options.work, options.originals, say)
     if options.part != "retain":
-        for name, images in SITES.items():
-            features[name] = measure_feature(name, images(options.data), options.work, say)
+        for name in options.images:
+            features[name] = measure_feature(name, SITES[name](options.data), options.work, say)
     if options.part:
         return
     figures, bars = table.figures_of(retained, features)
