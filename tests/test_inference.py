@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from segunlearn import inference
 from segunlearn.errors import CancelledError, IntegrityError, InvalidInputError
 from segunlearn.inference import Prediction, Segmenter, choose_device
 from segunlearn.networks import ModelConfig, build_network, save_weights
@@ -390,3 +391,26 @@ def test_mirroring_reports_the_windows_of_all_mirror_images() -> None:
 def test_a_mirror_axis_that_is_none_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="mirror axes"):
         Segmenter(Threshold(), CONFIG, "cpu", mirror_axes=(3,))
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.6])
+@pytest.mark.parametrize("depth", [16, 17, 40, 63])
+def test_a_large_image_is_treated_in_parts_with_the_same_result(
+    monkeypatch: pytest.MonkeyPatch, overlap: float, depth: int
+) -> None:
+    """Every part sees the windows of the whole; probabilities lie in a file meanwhile."""
+    config = dataclasses.replace(CONFIG, overlap=overlap)
+    segmenter = Segmenter(build_network(config, 3), config, "cpu")
+    array = np.random.default_rng(depth).normal(0, 300, (20, 18, depth)).astype(np.float32)
+    spacing = np.array([*config.spacing, 1.0])
+    prepared = preprocess(Volume(array, np.diag(spacing), "CT"), config)
+    whole = segmenter.probabilities_of(prepared)
+    monkeypatch.setattr(inference, "_SLAB_BYTES", 1)
+    monkeypatch.setattr(inference, "_IN_MEMORY", 0)
+    cores = [core for core, _ in segmenter._slabs((20, 18, depth))]
+    assert [c.start for c in cores] == [0, *(c.stop for c in cores[:-1])]
+    assert cores[-1].stop == depth
+    assert len(cores) > 1 or depth < 40
+    parts = segmenter.probabilities_of(prepared)
+    assert torch.allclose(parts, whole, atol=1e-6)
+    assert parts.dtype == torch.float32

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,14 @@ from segunlearn.volumes import Volume
 
 #: Called with the windows done and their total.
 WindowProgress = Callable[[int, int], None]
+
+
+#: Probabilities larger than this lie in a file that is mapped into memory, in bytes.
+_IN_MEMORY: Final = 1 << 30
+#: Logits, weights and probabilities of one part of a large image, in bytes.
+_SLAB_BYTES: Final = 1 << 30
+#: Slices that are treated together in 2D.
+_SLICES: Final = 32
 
 
 @dataclass(frozen=True)
@@ -213,9 +222,13 @@ class Segmenter:
 
             image = prepared.tensor.flip(dims) if dims else prepared.tensor
             found = self._windowed(image, tell, cancel)
-            sum_of = found if sum_of is None else sum_of + found.flip(dims)
+            if sum_of is None:
+                sum_of = found
+            else:
+                sum_of += found.flip(dims)
+            del found
         mean = cast(torch.Tensor, sum_of)
-        return mean / len(subsets) if len(subsets) > 1 else mean
+        return mean.div_(len(subsets)) if len(subsets) > 1 else mean
 
     def _windowed(
         self, image: torch.Tensor, progress: WindowProgress, cancel: Callable[[], bool] | None
@@ -235,20 +248,50 @@ class Segmenter:
             progress(min(done, total), total)
             return cast(torch.Tensor, logits.float())
 
-        inferer = SlidingWindowInferer(
-            roi_size=self.config.roi_size,
-            sw_batch_size=self.window_batch,
-            overlap=self.config.overlap,
-            mode="gaussian",
-            sw_device=self.device,
-            device=self._blend_device(batch.shape),
-        )
+        def blended(part: torch.Tensor) -> torch.Tensor:
+            inferer = SlidingWindowInferer(
+                roi_size=self.config.roi_size,
+                sw_batch_size=self.window_batch,
+                overlap=self.config.overlap,
+                mode="gaussian",
+                sw_device=self.device,
+                device=self._blend_device(part.shape),
+            )
+            return cast(torch.Tensor, inferer(part, network)).softmax(dim=1)
+
+        shape = (self.config.num_classes, *image.shape[1:])
+        found = _room(shape, self._blend_device(torch.Size((1, *image.shape))))
         with torch.inference_mode():
-            slices = max(1, len(batch) if axis is None else 32)
-            parts = (batch[i : i + slices] for i in range(0, len(batch), slices))
-            logits = torch.cat([cast(torch.Tensor, inferer(part, network)) for part in parts])
-            logits = logits[0] if axis is None else logits.movedim(0, axis + 1)
-            return logits.softmax(dim=0)
+            if axis is not None:
+                for i in range(0, len(batch), _SLICES):
+                    part = blended(batch[i : i + _SLICES]).movedim(0, axis + 1)
+                    found.narrow(axis + 1, i, part.shape[axis + 1]).copy_(part)
+            else:
+                for core, crop in self._slabs(tuple(image.shape[1:])):
+                    part = blended(batch[..., crop])[0]
+                    inside = slice(core.start - crop.start, core.stop - crop.start)
+                    found[..., core] = part[..., inside].to(found.device)
+        return found
+
+    def _slabs(self, shape: tuple[int, ...]) -> list[tuple[slice, slice]]:
+        """Cut the last axis: parts of the result, each with the part of the image it depends on.
+
+        The windows of a part are those of the whole image that reach into it, at the same places,
+        so that the result does not depend on how it is cut.
+        """
+        depth, roi = shape[-1], self.config.roi_size[-1]
+        step = max(1, int(roi * (1 - self.config.overlap)))
+        per_slice = 4 * 3 * self.config.num_classes * int(np.prod(shape[:-1]))
+        thick = max(roi, int(_SLAB_BYTES / per_slice) // step * step)
+        if depth <= thick:
+            return [(slice(0, depth), slice(0, depth))]
+        parts, thick = [], -(-thick // step) * step
+        for start in range(0, depth, thick):
+            stop = min(depth, start + thick)
+            before = max(0, start - -(-(roi - 1) // step) * step)
+            after = min(depth, -(-stop // step) * step + roi)
+            parts.append((slice(start, stop), slice(before, after)))
+        return parts
 
     def _count_windows(self, shape: tuple[int, ...]) -> int:
         roi = self.config.roi_size
@@ -271,3 +314,13 @@ class Segmenter:
     def _synchronise(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _room(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Room for float32 values; large ones in a file without a name, gone with the tensor."""
+    size = 4 * int(np.prod(shape))
+    if size <= _IN_MEMORY or device.type != "cpu":
+        return torch.empty(shape, device=device)
+    with tempfile.TemporaryFile(prefix="probabilities-") as file:
+        file.truncate(size)
+        return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=shape))

@@ -189,10 +189,11 @@ def preprocess(volume: Volume, config: ModelConfig) -> Preprocessed:
         raise InvalidInputError(f"the image is empty: shape {volume.shape}.")
     grid = grid_of(volume, config)
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused below
-        array = grid.orient(volume.array.reshape(*volume.shape, channels)).astype(np.float32)
+        oriented = grid.orient(volume.array.reshape(*volume.shape, channels))
+        array = np.array(np.moveaxis(oriented, -1, 0), dtype=np.float32, order="C")  # one copy
     if not np.isfinite(array).all():
         raise InvalidInputError("the image holds NaN or infinite voxels. Repair the file.")
-    tensor = torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, 0)))
+    tensor = torch.from_numpy(array)
     assumed = None
     if config.normalisation == "auto" and volume.modality == "OT":
         assumed = assume(tensor)
@@ -316,15 +317,15 @@ def restore(probabilities: torch.Tensor, grid: Grid) -> npt.NDArray[np.uint8 | n
     """
     dtype: type[np.uint8 | np.int16] = np.uint8 if probabilities.shape[0] <= 256 else np.int16
     shape = grid.oriented_shape
-    if tuple(probabilities.shape[1:]) == shape:
-        label = probabilities.argmax(dim=0).to("cpu").numpy().astype(dtype)
-    else:
-        label = np.empty(shape, dtype)
-        step = max(1, _SLAB_VOXELS // (shape[0] * shape[1]))
-        for start in range(0, shape[2], step):
-            stop = min(start + step, shape[2])
+    label = np.empty(shape, dtype)
+    step = max(1, _SLAB_VOXELS // (shape[0] * shape[1]))
+    for start in range(0, shape[2], step):
+        stop = min(start + step, shape[2])
+        if tuple(probabilities.shape[1:]) == shape:
+            slab = probabilities[..., start:stop]
+        else:
             slab = _interpolate_slab(probabilities, shape, start, stop)
-            label[:, :, start:stop] = slab.argmax(dim=0).to("cpu").numpy().astype(dtype)
+        label[:, :, start:stop] = slab.argmax(dim=0).to("cpu").numpy().astype(dtype)
     return cast("npt.NDArray[np.uint8 | np.int16]", np.ascontiguousarray(grid.deorient(label)))
 
 
