@@ -243,6 +243,62 @@ def test_the_whole_flow_in_a_current_viewer(new_tab: Any, embedded: Site) -> Non
     here.picture("list")
 
 
+def test_adapting_and_purging(new_tab: Any, embedded: Site) -> None:
+    """Where streams are cut, and support is chosen on two pages."""
+    hospital, server = embedded
+    tab = new_tab(server.url)
+    tab.expected.append("/changes")
+    tab.page.route("**/changes", lambda route: route.abort())
+    for number, person in enumerate(hospital.people[3:5], 1):
+        tab.open(person.study)
+        assert tab.page.query_selector("[data-cy=sul-adapt][aria-disabled=true]") or number > 1
+        tab.page.click(f"[data-uid='{person.series}'] button:has-text('Use for adapting')")
+        assert f"Adapt with these {number} series" in tab.text("adapters")
+    tab.click("adapt")
+    assert "You can roll back" in tab.text("dialog")
+    tab.accessible()
+    tab.try_to("confirm")
+    tab.picture("adapt")
+    tab.confirm("adapt")
+    tab.see("last-run", state="done")
+    tab.see("adapter", serves="true")
+    tab.picture("adapted")
+    tab.page.click("[data-cy=sul-adapter][data-serves=true] button")
+    tab.confirm()
+    tab.page.wait_for_selector("[data-cy=sul-said]:has-text('The model itself serves the site')")
+    tab.gone("adapter][data-serves=true")
+
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        person = hospital.people[2]
+        body = {"reason": "consent_withdrawn"}
+        request = client.put(f"/forget/studies/{person.study}", json=body).json()["request_id"]
+        tab.see("request", id=request, state="requested")
+        client.post(f"/forget/requests/{request}/approve", json={}).raise_for_status()
+        order = {"requests": request, "dry_run": False, "quick": True}
+        for _ in range(600):  # the process of the adapting ends a moment after its run
+            answer = client.post("/train/unlearn", json=order)
+            if answer.status_code != 429:
+                break
+            time.sleep(0.1)
+        answer.raise_for_status()
+        tab.see("request", id=request, state="fulfilled")
+        row = f"[data-cy=sul-request][data-id='{request}']"
+        tab.page.click(f"{row} [data-cy=sul-purge]")
+        assert "Art. 17" in tab.text("dialog")
+        tab.accessible()
+        tab.try_to("confirm")
+        tab.picture("purge")
+        tab.confirm("purge")
+        tab.see("request", id=request, state="purged")
+        assert "Destroyed for good: v0001" in tab.text("said")
+        assert "nobody can bring it back" in tab.page.inner_text(row)
+        assert not tab.page.query_selector(f"{row} button")
+        tab.picture("purged")
+        form = {"params": json.dumps({"before": request})}
+        answer = client.post(f"/infer/segmentation?image={person.series}", data=form)
+        assert (answer.status_code, "was purged" in answer.text) == (409, True)
+
+
 def test_what_goes_wrong_is_said_and_goes_on_by_itself(new_tab: Any, embedded: Site) -> None:
     """One page for all of it, as each loads for seconds."""
     hospital, server = embedded
