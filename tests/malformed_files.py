@@ -257,7 +257,7 @@ def fuzz(samples: list[Sample], seeds: range, megabytes: int = MEGABYTES) -> Out
         theirs.close()
         try:
             while True:
-                _add(total, ours.recv())
+                add(total, ours.recv())
         except EOFError:
             pass
         worker.join(30)
@@ -270,7 +270,8 @@ def fuzz(samples: list[Sample], seeds: range, megabytes: int = MEGABYTES) -> Out
     return total
 
 
-def _add(total: Outcome, part: Outcome) -> None:
+def add(total: Outcome, part: Outcome) -> None:
+    """Add a part to the whole."""
     total.read += part.read
     total.refused += part.refused
     total.faults += part.faults

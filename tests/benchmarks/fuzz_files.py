@@ -11,6 +11,7 @@ import argparse
 import platform
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from report import ROOT, bar, write
@@ -26,10 +27,20 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--inputs", type=int, default=20_000)
     parser.add_argument("--first", type=int, default=0, help="first seed")
+    parser.add_argument("--workers", type=int, default=2, help="processes at once")
     options = parser.parse_args()
     samples = [*made.hippocampus(options.data), *made.real_dicom(options.data)]
     began = time.monotonic()
-    found = made.fuzz(samples, range(options.first, options.first + options.inputs))
+    found = made.Outcome()
+    step = 250
+    parts = [
+        range(first, min(first + step, options.first + options.inputs))
+        for first in range(options.first, options.first + options.inputs, step)
+    ]
+    with ThreadPoolExecutor(options.workers) as pool:
+        for done, part in enumerate(pool.map(lambda seeds: made.fuzz(samples, seeds), parts)):
+            made.add(found, part)
+            sys.stderr.write(f"{(done + 1) * step} inputs, {len(found.faults)} faults\n")
     count = sum(found.read.values()) + sum(found.refused.values())
     figures = {
         "read": dict(sorted(found.read.items())),
