@@ -96,7 +96,7 @@ def plot(figures: Mapping[str, Any], path: Path) -> None:
     """Test Dice by what stands for the retain set; the marker's share before and after."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     rows = figures["retain"]
-    names = [n.replace("_", " ").replace(", ", "\n") for n in rows]
+    names = [n.replace("_and_", " and\n").replace(", ", "\n") for n in rows]
     left.errorbar(
         range(len(rows)),
         [r["test"]["mean"] for r in rows.values()],
