@@ -8,39 +8,46 @@ ten seconds; a death, a hang, too much memory or an exception that is none of ou
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import platform
+import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from report import ROOT, bar, write
 
 sys.path.insert(0, str(ROOT / "tests"))
+import malformed_files as made
+from malformed_files import Outcome
+
+#: Inputs of one process.
+_PART = 1000
 
 
 def main() -> None:
     """Read them all, and write what they came to."""
-    import malformed_files as made
-
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--inputs", type=int, default=20_000)
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--workers", type=int, default=2, help="processes at once")
+    parser.add_argument("--part", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    samples = [*made.hippocampus(options.data), *made.real_dicom(options.data)]
-    began = time.monotonic()
-    found = made.Outcome()
-    step = 250
-    parts = [
-        range(first, min(first + step, options.first + options.inputs))
-        for first in range(options.first, options.first + options.inputs, step)
-    ]
+    if options.part:  # in a process of its own: forking is safe only without threads
+        samples = [*made.hippocampus(options.data), *made.real_dicom(options.data)]
+        seeds = range(options.first, options.first + options.inputs)
+        sys.stdout.write(json.dumps(dataclasses.asdict(made.fuzz(samples, seeds))))
+        return
+    began, found = time.monotonic(), made.Outcome()
     with ThreadPoolExecutor(options.workers) as pool:
-        for done, part in enumerate(pool.map(lambda seeds: made.fuzz(samples, seeds), parts)):
+        for part in pool.map(lambda first: _part(options, first), _firsts(options)):
             made.add(found, part)
-            sys.stderr.write(f"{(done + 1) * step} inputs, {len(found.faults)} faults\n")
+            done = sum(found.read.values()) + sum(found.refused.values())
+            sys.stderr.write(f"{done} inputs, {found.faults}\n")
     count = sum(found.read.values()) + sum(found.refused.values())
     figures = {
         "read": dict(sorted(found.read.items())),
@@ -61,6 +68,21 @@ def main() -> None:
         "fuzz_files", figures, bars, machine=platform.platform(),
         limits={"seconds": made.SECONDS, "megabytes": made.MEGABYTES},
     )  # fmt: skip
+
+
+def _firsts(options: argparse.Namespace) -> range:
+    return range(options.first, options.first + options.inputs, _PART)
+
+
+def _part(options: argparse.Namespace, first: int) -> Outcome:
+    count = min(_PART, options.first + options.inputs - first)
+    words = ["--data", str(options.data), "--first", str(first), "--inputs", str(count), "--part"]
+    done = subprocess.run(
+        [sys.executable, __file__, *words], capture_output=True, text=True, check=True
+    )
+    told = json.loads(done.stdout)
+    told |= {"read": Counter(told["read"]), "refused": Counter(told["refused"])}
+    return Outcome(**told)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,7 @@ class Store:
         self._engine = engine
         self.path = path
         """The SQLite file, or None for PostgreSQL."""
+        self._file: tuple[int, int] | None = None
 
     @property
     def dialect(self) -> str:
@@ -120,6 +121,7 @@ class Store:
             The database cannot be reached.
         """
         with self._translated(), self._engine.connect() as connection:
+            self._check_file()
             yield connection
 
     @contextmanager
@@ -140,6 +142,7 @@ class Store:
             The database cannot be reached, or other writers held it for ``BUSY_SECONDS``.
         """
         with self._translated(), self._engine.connect() as connection:
+            self._check_file()
             if self.dialect == "sqlite":
                 level = "FULL" if durable else "NORMAL"
                 connection.connection.cursor().execute(f"PRAGMA synchronous={level}")
@@ -148,6 +151,7 @@ class Store:
                 if self.dialect == "postgresql" and not durable:
                     connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
                 yield connection
+            self._check_file()
 
     def among(
         self, column: ColumnElement[Any], values: Sequence[str] | Sequence[int]
@@ -166,6 +170,24 @@ class Store:
     def close(self) -> None:
         """Close pooled connections; the store may be used again afterwards."""
         self._engine.dispose()
+        self._file = None
+
+    def _check_file(self) -> None:
+        """Refuse to go on in a file that has lost its name: nobody would find what is written."""
+        if self.path is None:
+            return
+        try:
+            stat = self.path.stat()
+            found = (stat.st_dev, stat.st_ino)
+        except OSError:
+            found = (0, 0)
+        self._file = self._file or found
+        if found != self._file or found == (0, 0):
+            raise IntegrityError(
+                f"the store {self.name} was removed or replaced while it was in use, so nothing is "
+                "written any more. Stop the server, put the file back (or a copy from a backup), "
+                "and start it again."
+            )
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
