@@ -207,7 +207,7 @@ def test_a_mark_stands_though_the_checkpoint_cannot_be_removed(
 ) -> None:
     folder = ended_run(records, tmp_path)
 
-    def refuse(_path: Path) -> None:
+    def refuse(_path: Path, **_how: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
