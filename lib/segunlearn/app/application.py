@@ -301,9 +301,7 @@ class SegUnlearnApp(MONAILabelApp):
             )
         return task
 
-    def submit_inference(
-        self, work: Callable[[Callable[[], bool]], T], caller: str = ""
-    ) -> Job[T]:
+    def submit_inference(self, work: Callable[[Callable[[], bool]], T], caller: str = "") -> Job[T]:
         """Run in the threads of inferences, so that nothing else waits for it.
 
         Parameters
