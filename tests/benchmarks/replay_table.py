@@ -125,7 +125,7 @@ def plot(figures: Mapping[str, Any], path: Path) -> None:
     )
     right.set_yscale("symlog", linthresh=0.01)
     right.set_xticklabels(list(feature))
-    right.legend(fontsize=7)
+    right.legend(fontsize=7, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     for ax in (left, right):
         ax.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
