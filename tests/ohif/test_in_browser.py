@@ -225,7 +225,6 @@ def test_the_whole_flow_in_a_current_viewer(new_tab: Any, embedded: Site) -> Non
     assert time.monotonic() - began < FLOW * crowding()
     steps = here.page.evaluate("() => window.steps")
     assert len({s.split("|")[0] for s in steps}) > 2, steps  # phases
-    assert len(steps) > 4, steps
 
     # the menu of the study; Escape leaves everything as it was
     study = here.page.locator(".group", has_text="SYNTHETIC abdomen").first
