@@ -8,7 +8,6 @@ ten seconds; a death, a hang, too much memory or an exception that is none of ou
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import platform
 import subprocess
@@ -40,7 +39,7 @@ def main() -> None:
     if options.part:  # in a process of its own: forking is safe only without threads
         samples = [*made.hippocampus(options.data), *made.real_dicom(options.data)]
         seeds = range(options.first, options.first + options.inputs)
-        sys.stdout.write(json.dumps(dataclasses.asdict(made.fuzz(samples, seeds))))
+        sys.stdout.write(json.dumps(vars(made.fuzz(samples, seeds))))
         return
     began, found = time.monotonic(), made.Outcome()
     with ThreadPoolExecutor(options.workers) as pool:
@@ -78,7 +77,7 @@ def _part(options: argparse.Namespace, first: int) -> Outcome:
     count = min(_PART, options.first + options.inputs - first)
     words = ["--data", str(options.data), "--first", str(first), "--inputs", str(count), "--part"]
     done = subprocess.run(
-        [sys.executable, __file__, *words], capture_output=True, text=True, check=True
+        [sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, check=True
     )
     told = json.loads(done.stdout)
     told |= {"read": Counter(told["read"]), "refused": Counter(told["refused"])}
