@@ -34,9 +34,9 @@ def read_dicom(path: Path, *, force: bool = False, header_only: bool = False) ->
     with path.open("rb") as file:
         try:
             return dcmread(Clamped(file), force=force, stop_before_pixels=header_only)
-        except OSError:
-            raise
-        except Exception as error:  # pydicom raises a dozen kinds
+        except Exception as error:  # pydicom raises a dozen kinds, OSError among them
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk's, not the file's
             raise InvalidInputError(
                 f"{path.name}: no DICOM file, or a damaged one ({type(error).__name__})."
             ) from error
