@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from app_sources import LABELS, Study, make_study, publish_tiny, write_dicom
 from segunlearn.adaptation import LeaveOneOut, read_meta_model
-from segunlearn.app import adapter_run, training_run, watched_run
+from segunlearn.app import adapter_run, meta_run, training_run, watched_run
 from segunlearn.app.adapter_run import SITE_ADAPT
 from segunlearn.app.application import SegUnlearnApp
 from segunlearn.app.meta_run import META_TRAIN
@@ -176,6 +176,25 @@ def test_a_stop_leaves_the_old_version_and_a_checkpoint_that_a_mark_deletes(
     assert (app.home.runs / run.run_id).is_dir()
     mark(app, built[1][0])
     assert not (app.home.runs / run.run_id).exists()
+
+
+def test_a_marked_structure_is_in_no_episode(
+    app: SegUnlearnApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the joint training nor what goes on from it is taught what is to be forgotten."""
+    seen: set[int] = set()
+
+    def look(_network: object, by_site: dict[str, list[Any]], *_: object, **__: object) -> None:
+        for studies in by_site.values():
+            for study in studies:
+                seen.update(study.label.unique().tolist())
+        raise CancelledError("enough")
+
+    monkeypatch.setattr(meta_run, "meta_train", look)
+    app.records.forget_set.mark("structure", LABELS[0], "wrong_label", actor="tester")
+    with pytest.raises(CancelledError, match="enough"):
+        meta_train(app)
+    assert seen == {0, *range(2, len(LABELS) + 1)}
 
 
 def test_what_cannot_be_meta_learned_is_told_before_a_process_is_started(

@@ -110,8 +110,9 @@ class MetaTrainingRun(TrainingRun):
 
     def _publish(self, result: TrainResult) -> VersionInfo:
         cases = [c for c in result.train_cases if c.site]
+        read = studies_of(cases, result.config, without=self.settings.without)
         by_site: dict[str, list[Study]] = {}
-        for case, study in zip(cases, studies_of(cases, result.config), strict=True):
+        for case, study in zip(cases, read, strict=True):
             study = replace(study, person=number_of(study.person))  # in support or query, not both
             by_site.setdefault(case.site, []).append(study)
         network = load_weights(result.weights, result.config, result.sha256)
@@ -137,7 +138,7 @@ class MetaTrainingRun(TrainingRun):
         }
         return super()._publish(result)
 
-    def _entry(self, outcome: str, result: TrainResult | None) -> LedgerEntry:
+    def _entry(self, outcome: str, result: TrainResult | None = None) -> LedgerEntry:
         entry = super()._entry(outcome, result)
         parameters: dict[str, Any] = {
             **entry.parameters,
