@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from audit_home import MODEL, Site
-from segunlearn import cli
+from command_line import segunlearn
 from segunlearn.app import background
 from segunlearn.app.generator_store import REPORT, Generators, knows
 from segunlearn.app.replay_run import FORGET_FEATURE, REPLAY, ReplayRun
@@ -28,15 +28,6 @@ from segunlearn.networks import load_weights
 from segunlearn.records.targets import Target
 from segunlearn.replay.training import GeneratorSettings
 from unlearn_site import PERSON, app_of, copy_of, known_site
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["segunlearn", *map(str, words)])
-    try:
-        cli.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
 
 
 def data_of(site: Site) -> Path:
@@ -55,7 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, dict[str, A
     with monkeypatch.context() as patch, told.open("w") as out:
         patch.setattr(sys, "stdout", out)
         words = ("--data", data_of(site), "--home", site.home.root, "--model", MODEL)
-        code = run(
+        code = segunlearn(
             patch, "replay", "train", *words, "--person-regex", PERSON, "--steps", 6, "--latent",
             16, "--batch-size", 2, "--device", "cpu", "--json",
         )  # fmt: skip
@@ -139,7 +130,7 @@ def test_trained_again_it_leaves_out_the_marked_and_the_old_one_goes(
     site.mark(site.forget)
     words = ("--data", data_of(site), "--home", site.home.root, "--model", MODEL)
     words = (*words, "--person-regex", PERSON, "--steps", 2, "--latent", 16, "--device", "cpu")
-    assert run(monkeypatch, "replay", "train", *words) == 0
+    assert segunlearn(monkeypatch, "replay", "train", *words) == 0
     records = site.records
     new = Generators(site.home, MODEL).usable(records.forget_set.live_targets(), records.pseudonyms)
     assert new.version != old.version
@@ -160,7 +151,7 @@ def test_replayed_images_stand_for_the_retain_set(
     site.mark(site.forget)
     words = ("--data", data_of(site), "--home", site.home.root, "--model", MODEL)
     words = (*words, "--person-regex", PERSON, "--steps", 2, "--latent", 16, "--device", "cpu")
-    assert run(monkeypatch, "replay", "train", *words) == 0
+    assert segunlearn(monkeypatch, "replay", "train", *words) == 0
     unlearning = run_of(
         site, method="fine_tune", settings={"steps": 3}, retain="replay", replayed=5
     )
@@ -212,7 +203,7 @@ def test_feature_is_forgotten_from_the_tags_of_a_page(
     data = ("--data", data_of(site), "--person-regex", PERSON)
     words = ("--home", site.home.root, "--model", MODEL)
     page = tmp_path / "page.html"
-    assert run(monkeypatch, "replay", "page", page, *data, *words, "--samples", 6) == 0
+    assert segunlearn(monkeypatch, "replay", "page", page, *data, *words, "--samples", 6) == 0
     text = page.read_text()
     names = [part.split('"')[0] for part in text.split('data-image="')[1:]]
     assert len(names) == 6 + len(site.cases)
@@ -225,7 +216,7 @@ def test_feature_is_forgotten_from_the_tags_of_a_page(
     old = Generators(site.home, MODEL).newest()
     assert old is not None
     more = ("--tags", tags, "--feature", "marker", "--steps", 2, "--device", "cpu")
-    assert run(monkeypatch, "replay", "forget-feature", *data, *words, *more) == 0
+    assert segunlearn(monkeypatch, "replay", "forget-feature", *data, *words, *more) == 0
     new = Generators(site.home, MODEL).newest()
     assert new is not None
     assert new.details["feature"] == "marker"

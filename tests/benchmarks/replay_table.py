@@ -111,7 +111,7 @@ def plot(figures: Mapping[str, Any], path: Path) -> None:
     feature = figures["feature"]
     for i, (when, colour) in enumerate((("before", "#b3261e"), ("after", "#0b6e4f"))):
         shares = [f[when]["share"] for f in feature.values()]
-        attacked = [f["attack"]["2.0"][when] for f in feature.values()]
+        attacked = [f[when]["attack"]["2.0"] for f in feature.values()]
         places = np.arange(len(feature)) + 0.2 * i
         right.bar(places, shares, 0.18, color=colour, label=f"{when}, drawn")
         right.bar(

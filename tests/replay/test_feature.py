@@ -73,6 +73,14 @@ def test_direction_is_of_unit_length_and_ends_at_the_threshold() -> None:
     torch.testing.assert_close(moved[~shows], sampled[~shows])
 
 
+def test_threshold_is_the_mean_of_images_without_the_feature() -> None:
+    with_feature, without = tagged()
+    spread = torch.tensor([-1.0, 1.0, -3.0, 3.0])[:, None] * FEATURE
+    direction = direction_of(with_feature + 5 * FEATURE + spread, without + FEATURE + spread)
+    assert direction.threshold == pytest.approx(1)
+    assert direction.length == pytest.approx(6)
+
+
 def test_oracle_of_a_linear_generator_removes_exactly_the_feature() -> None:
     generator = LinearGenerator(FEATURE, 0.0)
     direction = Direction(FEATURE, 0.0, 2.0)
@@ -119,6 +127,6 @@ def test_loss_is_zero_for_what_is_wanted_and_counts_each_term() -> None:
 def test_direction_needs_both_kinds_and_a_difference() -> None:
     with_feature, without = tagged()
     with pytest.raises(InvalidInputError, match="tag some of both"):
-        direction_of(with_feature[:0], without, without)
+        direction_of(with_feature[:0], without)
     with pytest.raises(InvalidInputError, match="the same latents"):
-        direction_of(without, without, without)
+        direction_of(without, without)

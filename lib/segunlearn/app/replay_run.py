@@ -17,7 +17,7 @@ from segunlearn.app.resumable_run import ResumableRun
 from segunlearn.app.train_ledger import library_versions, machine
 from segunlearn.audit.membership import Scores, membership
 from segunlearn.cases import Case, number_of
-from segunlearn.errors import CancelledError, ConflictError, InvalidInputError, SegUnlearnError
+from segunlearn.errors import CancelledError, ConflictError, InvalidInputError
 from segunlearn.inference import choose_device
 from segunlearn.networks import ModelConfig, save_weights
 from segunlearn.records.ledger import LedgerCase, LedgerEntry
@@ -106,33 +106,13 @@ class GeneratorRun(ResumableRun):
         SegUnlearnError
             Images or settings cannot be used.
         """
-        self.run_id = self.records.runs.start(
-            self.kind, self.model, self._parameters(), requested_by=self.requested_by
-        )
-        try:
+        with self._recorded():
             self.cases = list(select())
             info = self._make()
-        except CancelledError:
-            if not self.gone:  # else whoever looks next marks the run as interrupted
-                self._finish("cancelled", "stopped by a person")
-            raise
-        except SegUnlearnError as error:
-            self._finish("refused" if isinstance(error, ConflictError) else "failed", str(error))
-            raise
-        except Exception as error:
-            self._finish("failed", f"unexpected error: {error!r:.500}")
-            raise
-        finally:
-            self._drop_if_marked()
-        self.records.runs.finish(self.run_id, "done")
-        shutil.rmtree(self.folder, ignore_errors=True)
         logger.info("generator %s of %s replays from now on", info.version, self.model)
         return info
 
     def _make(self) -> VersionInfo:
-        raise NotImplementedError
-
-    def _parameters(self) -> dict[str, Any]:
         raise NotImplementedError
 
     def _publish(
@@ -189,12 +169,6 @@ class GeneratorRun(ResumableRun):
             started=self._started,
             ended=utc_now(),
             outcome=outcome,
-        )
-
-    def _finish(self, outcome: Any, message: str) -> None:
-        self.record(
-            lambda: self.records.ledger.append(self._entry(outcome)),
-            lambda: self.records.runs.finish(self.run_id, outcome, message),
         )
 
     def studies(self, cases: Sequence[Case]) -> tuple[Study, ...]:
@@ -291,11 +265,12 @@ class FeatureRun(GeneratorRun):
     feature: str = "feature"
 
     def _parameters(self) -> dict[str, Any]:
-        counts = [*self.tagged.values(), *self.samples.values()]
-        return {
-            "settings": asdict(self.settings), "feature": self.feature,
-            "with": sum(counts), "without": len(counts) - sum(counts),
-        }  # fmt: skip
+        return {"settings": asdict(self.settings), "feature": self.feature, **self._counts()}
+
+    def _counts(self) -> dict[str, int]:
+        """Tagged images with the feature and without."""
+        found = [*self.tagged.values(), *self.samples.values()]
+        return {"with": sum(found), "without": len(found) - sum(found)}
 
     def _make(self) -> VersionInfo:
         parent = self.generators.usable(
@@ -310,7 +285,8 @@ class FeatureRun(GeneratorRun):
         ).cpu()
         report = feature_report(old.cpu(), new, direction, feature=self.feature)
         details = {
-            "feature": self.feature, "threshold": direction.threshold, "length": direction.length
+            "feature": self.feature, "threshold": direction.threshold,
+            "length": direction.length, **self._counts(),
         }  # fmt: skip
         lineage = [*lineage_of(self.records, parent), *self.cases]
         return self._publish(new, lineage, report, details, parent.sha256)
@@ -333,8 +309,7 @@ class FeatureRun(GeneratorRun):
                 f"{len(latents[True])} image(s) are tagged as having the feature and "
                 f"{len(latents[False])} as not having it: tag some of both."
             )
-        drawn = generator.draw(1000, self.settings.seed)
-        return direction_of(torch.stack(latents[True]), torch.stack(latents[False]), drawn)
+        return direction_of(torch.stack(latents[True]), torch.stack(latents[False]))
 
 
 def load(info: VersionInfo) -> Generator:

@@ -122,11 +122,11 @@ class ReplayTask(StudiesTask):
         settings = replace(
             _DEFAULTS, **{o.setting: options[k] for k, o in OPTIONS.items() if o.setting}
         )
+        gone = starter_gone()
         run = ReplayRun(
             base, self._model.name, self._home, self._records, by, self._options.device,
-            orphan=starter_gone(), settings=settings, shape={"latent": options["replay_latent"]},
+            orphan=gone, settings=settings, shape={"latent": options["replay_latent"]},
         )  # fmt: skip
-        gone = starter_gone()
         with training_lock(self._home, self._model.name, "server", LOCK_SECONDS, gone):
             info = run.execute(lambda: self._select(run, datastore))
         return {

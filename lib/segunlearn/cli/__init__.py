@@ -77,8 +77,10 @@ def common(
 def main() -> None:
     """Run the command line; an error of ours is one sentence on stderr and exit code 2.
 
-    A run stopped by Ctrl-C or by another process ends with 130.
+    A run stopped by Ctrl-C or by another process ends with 130. Files that a command writes are for
+    the account that runs it: weights and reports can hold what patients gave.
     """
+    others = os.umask(0o077)
     try:
         app(prog_name="segunlearn")
     except CancelledError as error:
@@ -94,3 +96,5 @@ def main() -> None:
         place = f"{error.filename}: " if error.filename else ""
         typer.echo(f"error: {place}{error.strerror or error}.", err=True)
         sys.exit(2)
+    finally:
+        os.umask(others)

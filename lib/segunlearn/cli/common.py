@@ -25,6 +25,7 @@ from segunlearn.app.options import DEFAULT_HOME, Home
 from segunlearn.cases import Case, People, cases_from_folder
 from segunlearn.dicom.identifiers import Pseudonyms
 from segunlearn.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
+from segunlearn.records.runs import Progress as RunProgress
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 
 if TYPE_CHECKING:  # they load torch
@@ -215,6 +216,8 @@ def labelled_cases(
     people: Path | None,
     regex: str | None,
     modality: str,
+    *,
+    labelled: bool = True,
 ) -> list[Case]:
     """Every labelled case of --data or of --studies, those marked for forgetting too.
 
@@ -224,6 +227,8 @@ def labelled_cases(
         The options of these names.
     home, model, version
         Whose label values are meant, where the cases are a server's; empty: the active version.
+    labelled
+        False: the files of --data need no labels, and none is read.
 
     Raises
     ------
@@ -236,11 +241,12 @@ def labelled_cases(
     """
     if data is not None and not studies:
         rule = people_of(people, regex)
-        return list(cases_from_folder(data, rule, modality=modality_of(modality)))
+        return cases_from_folder(data, rule, modality=modality_of(modality), labelled=labelled)
     if studies and data is None:
         info = version_of(home, model, version or None)
         return list(cases_of_studies(studies, home, model, info, people, regex))
-    raise InvalidInputError("give either --data or --studies: where the labelled cases lie.")
+    what = "labelled cases" if labelled else "images"
+    raise InvalidInputError(f"give either --data or --studies: where the {what} lie.")
 
 
 def records_of(home: Home, store: str) -> Records:
@@ -323,6 +329,17 @@ def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
             bar.update(task, description=what, completed=done, total=total)
 
         yield update
+
+
+def with_loss(bar: Callable[[str, int, int], None]) -> Callable[[RunProgress], None]:
+    """Show a run's progress on a bar: its phase, and its loss where it has one."""
+
+    def show(progress: RunProgress) -> None:
+        loss = progress.metrics.get("loss")
+        text = progress.phase + ("" if loss is None else f"  loss {loss:.3f}")
+        bar(text, progress.step, progress.total)
+
+    return show
 
 
 @contextmanager

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,9 +22,9 @@ from segunlearn.cli.common import (
     RegexOption,
     StoreOption,
     StudiesOption,
-    cases_of_studies,
     console,
     home_of,
+    labelled_cases,
     modality_of,
     people_of,
     print_json,
@@ -33,6 +32,7 @@ from segunlearn.cli.common import (
     records_of,
     stop_on_interrupt,
     version_of,
+    with_loss,
     without_forgotten,
 )
 from segunlearn.cli.train import LOCK_SECONDS
@@ -40,6 +40,8 @@ from segunlearn.errors import InvalidInputError
 from segunlearn.records.durable import write_durably
 
 if TYPE_CHECKING:  # they load torch
+    from pydicom.dataset import Dataset
+
     from segunlearn.app.options import Home
     from segunlearn.app.records import Records
     from segunlearn.app.replay_run import GeneratorRun
@@ -91,7 +93,9 @@ def train(
 
     place = home_of(home)
     base, records = version_of(place, model, None), Records(place, store)
-    cases = _cases(data, studies, place, model, base, people, person_regex, modality)
+    cases = labelled_cases(
+        data, studies, place, model, "", people, person_regex, modality, labelled=False
+    )
     rule = people_of(people, person_regex)
     others = (
         cases_from_folder(unseen, rule, modality=modality_of(modality), labelled=False)
@@ -178,7 +182,9 @@ def page(
     generator = load(run.generators.usable(records.forget_set.live_targets(), records.pseudonyms))
     shown = []
     if data is not None or studies:
-        cases = _cases(data, studies, place, model, base, people, person_regex, modality)
+        cases = labelled_cases(
+            data, studies, place, model, "", people, person_regex, modality, labelled=False
+        )
         found = run.studies(without_forgotten(records, cases)[:most])
         images = images_of(generator, found, run.config)
         names = [records.pseudonyms.of(s.series) for s in found]
@@ -233,7 +239,9 @@ def forget_feature(
     base, records = version_of(place, model, None), records_of(place, store)
     cases: Sequence[Case] = []
     if data is not None or studies:
-        cases = _cases(data, studies, place, model, base, people, person_regex, modality)
+        cases = labelled_cases(
+            data, studies, place, model, "", people, person_regex, modality, labelled=False
+        )
         cases = without_forgotten(records, cases)
     if tags is not None:
         found = read_tags(tags.read_text(encoding="utf-8-sig"))
@@ -247,25 +255,6 @@ def forget_feature(
     )  # fmt: skip
     info = _executed(run, lambda: cases, as_json)
     _tell(run, info, dict(info.details), as_json)
-
-
-def _cases(
-    data: Path | None,
-    studies: str,
-    home: Home,
-    model: str,
-    base: VersionInfo,
-    people: Path | None,
-    regex: str | None,
-    modality: str,
-) -> list[Case]:
-    """Cases of a folder, with labels or without, or the finished ones of a server's studies."""
-    if (data is None) == (not studies):
-        raise InvalidInputError("give either --data or --studies: where the images lie.")
-    if data is not None:
-        rule = people_of(people, regex)
-        return cases_from_folder(data, rule, modality=modality_of(modality), labelled=False)
-    return list(cases_of_studies(studies, home, model, base, people, regex))
 
 
 def _tagged(
@@ -286,24 +275,33 @@ def _tagged(
 def _by_attribute(
     attribute: str, studies: str, home: Home, model: str, cases: Sequence[Case]
 ) -> dict[str, bool]:
-    """Whether each series' header holds a value."""
+    """Whether a header of each series holds a value, among others where it holds several."""
+    from pydicom.datadict import tag_for_keyword
+    from pydicom.multival import MultiValue
+
     from segunlearn.app.datastores import DicomDatastore, open_datastore
     from segunlearn.app.options import AppOptions
 
     keyword, _, value = attribute.partition("=")
     if not keyword or not value or not studies:
         raise InvalidInputError("--attribute Keyword=value needs --studies with DICOM images.")
+    if tag_for_keyword(keyword) is None:
+        raise InvalidInputError(
+            f"--attribute: DICOM knows no keyword {keyword!r}; give one of PS3.6, as "
+            "BurnedInAnnotation."
+        )
     options = AppOptions(home=home.root, model=model)
     store = open_datastore(studies, options, home, label_values=dict, keep=list)
     if not isinstance(store, DicomDatastore):
         raise InvalidInputError("--attribute needs --studies with DICOM images.")
-    return {
-        c.series: any(
-            str(header.get(keyword, "")).strip().lower() == value.strip().lower()
-            for header in store.archive.headers(c.series)
-        )
-        for c in cases
-    }
+    wanted = value.strip().lower()
+
+    def shows(header: Dataset) -> bool:
+        found = header.get(keyword, "")
+        values = found if isinstance(found, MultiValue) else [found]
+        return any(str(v).strip().lower() == wanted for v in values)
+
+    return {c.series: any(map(shows, store.archive.headers(c.series))) for c in cases}
 
 
 def _executed(
@@ -313,23 +311,11 @@ def _executed(
 
     with (
         training_lock(run.home, run.model, "command line", LOCK_SECONDS),
-        _watched(run, as_json),
+        stop_on_interrupt() as interrupted,
+        progress_bar(as_json) as bar,
     ):
+        run.on_progress, run.stopped = with_loss(bar), interrupted
         return run.execute(select)
-
-
-@contextmanager
-def _watched(run: GeneratorRun, quiet: bool) -> Iterator[None]:
-    """Show a bar, and let Ctrl-C stop the run."""
-    with stop_on_interrupt() as interrupted, progress_bar(quiet) as bar:
-
-        def show(progress: Any) -> None:
-            loss = progress.metrics.get("loss")
-            text = progress.phase + ("" if loss is None else f"  loss {loss:.3f}")
-            bar(text, progress.step, progress.total)
-
-        run.on_progress, run.stopped = show, interrupted
-        yield
 
 
 def _tell(run: GeneratorRun, info: VersionInfo, figures: dict[str, Any], as_json: bool) -> None:

@@ -10,7 +10,9 @@ Moon et al., AAAI 2024, arXiv 2303.05699. With z latents of a generator f, g its
    L = a (s \|g(z) - f(\hat z)\|_1 + s (1 - MSSSIM(g(z), f(\hat z)))) + (1 - s) \|g(z) - f(z)\|_1
 
 The paper prints the shift along :math:`z_e`; then :math:`p(\hat z) = t` only where
-:math:`\|z_e\| = 1`. A direction here is always a unit vector.
+:math:`\|z_e\| = 1`. A direction here is always a unit vector. And its threshold is too high for a
+faint rest: what is drawn with a rare feature pulls the mean towards it. Ours is the mean projection
+of the images without the feature.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from torch import nn
 
 from segunlearn.errors import InvalidInputError
 from segunlearn.replay.similarity import ms_ssim
-from segunlearn.unlearning.loop import Cancel, Report, Steps, descend, never, no_report
+from segunlearn.unlearning.loop import Cancel, Report, Steps, descend, frozen, never, no_report
 
 D = TypeVar("D", bound=nn.Module)
 
@@ -85,7 +87,9 @@ class Direction:
 
 
 def direction_of(
-    with_feature: torch.Tensor, without_feature: torch.Tensor, sampled: torch.Tensor
+    with_feature: torch.Tensor,
+    without_feature: torch.Tensor,
+    sampled: torch.Tensor | None = None,
 ) -> Direction:
     """Find the direction of a feature.
 
@@ -94,7 +98,8 @@ def direction_of(
     with_feature, without_feature
         Latents ``(N, latent)`` of tagged images.
     sampled
-        Latents as the generator draws them; the mean of their projections is the threshold.
+        Latents as the generator draws them: the mean of their projections is the threshold, as in
+        the paper. None: the threshold is ours.
 
     Raises
     ------
@@ -114,7 +119,9 @@ def direction_of(
             "tell them apart, so there is nothing to take out."
         )
     unit = (difference / length).float()
-    return Direction(unit, float((sampled @ unit.to(sampled)).mean()), length)
+    if sampled is not None:
+        return Direction(unit, float((sampled @ unit.to(sampled)).mean()), length)
+    return Direction(unit, float((without_feature @ unit.to(without_feature)).mean()), length)
 
 
 @dataclass(frozen=True)
@@ -210,9 +217,7 @@ def forget_feature(
     CancelledError
         ``cancel`` said so.
     """
-    new, old = copy.deepcopy(generator), copy.deepcopy(generator).eval()
-    for weight in old.parameters():
-        weight.requires_grad_(False)
+    new, old = copy.deepcopy(generator), frozen(generator)
     first, pushed = settings.seed * 1_000_003, int(settings.beyond * settings.batch_size)
 
     def objective(step: int) -> torch.Tensor:
