@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from app_sources import LABELS, Study, make_study, publish_tiny, write_dicom
+from app_sources import LABELS, Study, make_study, publish_tiny, write_dicom, write_segmentations
 from segunlearn.adaptation import LeaveOneOut, read_meta_model
 from segunlearn.app import adapter_run, meta_run, training_run, watched_run
 from segunlearn.app.adapter_run import SITE_ADAPT
 from segunlearn.app.application import SegUnlearnApp
 from segunlearn.app.meta_run import META_TRAIN
 from segunlearn.cli import app as command_line
-from segunlearn.dicom.segmentation import write_segmentation
 from segunlearn.errors import CancelledError, InvalidInputError
 from segunlearn.records.runs import Progress
 from segunlearn.records.versions import file_sha256
@@ -47,10 +46,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Study]]:
             dataset.StationName = "CT1"
         studies.append(study)
     write_dicom(root / "studies", studies)
-    names = {i + 1: name for i, name in enumerate(LABELS)}
-    for number, study in enumerate(studies):
-        segmentation = write_segmentation(study.label, study.datasets, names)
-        segmentation.save_as(root / "studies" / f"seg{number}.dcm", enforce_file_format=True)
+    write_segmentations(root / "studies", studies)
     publish_tiny(root / "home")
     (root / "home" / "sites").mkdir()
     (root / "home" / "sites" / "aliases.json").write_text(json.dumps(ALIASES))

@@ -34,8 +34,8 @@ _BOTH = dataclasses.replace(CONFIG, labels=("anterior", "posterior"))
 #: Which values of the data a site annotates.
 _CONVENTIONS = ((1, 2), (1,), (2,))
 _LOOKS = {
-    "appearance": VirtualSettings(1, 1, 1, 0.5, 0.5, 0.3, 0.7, 0.3, 0),
-    "disagree": VirtualSettings(1, 1, 0, 0.5, 0.5, 0.3, 0.7, 0.3, 0),
+    "appearance": VirtualSettings(1, 1, 1, 0.5, 0.5, 0.3, 0.7, 0.3, 0, 0),
+    "disagree": VirtualSettings(1, 1, 0, 0.5, 0.5, 0.3, 0.7, 0.3, 0, 0),
 }
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from segunlearn import cli
+from command_line import segunlearn
 from segunlearn.adaptation import AdaptSettings, adapt, read_meta_model
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
@@ -34,15 +33,6 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["segunlearn", "meta-train", *map(str, words)])
-    try:
-        cli.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
 def test_a_meta_training_is_a_version_that_can_be_adapted_and_a_row_of_all_it_saw(
     sites: Path,
     tmp_path: Path,
@@ -53,7 +43,7 @@ def test_a_meta_training_is_a_version_that_can_be_adapted_and_a_row_of_all_it_sa
         "--data", sites, "--home", tmp_path, *PEOPLE, "--labels", "ball,cube", "--recipe", "sample",
         "--epochs", 1, "--iterations", 1, "--inner-steps", 2, "--device", "cpu", "--json",
     )  # fmt: skip
-    assert run(monkeypatch, *words) == 0
+    assert segunlearn(monkeypatch, "meta-train", *words) == 0
     told: dict[str, Any] = json.loads(capsys.readouterr().out)
     home = Home(tmp_path)
 
@@ -110,7 +100,8 @@ def test_what_cannot_be_meta_learned_is_refused_before_any_training(
     (tmp_path / "empty").mkdir()
     places = {"EMPTY": str(tmp_path / "empty"), "SITES": str(sites)}
     given = [places.get(word, word) for word in words]
-    code = run(monkeypatch, *given, "--home", tmp_path / "home", "--labels", "ball,cube")
+    home = ("--home", tmp_path / "home")
+    code = segunlearn(monkeypatch, "meta-train", *given, *home, "--labels", "ball,cube")
     assert code == 2
     assert reason in capsys.readouterr().err
 
@@ -120,5 +111,6 @@ def test_files_of_one_name_at_two_sites_are_refused(
 ) -> None:
     for site in ("north", "south"):
         write_cases(tmp_path / site, 1)
-    assert run(monkeypatch, "--data", tmp_path, "--home", tmp_path / "home") == 2
+    words = ("--data", tmp_path, "--home", tmp_path / "home")
+    assert segunlearn(monkeypatch, "meta-train", *words) == 2
     assert "two sites hold a file of the same name" in capsys.readouterr().err

@@ -325,7 +325,7 @@ def _fine_tuned(network: nn.Module, settings: AdaptSettings) -> _Way:
     names = inner_names(network, settings.inner_set)
     weights = {name: start.weights[name].clone() for name in names}
     rate = settings.learning_rate or _RATES["fine_tune"]
-    optimiser = torch.optim.Adam(list(weights.values()), lr=rate)
+    optimiser = torch.optim.Adam(list(weights.values()), lr=rate, fused=True)
 
     def update(_: int, now: Weights, gradients: Weights) -> Weights:
         for name, weight in now.items():

@@ -27,7 +27,7 @@ from segunlearn.app.locks import training_lock
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.app.site_choice import Aliases
-from segunlearn.app.structures import untaught
+from segunlearn.app.structures import untaught, withdrawn
 from segunlearn.app.train_ledger import library_versions, machine
 from segunlearn.app.watched_run import WatchedRun
 from segunlearn.cases import Case, number_of
@@ -183,8 +183,8 @@ class AdaptRun(WatchedRun):
     ) -> dict[str, Any]:
         self.tell(Progress("read", 0, len(support.cases), {}))
         config = ModelConfig.from_json(info.config)
-        marked = self.records.forget_set.structures(self.order.model)
-        left_out = untaught(self.records, info) | {n for n in config.labels if n in marked}
+        marked = withdrawn(self.records, self.order.model, config.labels)
+        left_out = untaught(self.records, info).union(marked)
         studies = self._read(fetch(support.cases), config, left_out)
         network = load_weights(info.weights, config, info.sha256)
         network = network.to(choose_device(self.order.device))

@@ -31,6 +31,7 @@ from segunlearn.cli.common import (
     progress_bar,
     stop_on_interrupt,
     version_of,
+    with_loss,
     without_forgotten,
 )
 from segunlearn.cli.train import LOCK_SECONDS, RecipeName, names_in
@@ -123,7 +124,6 @@ def meta_train(
     from segunlearn.app.site_choice import Aliases
     from segunlearn.app.training_run import TrainingRun
     from segunlearn.networks import ModelConfig
-    from segunlearn.records.runs import Progress
     from segunlearn.training import planning
 
     place, chosen = home_of(home), planning.recipe(recipe.value)
@@ -161,15 +161,9 @@ def meta_train(
         stop_on_interrupt() as interrupted,
         progress_bar(as_json) as bar,
     ):
-
-        def show(progress: Progress) -> None:
-            loss = progress.metrics.get("loss")
-            text = progress.phase + ("" if loss is None else f"  loss {loss:.3f}")
-            bar(text, progress.step, progress.total)
-
         run = MetaTrainingRun(
             model=model, home=place, records=records, settings=settings, parent=parent,
-            requested_by="command line", on_progress=show, stopped=interrupted, meta=meta,
+            requested_by="command line", on_progress=with_loss(bar), stopped=interrupted, meta=meta,
         )  # fmt: skip
         version, result = run.execute(select)
     figures: dict[str, Any] = {

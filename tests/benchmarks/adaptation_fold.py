@@ -1,0 +1,210 @@
+"""One fold: train on some sites, tune the baselines on another, adapt to those left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from adaptation_ways import Protocol, Scores, Way, adapted, baselines, gated, scores, stock
+from torch import nn
+
+from segunlearn.adaptation import AdaptSettings, MetaModel
+from segunlearn.adaptation.episodes import EpisodeSettings
+from segunlearn.adaptation.maml import MamlSettings
+from segunlearn.adaptation.meta_training import MetaSettings, meta_train
+from segunlearn.adaptation.virtual_sites import VirtualSettings, VirtualSite
+from segunlearn.networks import build_network
+from segunlearn.unlearning import Study
+from segunlearn.unlearning.loop import Steps, copy_of, descend, dice_ce
+from segunlearn.unlearning.sets import Draw
+
+Sites = Mapping[str, Sequence[Study]]
+BASE = "0" * 64
+#: The inner set was chosen on sites of another seed; pictures are small, so is the memory.
+_MAML = MamlSettings(inner_set="all", checkpointed=False)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long is trained.
+
+    Parameters
+    ----------
+    joint_steps
+        Of the model that adapting starts from.
+    iterations, generator_iterations
+        Of MAML and of the generator.
+    batch
+        Patches of a joint step; a virtual site changes four together.
+    """
+
+    joint_steps: int = 1500
+    iterations: int = 300
+    generator_iterations: int = 800
+    batch: int = 16
+    maml: MamlSettings = _MAML
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a fold's trainings leave."""
+
+    base: nn.Module
+    meta: MetaModel
+    ablation: MetaModel | None
+    matched: nn.Module
+    facts: dict[str, Any]
+
+
+def joint(
+    studies: Sequence[Study], protocol: Protocol, training: Training, seed: int,
+    steps: int | None = None, start: nn.Module | None = None,
+) -> nn.Module:  # fmt: skip
+    """Train on all sites together, in the looks of virtual ones as meta-training does.
+
+    Without their label conventions: nothing in an image says which one holds.
+
+    Parameters
+    ----------
+    steps
+        None: those of the settings.
+    start
+        Weights to go on from; None: fresh ones.
+    """
+    virtual, rng = VirtualSettings(border=0, part=0), np.random.default_rng(seed)
+    network = copy_of(start) if start is not None else build_network(protocol.config, seed)
+    draw = Draw(studies, protocol.config, training.batch, seed)
+
+    def batch() -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels = draw.next()
+        parts = list(zip(images.split(4), labels.split(4), strict=True))
+        for number, (image, label) in enumerate(parts):
+            if rng.random() < virtual.share:
+                low, high = np.quantile(image.numpy(), [0.005, 0.995])
+                site = VirtualSite.draw(float(low), float(high), virtual, rng)
+                parts[number] = site.image(image, rng), site.label(label)
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+    plan = Steps(steps or training.joint_steps, 3e-3, "one_cycle")
+    descend(network, lambda _: dice_ce(network, batch()), plan)
+    return network.eval()
+
+
+def train(
+    sources: Sites, seed: int, protocol: Protocol, training: Training, *, ablate: bool
+) -> Trained:
+    """Joint and meta-training, and a joint one that takes as long as both."""
+    config = protocol.config
+    studies = [s for people in sources.values() for s in people]
+    clock = time.process_time
+    started = clock()
+    base = joint(studies, protocol, training, seed)
+    joint_seconds = clock() - started
+    plain = EpisodeSettings(virtual=None, seed=seed)
+    episodes = dataclasses.replace(plain, virtual=VirtualSettings())
+    maml = MetaSettings(
+        learn=("maml",), iterations=training.iterations, episodes=episodes, maml=training.maml
+    )
+    started = clock()
+    learned = meta_train(base, sources, config, maml, base_sha256=BASE)
+    maml_seconds = clock() - started
+    film = dataclasses.replace(maml, learn=("generator",), iterations=training.generator_iterations)
+    made = meta_train(base, sources, config, film, base_sha256=BASE)
+    meta_seconds = clock() - started
+    meta = dataclasses.replace(learned, generator=made.generator, film_network=made.film_network)
+    without = dataclasses.replace(maml, episodes=plain)
+    ablation = meta_train(base, sources, config, without, base_sha256=BASE) if ablate else None
+    more = max(1, round(training.joint_steps * meta_seconds / max(joint_seconds, 1e-9)))
+    matched = joint(studies, protocol, training, seed + 1, more, base)
+    facts = {
+        "joint_seconds": joint_seconds, "maml_seconds": maml_seconds, "meta_seconds": meta_seconds,
+        "matched_steps": training.joint_steps + more,
+    }  # fmt: skip
+    return Trained(base, meta, ablation, matched, facts)
+
+
+def fold(
+    sources: Sites,
+    tuning: Sequence[Study],
+    out: Sites,
+    seed: int,
+    protocol: Protocol,
+    training: Training,
+    *,
+    ablate: bool,
+) -> dict[str, Any]:
+    """Train, tune, adapt; Dice by left-out site, method and person.
+
+    Parameters
+    ----------
+    sources
+        Sites that are trained on.
+    tuning
+        People of another site: every baseline's rate is the best there for each k and number of
+        steps.
+    out
+        Sites that are adapted to.
+    ablate
+        Train MAML once more without virtual sites.
+    """
+    config = protocol.config
+    trained = train(sources, seed, protocol, training, ablate=ablate)
+    maml, film = AdaptSettings("maml"), AdaptSettings("generator+steps")
+    ours: dict[str, Way] = {
+        "maml": adapted(trained.base, trained.meta, config, maml),
+        "generator": adapted(trained.base, trained.meta, config, film),
+        "stock": stock(trained.matched, config, protocol.stock_epochs),
+    }
+    if trained.ablation is not None:
+        ours["maml without virtual sites"] = adapted(trained.base, trained.ablation, config, maml)
+    dice: dict[str, dict[str, dict[str, float]]] = {name: {} for name in out}
+    rates: dict[str, float] = {}
+    adopted: dict[str, float] = {}
+
+    def keep(site: str, name: str, k: int, found: Scores) -> None:
+        for step, of in found.items():
+            dice[site][f"{name} k={k} steps={step}"] = of
+
+    for k in protocol.ks:
+        for name, way_at in baselines(trained.matched, trained.base, protocol, seed).items():
+            best = tuned(way_at, tuning, k, protocol)
+            for rate, steps in best.items():
+                rates |= {f"{name} k={k} steps={step}": rate for step in steps}
+                for site, people in out.items():
+                    found = scores(way_at(rate), people, k, steps, protocol.draws, protocol)
+                    keep(site, name, k, found)
+        for (site, people), (name, way) in itertools.product(out.items(), ours.items()):
+            found = scores(way, people, k, protocol.steps, protocol.draws, protocol)
+            keep(site, name, k, found)
+        for (site, people), settings in itertools.product(out.items(), (maml, film)):
+            name = f"{settings.method.split('+')[0]} gated"
+            settings = dataclasses.replace(settings, steps=3)
+            of, share = gated(trained.base, trained.meta, settings, people, k, protocol)
+            keep(site, name, k, {3: of})
+            adopted[f"{site} {name} k={k}"] = share
+    return {
+        "out": list(out), "seed": seed, "dice": dice, "rates": rates, "adopted": adopted,
+        **trained.facts,
+    }  # fmt: skip
+
+
+def tuned(
+    way_at: Any, people: Sequence[Study], k: int, protocol: Protocol
+) -> dict[float, list[int]]:
+    """Numbers of steps by the rate that is best for them; somebody must be left to judge by."""
+    k = min(k, len({s.person for s in people}) - 1)
+    tried = {
+        rate: scores(way_at(rate), people, k, protocol.steps, protocol.tuning_draws, protocol)
+        for rate in protocol.rates
+    }
+    best: dict[float, list[int]] = {}
+    for step in protocol.steps:
+        rate = max(tried, key=lambda r: float(np.mean(list(tried[r][step].values()))))
+        best.setdefault(rate, []).append(step)
+    return best
