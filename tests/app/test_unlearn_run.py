@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from unittest import mock
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
 
 import memorising_task as task
 from audit_home import MODEL, Site, site_in
@@ -18,9 +22,10 @@ from segunlearn.app.unlearn_order import UnlearnOrder
 from segunlearn.app.unlearn_run import UnlearnRun
 from segunlearn.app.unlearn_undo import Undo
 from segunlearn.audit.policy import Policy
+from segunlearn.audit.relearning import RelearningSettings, relearn
 from segunlearn.errors import NotFoundError
-from segunlearn.networks import load_weights
-from segunlearn.unlearning import studies_of
+from segunlearn.networks import build_network, load_weights
+from segunlearn.unlearning import Study, studies_of
 from segunlearn.unlearning.loop import mean_dice
 from unlearn_storm import passing_audit
 
@@ -71,6 +76,25 @@ def network(site: Site, version: str) -> torch.nn.Module:
     return load_weights(info.weights, task.CONFIG, info.sha256).eval()
 
 
+def networks_in(folder: Path) -> dict[Path, torch.nn.Module]:
+    """Every file that opens as a network of the model, whatever its name and place."""
+    found = {}
+    for path in (p for p in folder.rglob("*") if p.is_file()):
+        made = build_network(task.CONFIG, 0).eval()
+        with contextlib.suppress(SafetensorError, RuntimeError):  # no weights; of something else
+            made.load_state_dict(load(path.read_bytes()))
+            found[path] = made
+    return found
+
+
+def brought_back(model: torch.nn.Module, forget: Sequence[Study], unseen: Sequence[Study]) -> float:
+    """Best Dice of the other forgotten people while two of them are learnt again."""
+    how = RelearningSettings(people=(2,), rates=(1e-3, 3e-3), steps=12, every=3)
+    level = {s.person: 1.0 for s in forget}
+    attacks = relearn(model, forget, unseen, level, task.CONFIG, how)
+    return max(a.best_others or 0.0 for a in attacks)
+
+
 def test_the_life_of_a_request(site: Site) -> None:
     original = network(site, "v0001")
     bytes_before = site.registry.get("v0001").weights.read_bytes()
@@ -108,6 +132,19 @@ def test_the_life_of_a_request(site: Site) -> None:
     assert not any(Finisher(site.home, site.records).keys.has(r) for r in again)
     with pytest.raises(NotFoundError, match="has no deposit"):
         undo.restore(again[1])
+
+    # no file is the old model, holds a part of it, or gives its knowledge back to an attacker
+    unseen = studies_of(site.unseen[:6], task.CONFIG)
+    part = max(load(bytes_before).values(), key=torch.numel).numpy().tobytes()[:256]
+    assert part in bytes_before
+    assert not [p for p in site.home.root.rglob("*") if p.is_file() and part in p.read_bytes()]
+    opened = networks_in(site.home.root)
+    assert {p.parent.name for p in opened} == {"v0002", "v0003"}, opened.keys()
+    assert brought_back(original, forget, unseen) > 0.95
+    never = brought_back(task.retrained(0), forget, unseen)
+    for path, model in opened.items():
+        assert mean_dice(model, forget, task.CONFIG) < 0.9, path
+        assert brought_back(model, forget, unseen) < never + WIDE.relearning_short, path
 
 
 def test_the_first_of_two_comes_back_without_the_second(

@@ -19,6 +19,7 @@ from segunlearn.audit.artefact_attacks import (
     without_adapter,
 )
 from segunlearn.audit.class_mode import (
+    ClassFigures,
     class_figures,
     class_mode,
     compare_classes,
@@ -330,6 +331,10 @@ def test_class_mode_compares_the_row_of_the_withdrawn_structure() -> None:
         confusion_row(without, studies, ModelConfig(), "liver")
     assert (good.others, bad.others) == (0, 1)  # there is no organ, and only the blind draws none
     mine = class_figures(without, studies, config, "lesion")
+    assert mine.said == (0, 0, 1)  # the most probable takes all
+    assert ClassFigures.from_json(mine.to_json()) == mine
+    older = {k: v for k, v in mine.to_json().items() if k != "said"}
+    assert ClassFigures.from_json(older) == dataclasses.replace(mine, said=())
     with pytest.raises(InvalidInputError, match="not measured for the structure"):
         compare_classes(mine, [dataclasses.replace(mine, label="organ")])
     with pytest.raises(InvalidInputError, match="trained without"):

@@ -4,7 +4,9 @@
 ``results/unlearning_cost.json``. Shared machines are noisy: each round trains again in full and
 then runs every way in the settings of ``unlearning.py``, and the ratio is taken inside the round.
 The curve over people retained trains again for two epochs and multiplies: an epoch costs the same
-whatever the rate. Neither depends on what the weights are, so the original is not trained first.
+whatever the rate. The rounds unlearn from the originals of ``unlearning.py``, which it must have
+left in ``--work``: how often the loop of ``calibrated`` runs depends on them. The curve is of a
+network that was not trained.
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from report import ROOT, bar, write
+from torch import nn
 from unlearning_task import Task, load, of
 from unlearning_tuning import settings_of
 
-from segunlearn.networks import build_network
+from segunlearn.networks import build_network, load_weights
+from segunlearn.records.durable import read_json
 from segunlearn.unlearning import UnlearningSets, unlearn
 from segunlearn.unlearning.retrain import RetrainSettings, retrain
 
@@ -46,17 +50,34 @@ def cost(make: Callable[[], Any]) -> float:
     return time.process_time() - started
 
 
-def costs(task: Task, retained: int, seed: int, epochs: int) -> dict[str, float]:
-    """CPU seconds of a full training, from so many epochs of it, and of each way."""
+def untrained(task: Task, retained: int) -> tuple[nn.Module, UnlearningSets]:
+    """A fresh network, and so many people retained."""
     persons = sorted({s.person for s in task.studies})
-    order = [persons[i] for i in np.random.default_rng(seed).permutation(len(persons))]
+    order = [persons[i] for i in np.random.default_rng(0).permutation(len(persons))]
     ends = np.cumsum([0, task.forget["20 %"], retained, 10])
     chosen = [of(task.studies, order[a:b]) for a, b in itertools.pairwise(ends)]
-    sets = UnlearningSets(task.config, *chosen)
-    network = build_network(task.config, seed).eval()
+    return build_network(task.config, 0).eval(), UnlearningSets(task.config, *chosen)
+
+
+def trained(task: Task, seed: int, work: Path) -> tuple[nn.Module, UnlearningSets]:
+    """The original of a seed of ``unlearning.py``, and its sets where 20 % are forgotten."""
+    split = task.split(seed)
+    order = list(dict.fromkeys(s.person for s in split["trained"]))
+    count = task.forget["20 %"]
+    parts = [of(split["trained"], some) for some in (order[:count], order[count:])]
+    folder = work / f"seed-{seed}"
+    digest = read_json(folder / "original.json")["sha256"]
+    network = load_weights(folder / "original.safetensors", task.config, digest).eval()
+    return network, UnlearningSets(task.config, *parts, split["calibration"])
+
+
+def costs(
+    task: Task, network: nn.Module, sets: UnlearningSets, seed: int, epochs: int
+) -> dict[str, float]:
+    """CPU seconds of a full training, from so many epochs of it, and of each way."""
+    fresh, settings = build_network(task.config, 0), RetrainSettings(epochs=epochs, seed=seed)
     only = UnlearningSets(task.config, retain=sets.retain)
-    settings = RetrainSettings(epochs=epochs, seed=seed)
-    found = {"retrain": cost(lambda: retrain(network, only, settings)) * task.epochs / epochs}
+    found = {"retrain": cost(lambda: retrain(fresh, only, settings)) * task.epochs / epochs}
     for name in LEAST:
         found[name] = cost(partial(unlearn, name, network, sets, settings_of(name, task.steps)))
     return found
@@ -79,15 +100,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
+    work = ROOT / ".bench" / "unlearning_hippocampus"
+    parser.add_argument("--work", type=Path, default=work, help="of unlearning.py")
     options = parser.parse_args()
     torch.set_num_threads(1)
     task, rounds = load(options.data), []
     for number in range(options.rounds):
-        rounds.append(costs(task, RETAINED[0], number, task.epochs))
+        rounds.append(costs(task, *trained(task, number, options.work), number, task.epochs))
         told = ", ".join(f"{n} {s:.1f}" for n, s in rounds[-1].items())
         sys.stdout.write(f"round {number + 1} of {options.rounds}: CPU s {told}\n")
         sys.stdout.flush()
-    curve = {n: costs(task, n, 0, EPOCHS_TIMED) for n in RETAINED}
+    curve = {n: costs(task, *untrained(task, n), 0, EPOCHS_TIMED) for n in RETAINED}
     ratios = {name: [r["retrain"] / r[name] for r in rounds] for name in LEAST}
     bars = [
         bar(

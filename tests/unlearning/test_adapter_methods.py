@@ -23,7 +23,7 @@ from segunlearn.unlearning.adversarial import (
     inner_loss,
     relearned,
 )
-from segunlearn.unlearning.calibrated import CalibratedSettings
+from segunlearn.unlearning.calibrated import CalibratedSettings, share_at
 from segunlearn.unlearning.calibration import (
     Heir,
     Retain,
@@ -33,6 +33,7 @@ from segunlearn.unlearning.calibration import (
     logits_without,
     study_losses,
     unseen_levels,
+    unseen_ranks,
     withdrawal_loss,
 )
 from segunlearn.unlearning.erase_to_retain import EraseToRetainSettings, contradiction
@@ -155,19 +156,61 @@ def test_hiding_changes_the_deepest_layers_alone() -> None:
         for name, weight in original().named_parameters()
         if not torch.equal(weight, made.get_parameter(name))
     }
-    assert changed == {"down_3", "down_4", "upcat_4", "upcat_3"}
+    assert changed == {"down_4", "upcat_4", "upcat_3"}
     assert all(w.requires_grad for w in made.parameters())
 
 
-def test_calibration_stops_when_the_level_is_reached_and_not_before() -> None:
-    """A tolerance above the whole way ends it once every study was seen; 0 never does."""
-    done: dict[float, int] = {}
-    for tolerance in (5.0, -5.0):
+def test_a_loop_that_goes_too_far_is_taken_back_to_the_level() -> None:
+    """Aimed 0.5 beyond, forgotten people end among unseen ones, and not above all of them."""
+    how = CalibratedSettings(steps=30, batch_size=8, unseen=20, beyond=0.5, calibration_weight=1)
+    unseen = study_losses(original(), CALIBRATION, CONFIG)
+    ranks = {}
+    for furthest in (0.0, 1.25):
+        settings = replace(how, furthest=furthest)
+        made = unlearn("calibrated", original(), SETS, settings).network
+        ranks[furthest] = float(unseen_ranks(study_losses(made, FORGET, CONFIG), unseen).mean())
+    assert ranks[0.0] > how.standing + 0.1
+    assert ranks[1.25] == pytest.approx(how.standing, abs=0.06)
+
+
+def test_a_loop_that_falls_short_is_run_again_and_one_that_does_not_is_not() -> None:
+    done: dict[float, list[str]] = {}
+    for rate in (1e-5, 8e-3):
         reports: list[Any] = []
-        settings = CalibratedSettings(steps=6, batch_size=4, tolerance=tolerance)
-        unlearn("calibrated", original(), SETS, settings, reports.append)
-        done[tolerance] = len(reports)
-    assert done == {5.0: 2, -5.0: 6}  # eight studies by four
+        how = CalibratedSettings(steps=30, batch_size=8, learning_rate=rate, unseen=20)
+        how = replace(how, beyond=0.5, calibration_weight=1, standing=0.4)
+        unlearn("calibrated", original(), SETS, how, reports.append)
+        done[rate] = list(dict.fromkeys(r.phase for r in reports))
+    assert done == {1e-5: ["calibrate", "calibrate, round 2"], 8e-3: ["calibrate"]}
+
+
+@pytest.mark.parametrize(
+    ("standing", "known", "share"),
+    [
+        (0.5, {1.0: [0.5, 0.5]}, 0.75),
+        (0.5, {0.5: [0.5, 0.5], 1.0: [0.9, 0.9]}, 0.375),
+        (0.5, {0.5: [0.2, 0.2], 1.0: [0.6, 0.6]}, 0.75),
+        (0.5, {1.0: [0.35, 0.35]}, 1.2),  # beyond the loop's own end
+        (0.5, {1.0: [0.2, 0.2]}, 1.5),  # and no further than allowed
+        (0.5, {1.0: [0.1, 0.1]}, 1.5),  # the loop got nowhere
+        (0.6, {1.0: [0.1, 9.1]}, 1.5),  # one far above does not stand for the other
+        (0.25, {1.0: [0.5, 0.5]}, 0.25),
+        (0.05, {1.0: [0.5, 0.5]}, 0.0),  # it was there already
+    ],
+)
+def test_the_share_is_where_losses_stand_among_unseen_ones_as_they_should(
+    standing: float, known: dict[float, list[float]], share: float
+) -> None:
+    unseen = torch.linspace(0.0, 0.8, 81)  # the rank is a little more than 1.25 times the loss
+    losses = {s: torch.tensor(x) for s, x in {0.0: [0.1, 0.1], **known}.items()}
+    assert share_at(standing, losses, unseen, 1.5) == pytest.approx(share, abs=0.03)
+
+
+def test_ranks_undo_levels() -> None:
+    unseen = torch.rand(30, generator=torch.Generator().manual_seed(0))
+    levels = unseen_levels(torch.tensor([0.5, 0.1, 0.3]), unseen)
+    ranks = unseen_ranks(levels, unseen)
+    assert ranks.tolist() == pytest.approx([5 / 6, 1 / 6, 1 / 2], abs=0.02)
 
 
 def test_levels_are_quantiles_of_the_unseen_by_rank() -> None:
@@ -187,7 +230,6 @@ def test_the_forget_term_pulls_up_by_three_and_down_by_a_third() -> None:
         terms.levels = torch.full((8,), level)
         expected = np.mean([3 * max(0, level - x) + 0.3 * max(0, x - level) for x in each])
         assert float(terms.forget(logits, batch)) == pytest.approx(expected, rel=1e-4)
-    terms.note(logits, batch)
     by_study = study_losses(original(), FORGET, CONFIG)
     torch.testing.assert_close(terms.losses, by_study, rtol=1e-3, atol=1e-4)
 

@@ -12,14 +12,23 @@ from torch import nn
 from memorising_task import CONFIG, FORGET, SETS, TEST, original, retrained
 from segunlearn.errors import IntegrityError, InvalidInputError
 from segunlearn.networks import ModelConfig, build_network
-from segunlearn.unlearning import METHODS, Study, UnlearningSets, unlearn
+from segunlearn.unlearning import METHODS, Study, UnlearningSets, erosion, unlearn
+from segunlearn.unlearning.calibration import Without
 from segunlearn.unlearning.erode_and_repair_lora import (
     ErodeAndRepairLoraSettings,
     Repaired,
     repaired,
 )
-from segunlearn.unlearning.erosion import Deposit, eroded, key_of, restore_from, withdraw
-from segunlearn.unlearning.loop import mean_dice
+from segunlearn.unlearning.erosion import (
+    Deposit,
+    RepairSettings,
+    eroded,
+    key_of,
+    repair,
+    restore_from,
+    withdraw,
+)
+from segunlearn.unlearning.loop import copy_of, mean_dice
 
 KEY = "5e" * 32
 SETTINGS = ErodeAndRepairLoraSettings(
@@ -50,6 +59,60 @@ def test_a_low_rank_repair_forgets_and_brings_the_skill_back() -> None:
     assert abs(dice(made().network, FORGET) - dice(never, FORGET)) < 0.06
     assert dice(made().network, TEST) > dice(never, TEST) - 0.05
     assert set(made().network.state_dict()) == set(original().state_dict())
+
+
+class Says(nn.Module):
+    """Says the same logits everywhere."""
+
+    def __init__(self, *logits: float) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.logits[None, :, None, None].expand(len(image), -1, *image.shape[2:])
+
+
+def test_of_a_withdrawn_structure_labels_alone_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much the original's answers count, they push only the classes that stay."""
+    config = replace(CONFIG, labels=("stays", "goes"))
+    sets = UnlearningSets(config, retain=SETS.retain)
+    teacher, pushed = Without(Says(0.1, 0.5, 0.9), 2, "background"), {}
+    for weight in (0.0, 5.0):
+        student = Says(0.3, -0.2, 0.4)
+        monkeypatch.setattr(
+            erosion, "descend", lambda network, objective, *_, **__: objective(0).backward()
+        )
+        settings = ErodeAndRepairLoraSettings(structure=2, distillation_weight=weight)
+        repair(student, teacher, sets, RepairSettings.of(settings))
+        assert student.logits.grad is not None
+        pushed[weight] = student.logits.grad
+    assert pushed[0.0][2] == pytest.approx(float(pushed[5.0][2]))
+    assert pushed[0.0][2] > 0  # the labels push it down
+    assert not torch.allclose(pushed[0.0][:2], pushed[5.0][:2])
+
+
+def test_the_head_keeps_nothing_of_a_withdrawn_structure() -> None:
+    """Whatever it was, its row is the same; of the others a share stays."""
+    rows = []
+    for added in (0.0, 1.0):
+        network = copy_of(original())
+        head = network.get_submodule("final_conv")
+        with torch.no_grad():
+            for weight in head.parameters():
+                weight.add_(added)
+        rows.append(eroded(network, KEY, 0.4, structure=1).get_submodule("final_conv"))
+    for mine, other in zip(*(r.parameters() for r in rows), strict=True):
+        assert torch.equal(mine[1], other[1])
+        assert not torch.equal(mine[0], other[0])
+
+
+def test_a_withdrawn_structure_comes_back_with_key_and_deposit() -> None:
+    """Bit for bit: what the head lost is in the deposit's residual."""
+    how = replace(SETTINGS, structure=1, epochs=1)
+    taken = repaired(original(), SETS, how)
+    restored = restore_from(taken.network, taken.deposit, KEY, how.keep)
+    for name, weight in original().named_parameters():
+        assert torch.equal(weight, restored.get_parameter(name)), name
 
 
 def test_key_and_deposit_bring_the_original_back() -> None:

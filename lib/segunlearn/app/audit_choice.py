@@ -47,8 +47,6 @@ LEAST_UNSEEN: Final = 3
 
 #: Parts of the configuration that two versions may differ in and still be compared.
 _FREE: Final = ("modalities", "overlap", "dropout", "name")
-#: Parents that are followed, at most.
-_GENERATIONS: Final = 500
 
 
 @dataclass(frozen=True)
@@ -192,17 +190,11 @@ def seconds_of(row: LedgerRow) -> float:
 def settings_of(ledger: Ledger, row: LedgerRow) -> dict[str, Any]:
     """Find the settings of the longest training in the chain of parents; empty without any."""
     best: dict[str, Any] = {}
-    for _ in range(_GENERATIONS):
-        settings = row.parameters.get("settings")
-        trained = row.kind == "train" or row.parameters.get("method") == "retrain"
+    for made_by in ledger.with_parents(row):
+        settings = made_by.parameters.get("settings")
+        trained = made_by.kind == "train" or made_by.parameters.get("method") == "retrain"
         if trained and isinstance(settings, dict):
             best = max(best, settings, key=lambda s: int(s.get("epochs", 0)))
-        if row.parent_sha256 is None:
-            break
-        parents = ledger.rows(model=row.model, version=row.parent_sha256, limit=1)
-        if not parents:
-            break
-        row = parents[0]
     return best
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterable
 
 from segunlearn.app.records import Records
 from segunlearn.errors import NotFoundError
 from segunlearn.records.ledger import LedgerRow
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 
-#: Parents that are followed, at most.
-_GENERATIONS: Final = 500
+
+def withdrawn(records: Records, model: str, labels: Iterable[str]) -> tuple[str, ...]:
+    """Structures of a network that a live request names: background to every training."""
+    marked = records.forget_set.structures(model)
+    return tuple(name for name in labels if name in marked)
 
 
 def untaught(records: Records, version: VersionInfo) -> frozenset[str]:
@@ -28,15 +31,12 @@ def untaught(records: Records, version: VersionInfo) -> frozenset[str]:
     """
     left = frozenset(version.config["labels"])
     try:
-        row = records.ledger.row(version.run_id)
-        for _ in range(_GENERATIONS):
-            left &= _without(row)
-            if row.parent_sha256 is None or not left:
-                return left
-            row = records.ledger.rows(model=row.model, version=row.parent_sha256, limit=1)[0]
-    except (NotFoundError, IndexError):
-        pass
-    return frozenset()
+        rows = list(records.ledger.with_parents(records.ledger.row(version.run_id)))
+    except NotFoundError:
+        return frozenset()
+    if rows[-1].parent_sha256 is not None:
+        return frozenset()
+    return left.intersection(*(_without(row) for row in rows))
 
 
 def versions_that_know_structure(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
-from segunlearn.app.audit_choice import Choice, seconds_of
+from segunlearn.app.audit_choice import Choice, seconds_of, views_of
 from segunlearn.app.audit_references import seconds_for
 from segunlearn.app.records import Records
 from segunlearn.app.unlearn_choice import UnlearnChoice
@@ -114,7 +114,7 @@ def _seconds(
     if not isinstance(settings, dict):
         return None, False
     epochs = int(trained.get("epochs_done") or settings.get("epochs") or 0)
-    drawn = epochs * sets.row.cases_count * int(settings.get("samples_per_case", 1))
+    drawn = views_of({**settings, "epochs": epochs}) * sets.row.cases_count
     if not drawn:
         return None, False
     return seconds_of(sets.row) / drawn * patches * WITH_TEACHER, False

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 
 from segunlearn.audit.statistics import by_person
@@ -86,12 +87,16 @@ class ClassFigures:
         means over persons.
     row
         ``confusion_row`` of the structure, background first.
+    said
+        The same of the masks: share of its voxels that are given to each class. Empty in figures
+        of older audits.
     """
 
     label: str
     dice: float
     others: float | None
     row: tuple[float, ...]
+    said: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -100,7 +105,7 @@ class ClassFigures:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ClassFigures:
         """Read what ``to_json`` wrote."""
-        return cls(**{**data, "row": tuple(data["row"])})
+        return cls(**{**data, **{k: tuple(data.get(k, ())) for k in ("row", "said")}})
 
 
 @dataclass(frozen=True)
@@ -154,7 +159,7 @@ def class_figures(
     value = _value(config, label)
     rest = tuple(v for v in config.label_values.values() if v != value)
     people = [s.person for s in studies]
-    dices, others, shown, rows = [], [], [], []
+    dices, others, shown, rows, said = [], [], [], [], []
     for study, logs in zip(studies, log_probabilities(network, studies, config), strict=True):
         mask, inside = logs.argmax(dim=0), study.label == value
         dices.append(dice_of(mask, study.label, (value,)))
@@ -162,13 +167,18 @@ def class_figures(
         if inside.any():
             shown.append(study.person)
             rows.append(logs.exp()[:, inside].double().mean(dim=1).numpy())
+            counts = torch.bincount(mask[inside], minlength=config.num_classes).double()
+            said.append((counts / counts.sum()).numpy())
     if not rows:
         raise LabelError(f"no study shows {label!r}; class mode cannot be audited on these.")
     return ClassFigures(
         label,
         _over_people(dices, people),
         _over_people(others, people) if rest else None,
-        tuple(_over_people([row[k] for row in rows], shown) for k in range(config.num_classes)),
+        *(
+            tuple(_over_people([row[k] for row in each], shown) for k in range(config.num_classes))
+            for each in (rows, said)
+        ),
     )
 
 

@@ -84,6 +84,7 @@ SETS: Final[Mapping[str, str]] = {
     "retain": "retained",
     "calibration": "set aside",
     "test": "unseen",
+    "replay": "of the generator that replayed",
 }
 
 #: Of the models.

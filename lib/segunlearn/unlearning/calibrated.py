@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -10,7 +12,17 @@ import torch
 from torch import nn
 
 from segunlearn.errors import InvalidInputError
-from segunlearn.unlearning.calibration import Heir, Retain, Terms, Weights, check_common
+from segunlearn.unlearning.calibration import (
+    Answers,
+    Heir,
+    Retain,
+    Terms,
+    Weights,
+    check_common,
+    study_losses,
+    unseen_ranks,
+)
+from segunlearn.unlearning.kept_layers import KeptLayers
 from segunlearn.unlearning.loop import (
     Cancel,
     Report,
@@ -22,9 +34,12 @@ from segunlearn.unlearning.loop import (
     seeded,
 )
 from segunlearn.unlearning.lora import Layers, LoraSettings, adapt, only
-from segunlearn.unlearning.sets import SetName, UnlearningSets
+from segunlearn.unlearning.sets import SetName, Study, UnlearningSets
 
 READS: Final[tuple[SetName, ...]] = ("forget", "retain", "calibration")
+
+#: Step of the shares that are tried.
+_FINE: Final = 0.005
 
 
 @dataclass(frozen=True)
@@ -39,21 +54,23 @@ class CalibratedSettings:
         Of a structure: who gets its probability; see ``calibration``.
     layers, rank, alpha
         What changes. Rank 0: all weights of these layers. Above: an adapter on them, and the head
-        whole. What a network knows of studies sits deep: changing ``"bottleneck"`` (the two lowest
-        steps down and up) costs unseen people least.
+        whole. What a network knows of studies sits deep: changing ``"bottleneck"`` (the lowest step
+        down and the two lowest up) costs unseen people least.
     up, back
         a and b: pull of forget losses up to the unseen level, and back down to it.
     beyond
-        Added to each level. A loop as short as this one stays that much below.
+        Added to each level in the loop, which is so short that it stays below what it aims at.
+    standing, rounds, again, furthest
+        Another loop of ``again`` steps follows, up to so many loops in all, until the mean rank of
+        forget losses among the original's on C is this. The change that was made is then scaled by
+        the share at which it is, and by ``furthest`` at most; 0: one loop, and it stays as it is.
+        So does that of a structure. Who is unseen loses a little, too: 0.5 is not enough.
     retain_weight, calibration_weight
         Of loss and distillation on R, and of distillation on C.
     noise
         Standard deviation added to the images of R and C, in units of the normalised image.
     unseen
-        Studies of C that are read, at most: for the levels and to be held.
-    tolerance
-        The loop ends early when the mean forget loss is this near to its level and the mean loss
-        on C no more above the original's; None: never.
+        Studies of C that are held, at most. The levels are of all.
     retain
         ``"none"``: without R, which is then not read.
     steps, learning_rate, batch_size, seed
@@ -61,7 +78,7 @@ class CalibratedSettings:
 
     Notes
     -----
-    Chosen on two splits of the hippocampus that are not reported.
+    Chosen on four splits of the hippocampus that are not reported.
     """
 
     structure: int = 0
@@ -71,22 +88,28 @@ class CalibratedSettings:
     alpha: float = 16.0
     up: float = 3.0
     back: float = 0.3
-    beyond: float = 0.03
+    beyond: float = 0.06
+    standing: float = 0.6
+    rounds: int = 2
+    again: int = 10
+    furthest: float = 1.25
     retain_weight: float = 1.0
     calibration_weight: float = 6.5
     noise: float = 0.0
     unseen: int = 8
-    tolerance: float | None = None
     retain: Retain = "none"
-    steps: int = 22
+    steps: int = 20
     learning_rate: float = 8e-3
     batch_size: int = 2
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_common(self.structure, self.retain, heir=self.heir)
-        if self.rank < 0 or self.unseen < 1:
-            raise InvalidInputError("calibrated needs a rank >= 0 and at least one unseen study.")
+        if self.rank < 0 or self.furthest < 0 or min(self.unseen, self.rounds, self.again) < 1:
+            raise InvalidInputError(
+                "calibrated needs a rank and furthest >= 0, a round, a step of the next and an "
+                "unseen study at least."
+            )
         if self.structure and self.layers == "bottleneck":
             raise InvalidInputError(
                 "a structure does not leave by the deepest layers: give layers 'decoder' and a "
@@ -107,8 +130,9 @@ def calibrated(
         \frac{1}{|S|} \sum_i a \, relu(q_i - l_i) + b \, relu(l_i - q_i)
         + w_R (L(R) + KL(\theta_o; R)) + w_C KL(\theta_o; C)
 
-    with :math:`q_i` the rank-matched quantile of the original's losses on C. With a structure c
-    every term is :math:`KL(p' \| p_s)` with p' of ``calibration.logits_without``.
+    with :math:`q_i` the rank-matched quantile of the original's losses on C, and scale the change
+    until the :math:`l_i` stand among the losses on C as these do. With a structure c every term
+    is :math:`KL(p' \| p_s)` with p' of ``calibration.logits_without``.
 
     For the level ``hidden``: outputs no longer show the studies, the weights still know them. The
     loss is our own; forgetting by an adapter on intact weights as in arXiv 2511.16574, the class
@@ -125,12 +149,13 @@ def calibrated(
     held = tuple(sets.calibration[i] for i in order[: settings.unseen])
     terms = Terms(
         network,
-        replace(sets, calibration=held),
+        sets,
         settings.structure,
         weights,
         settings.batch_size,
         settings.seed,
         settings.heir,
+        held,
     )
     if settings.structure == 0:
         terms.levels = terms.levels + settings.beyond
@@ -139,23 +164,90 @@ def calibrated(
         adapter = LoraSettings(settings.rank, settings.alpha, settings.layers)
         adapted = adapt(network, adapter, settings.seed)
     student = adapted.network if adapted else only(network, settings.layers)
-    enough = settings.tolerance
-    terms.noted = terms.noted and enough is not None
+
+    read: dict[SetName, Sequence[Study]] = {
+        "forget": sets.forget, "retain": sets.retain, "calibration": held,
+    }  # fmt: skip
+    answers: dict[SetName, Answers] = {
+        name: KeptLayers(student, some, sets.config) for name, some in read.items()
+    }
 
     def objective(_: int) -> torch.Tensor:
         batch = terms.next_forget()
-        logits = student(batch[0].to(device_of(student)))
-        terms.note(logits, batch)
-        return terms.forget(logits, batch) + terms.kept(student)
+        logits = answers["forget"](batch[0].to(device_of(student)), terms.drawn)
+        return terms.forget(logits, batch) + terms.kept(student, answers)
 
+    def losses(made: nn.Module) -> torch.Tensor:
+        known = answers["forget"] if made is student else None
+        return study_losses(made.eval(), sets.forget, sets.config, settings.seed, known)
+
+    scaled = settings.structure == 0 and settings.furthest > 0
     with seeded(settings.seed):
-        descend(
-            student,
-            objective,
-            Steps(settings.steps, settings.learning_rate, "one_cycle"),
-            phase="calibrate",
-            after_step=None if enough is None else lambda _: terms.reached(enough),
-            report=report,
-            cancel=cancel,
+        for number in range(settings.rounds):
+            phase = f"calibrate, round {number + 1}" if number else "calibrate"
+            count = settings.again if number else settings.steps
+            steps = Steps(count, settings.learning_rate, "one_cycle")
+            descend(student, objective, steps, phase=phase, report=report, cancel=cancel)
+            if not scaled:
+                break
+            ended = losses(student)
+            if float(unseen_ranks(ended, terms.unseen).mean()) >= settings.standing:
+                break
+    made = adapted.merged() if adapted else student
+    if scaled:
+        share_of = partial(
+            share_at, settings.standing, unseen=terms.unseen, furthest=settings.furthest
         )
-    return adapted.merged() if adapted else student.requires_grad_(True).eval()
+        _scale(made, network, partial(losses, made), {0.0: terms.losses, 1.0: ended}, share_of)
+    return made.requires_grad_(True).eval()
+
+
+def _scale(
+    made: nn.Module,
+    network: nn.Module,
+    losses: Callable[[], torch.Tensor],
+    known: dict[float, torch.Tensor],
+    share_of: Callable[[Mapping[float, torch.Tensor]], float],
+) -> None:
+    """Scale the change of the weights, in place, to the share that losses known on its way say."""
+    pairs = zip(made.parameters(), network.parameters(), strict=True)
+    ends = [(w, old.detach(), w.detach().clone()) for w, old in pairs]
+    for looked in (False, True):
+        share = share_of(known)
+        with torch.no_grad():
+            for weight, old, new in ends:
+                weight.copy_(torch.lerp(old, new, share))
+        if not looked:
+            known[share] = losses()
+
+
+def share_at(
+    standing: float, known: Mapping[float, torch.Tensor], unseen: torch.Tensor, furthest: float
+) -> float:
+    """Share of a change at which losses stand among unseen ones as they should.
+
+    Parameters
+    ----------
+    standing
+        Wanted mean rank; see ``calibration.unseen_ranks``.
+    known
+        Share, 0 and another among them, to the losses there ``(N,)``; linear between and beyond.
+    unseen
+        Losses ``(M,)``.
+    furthest
+        Largest share that is given back; also where the standing is never reached.
+
+    Examples
+    --------
+    >>> known = {0.0: torch.tensor([0.1]), 1.0: torch.tensor([0.5])}
+    >>> share_at(0.5, known, torch.tensor([0.2, 0.3, 0.4]), 1.25)
+    0.5
+    """
+    shares = np.asarray(sorted(known))
+    losses = torch.stack([known[share] for share in shares.tolist()]).double().numpy()
+    grid = np.linspace(0.0, furthest, round(furthest / _FINE) + 1)
+    before = np.clip(np.searchsorted(shares, grid) - 1, 0, len(shares) - 2)
+    part = ((grid - shares[before]) / (shares[before + 1] - shares[before]))[:, None]
+    way = torch.from_numpy((1 - part) * losses[before] + part * losses[before + 1])
+    reached = np.flatnonzero(unseen_ranks(way, unseen).mean(dim=1).numpy() >= standing - 1e-6)
+    return float(grid[reached[0]]) if reached.size else furthest

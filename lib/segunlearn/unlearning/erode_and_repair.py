@@ -82,9 +82,11 @@ def erode_and_repair(
 
     Shrink and perturb (Ash & Adams, arXiv 1910.08475) with P a fresh initialisation instead of
     small noise. It never reads the forget set: what it takes away is whatever the retain set does
-    not bring back. A structure is taken out of the labels of R and of the original's answers.
+    not bring back. A structure is taken out of the labels of R, of the original's answers and out
+    of the head.
     """
-    student = eroded(network, key_of(settings.key, settings.seed), settings.keep)
+    key = key_of(settings.key, settings.seed)
+    student = eroded(network, key, settings.keep, settings.structure)
     how = RepairSettings.of(settings)
     teacher, sets = (
         Without(network, settings.structure, settings.heir),

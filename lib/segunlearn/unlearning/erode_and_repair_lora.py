@@ -133,8 +133,8 @@ def erode_and_repair_lora(
 
     Shrink and perturb (Ash & Adams, arXiv 1910.08475) with a repair of low rank (Hu et al., arXiv
     2106.09685): A, B, norms, biases and head minimise :math:`L(R) + w KL(\theta_o; R)`, everything
-    else stays eroded. It never reads the forget set; a structure is taken out of the labels and of
-    the original's answers. See :func:`repaired` for what undoes it.
+    else stays eroded. It never reads the forget set; a structure is taken out of the labels, of
+    the original's answers and of the head. See :func:`repaired` for what undoes it.
     """
     return repaired(network, sets, settings, report, cancel).network
 
@@ -164,7 +164,7 @@ def repaired(
     dices: list[float] = []
     for number in range(settings.inits):
         key = key_of(settings.key, settings.seed, number)
-        base = eroded(network, key, settings.keep)
+        base = eroded(network, key, settings.keep, settings.structure)
         adapted = adapt(base, settings.adapter(), settings.seed + number)
         phase = f"repair {number + 1} of {settings.inits}" if settings.inits > 1 else "repair"
         repair(adapted.network, teacher, sets, how, phase, report, cancel)

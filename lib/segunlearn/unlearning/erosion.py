@@ -36,6 +36,7 @@ from segunlearn.unlearning.loop import (
     seeded,
 )
 from segunlearn.unlearning.lora import (
+    HEAD,
     Adapted,
     LoraSettings,
     adapted_layers,
@@ -115,17 +116,22 @@ def keyed_weights(network: nn.Module, key: bytes) -> dict[str, torch.Tensor]:
     return drawn
 
 
-def eroded(network: nn.Module, key: str, keep: float) -> nn.Module:
+def eroded(network: nn.Module, key: str, keep: float, structure: int = 0) -> nn.Module:
     r"""Copy a network with convolutions :math:`W = k W_0 + (1 - k) P(key)`.
 
     Shrink and perturb (Ash & Adams, arXiv 1910.08475) with P a fresh initialisation instead of
-    small noise.
+    small noise. Of a withdrawn structure the head keeps nothing, as if it never had a label: who
+    starts from a head that knows it learns to be more silent on it than who never heard of it.
     """
     student = copy_of(network)
+    drawn = keyed_weights(student, bytes.fromhex(key))
     with torch.no_grad():
-        for name, fresh in keyed_weights(student, bytes.fromhex(key)).items():
+        for name, fresh in drawn.items():
             weight = student.get_parameter(name)
             weight.mul_(keep).add_((1 - keep) * fresh.to(weight.device))
+        for name, weight in student.named_parameters() if structure else ():
+            if name.startswith(f"{HEAD}."):
+                weight[structure] = drawn[name][structure].to(weight) if name in drawn else 0.0
     return student
 
 
@@ -139,6 +145,7 @@ class RepairSettings:
     batch_size: int
     distillation_weight: float
     temperature: float
+    structure: int
     seed: int
 
     @classmethod
@@ -156,11 +163,19 @@ def repair(
     report: Report = no_report,
     cancel: Cancel = never,
 ) -> None:
-    r"""Minimise :math:`L(R) + w KL(\theta_o; R)` over what may change of the student, in place."""
+    r"""Minimise :math:`L(R) + w KL(\theta_o; R)` over what may change of the student, in place.
+
+    Of a withdrawn structure the labels alone decide, as in a model trained without it: the
+    divergence is of the classes that stay. Over all of them the original's filtered answers, which
+    never name it, would silence it more than labels do.
+    """
     targets = Targets(frozen(original), sets.retain, sets.config)
     draw = Draw(sets.retain, sets.config, settings.batch_size, settings.seed)
     count = max(2, -(-settings.epochs * len(sets.retain) // settings.batch_size))
     places = np.random.default_rng((settings.seed, 1))
+    stay: slice | list[int] = slice(None)
+    if settings.structure:
+        stay = [k for k in range(sets.config.num_classes) if k != settings.structure]
 
     def objective(step: int) -> torch.Tensor:
         image, label = draw.next()
@@ -168,7 +183,8 @@ def repair(
         part = WHOLE if whole else part_of(image.shape, places)
         image = image.to(device_of(student))
         logits = student(image[part])  # once for both terms: it is what the repair costs
-        kept = distillation(logits, targets.of(image, draw.last, part), settings.temperature)
+        target = targets.of(image, draw.last, part)
+        kept = distillation(logits[:, stay], target[:, stay], settings.temperature)
         return dice_ce_of(logits, label[part]) + settings.distillation_weight * kept
 
     with seeded(settings.seed):

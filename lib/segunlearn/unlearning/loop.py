@@ -21,13 +21,15 @@ from segunlearn.networks import ModelConfig
 from segunlearn.records.runs import Progress
 from segunlearn.training import make_loss
 from segunlearn.transforms import Grid, Preprocessed
-from segunlearn.unlearning.sets import Study
+from segunlearn.unlearning.sets import Study, of_one_patch
 
 Report = Callable[[Progress], None]
 Cancel = Callable[[], bool]
 #: Index of a part of a batch; ``WHOLE`` is all of it.
 Part = tuple[slice, ...]
 WHOLE: Final[Part] = (slice(None),)
+#: Tensors that are kept of a study.
+Levels = list[torch.Tensor]
 #: ``(network, steps done, steps in all)`` to figures that the progress shows beside the loss.
 Watch = Callable[[nn.Module, int, int], Mapping[str, float]]
 
@@ -241,17 +243,49 @@ def distil_step(
     return distillation(student(image), target, temperature)
 
 
+class MadeOnce:
+    """What is made of each study that a :class:`Draw` gives, made at its first draw and kept.
+
+    Only for studies of exactly one patch, which give the same patch at every draw.
+
+    Parameters
+    ----------
+    make
+        Images ``(B, C, ...)`` to what is made of each, B times some tensors.
+    most
+        Bytes that are kept; what does not fit is made again.
+    """
+
+    def __init__(
+        self, make: Callable[[torch.Tensor], Iterable[Levels]], most: float = math.inf
+    ) -> None:
+        self._make, self._room = make, most
+        self._kept: dict[int, Levels] = {}
+
+    def of(self, image: torch.Tensor, drawn: Sequence[int]) -> list[Levels]:
+        """Give what is made of each sample of a batch, of the studies of these numbers."""
+        new = [i for i, number in enumerate(drawn) if number not in self._kept]
+        fresh = dict(zip(new, self._make(image[new]), strict=True)) if new else {}
+        found = [fresh.get(i) or self._kept[number] for i, number in enumerate(drawn)]
+        for i, levels in fresh.items():
+            size = sum(x.nbytes for x in levels)
+            if drawn[i] not in self._kept and size <= self._room:
+                self._kept[drawn[i]] = levels
+                self._room -= size
+        return found
+
+
 class Targets:
     """The logits of a frozen network on the patches that a :class:`Draw` gives.
 
-    Studies of exactly one patch give the same patch at every draw: their logits are computed at
-    the first and kept, which saves a quarter of what a distilling step costs.
+    Those of studies of exactly one patch are kept, which saves a quarter of what a distilling step
+    costs.
     """
 
     def __init__(self, teacher: nn.Module, studies: Sequence[Study], config: ModelConfig) -> None:
         self._teacher = teacher
-        self._keeps = all(tuple(s.label.shape) == config.patch_size for s in studies)
-        self._kept: dict[int, torch.Tensor] = {}
+        self._keeps = of_one_patch(studies, config)
+        self._kept = MadeOnce(lambda images: [[logits] for logits in teacher(images)])
 
     def of(self, image: torch.Tensor, drawn: Sequence[int], part: Part = WHOLE) -> torch.Tensor:
         """Logits ``(B, K, ...)`` without gradient.
@@ -268,12 +302,7 @@ class Targets:
         with torch.no_grad():
             if not self._keeps:
                 return cast(torch.Tensor, self._teacher(image[part]))
-            new = [i for i, study in enumerate(drawn) if study not in self._kept]
-            if new:
-                self._kept |= {
-                    drawn[i]: x for i, x in zip(new, self._teacher(image[new]), strict=True)
-                }
-            return torch.stack([self._kept[study] for study in drawn])[part]
+            return torch.stack([logits for (logits,) in self._kept.of(image, drawn)])[part]
 
 
 def part_of(shape: Sequence[int], rng: np.random.Generator) -> Part:
@@ -309,7 +338,7 @@ def _scored_together(
     axis, device, was_training = config.slice_axis, device_of(network), network.training
     network.eval()
     try:
-        if all(tuple(s.label.shape) == config.patch_size for s in group):
+        if of_one_patch(group, config):
             with torch.no_grad():
                 images = torch.stack([s.image for s in group]).to(device)
                 images = images if axis is None else images.squeeze(axis + 2)

@@ -31,7 +31,7 @@ _PREFIXES: Final[dict[str, tuple[str, ...]]] = {
     "encoder": ("conv_0.", "down_1.", "down_2.", "down_3."),
     "decoder": ("upcat_",),
     "decoder+bottleneck": ("upcat_", "down_4"),
-    "bottleneck": ("down_3.", "down_4.", "upcat_4.", "upcat_3."),
+    "bottleneck": ("down_4.", "upcat_4.", "upcat_3."),
     "all": ("",),
 }
 #: The last 1x1 convolution: too small for a low rank, so it is trained and saved whole.

@@ -211,6 +211,11 @@ def check_disjoint(sets: dict[str, tuple[Study, ...]], config: ModelConfig) -> N
                 raise LabelError(f"a study of the {name} set holds unknown labels {unknown}.")
 
 
+def of_one_patch(studies: Sequence[Study], config: ModelConfig) -> bool:
+    """Whether each study is exactly one patch: then every draw of it is the same."""
+    return all(tuple(s.label.shape) == config.patch_size for s in studies)
+
+
 class Draw:
     """Endless random batches of patches; the same seed gives the same batches.
 
