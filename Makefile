@@ -110,8 +110,13 @@ sbom: setup $(SBOM_VENV)/.ready
 	$(SBOM_VENV)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
 	  --output-file build/sbom.json $(BIN)/python
 
+# pip-audit itself is content where it can ask about no package at all; container/audit.py is not.
 audit: sbom
-	$(SBOM_VENV)/bin/pip-audit --no-deps --disable-pip --requirement constraints.txt
+	@rm -f build/audit.json
+	@echo "Asking for known holes of the pinned packages …"
+	@$(SBOM_VENV)/bin/pip-audit --no-deps --disable-pip --requirement constraints.txt \
+	  --progress-spinner off --format json --output build/audit.json >/dev/null || true
+	@$(BIN)/python container/audit.py build/audit.json
 
 clean:
-	rm -rf $(VENV) $(SLICER_VENV) $(SBOM_VENV) build/sbom.json sample-data/studies sample-data/nifti sample-data/.ready $(HOME_DIR) .demo
+	rm -rf $(VENV) $(SLICER_VENV) $(SBOM_VENV) build/sbom.json build/audit.json sample-data/studies sample-data/nifti sample-data/.ready $(HOME_DIR) .demo

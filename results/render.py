@@ -35,6 +35,7 @@ COLUMNS = {
         ("minus retrained", "other_difference", "+.4f"),
         ("KL, nats", "divergence", ".4f"),
         ("KL of the others", "divergence_of_others", ".4f"),
+        ("KL of masks", "divergence_of_masks", ".4f"),
         ("comes back, minus retrained", "relearned", "+.2f"),
         ("CPU s", "cpu_seconds", ".0f"),
     ),

@@ -23,6 +23,7 @@ import requests
 from pydicom.dataset import Dataset
 
 from dicom_sources import make_series, set_pixels
+from segunlearn.dicom.segmentation import write_segmentation
 from segunlearn.networks import ModelConfig, build_network, save_weights
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 from segunlearn.volumes import Volume, write_volume
@@ -85,6 +86,14 @@ def write_dicom(folder: Path, studies: list[Study]) -> None:
             ds.save_as(place / f"{ds.InstanceNumber:03d}.dcm", enforce_file_format=True)
 
 
+def write_segmentations(folder: Path, studies: list[Study]) -> None:
+    """Write the label of each study as a finished SEG."""
+    names = {i + 1: name for i, name in enumerate(LABELS)}
+    for number, study in enumerate(studies):
+        segmentation = write_segmentation(study.label, study.datasets, names)
+        segmentation.save_as(folder / f"seg{number}.dcm", enforce_file_format=True)
+
+
 def write_files(folder: Path, studies: list[Study], labelled: int = 0) -> None:
     """Write images as NIfTI, and the first labels as finished."""
     for number, study in enumerate(studies):
@@ -134,8 +143,9 @@ def running_server(
     stock_launcher: bool = False,
     conf: dict[str, str] | None = None,
     environment: dict[str, str] | None = None,
+    path: str = "/info/",
 ) -> Iterator[Server]:
-    """Start the server on a free port; stopped by its pid at the end.
+    """Start the server on a free port, until ``path`` answers; stopped by its pid at the end.
 
     ``stock_launcher`` starts it as MONAI Label's users do, with our ``monailabel_app``.
     """
@@ -165,7 +175,7 @@ def running_server(
         )
     server = Server(f"http://127.0.0.1:{port}", process, log)
     try:
-        wait_until(lambda: _answers(server), 180, "the server answers", log)
+        wait_until(lambda: _answers(server, path), 180, "the server answers", log)
         yield server
     finally:
         if process.poll() is None:
@@ -177,11 +187,11 @@ def running_server(
                 process.wait(timeout=10)
 
 
-def _answers(server: Server) -> bool:
+def _answers(server: Server, path: str) -> bool:
     if server.process.poll() is not None:
         raise RuntimeError("the server ended: " + server.log.read_text()[-3000:])
     try:
-        return requests.get(f"{server.url}/info/", timeout=5).status_code in (200, 401)
+        return requests.get(server.url + path, timeout=5).status_code in (200, 401)
     except requests.ConnectionError:
         return False
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +86,7 @@ def test_the_proxy_says_who_calls_and_speaks_only_tls() -> None:
     assert "ssl_protocols TLSv1.2 TLSv1.3;" in NGINX
     assert "proxy_buffering off" in NGINX  # events reach the viewer at once
     assert "access_log off" in NGINX
+    assert "error_log /dev/stderr crit;" in NGINX  # lesser errors write the request line
 
 
 def test_no_word_of_the_command_is_unknown() -> None:
@@ -100,3 +104,43 @@ def test_the_tools_of_the_bill_are_pinned() -> None:
     tools = [line for line in lines if not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in tools)
     assert {"cyclonedx-bom", "pip_audit"} <= {line.partition("==")[0] for line in tools}
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "said"),
+    [
+        (None, 2, "no answer"),
+        ("no JSON", 2, "no answer"),
+        ({"dependencies": []}, 2, "nothing"),
+        ({"dependencies": [{"name": "a", "version": "1", "vulns": []}]}, 0, "1 packages asked"),
+        (
+            {"dependencies": [
+                {"name": "a", "version": "1", "vulns": []},
+                {"name": "b", "skip_reason": "not found on PyPI"},
+            ]},
+            2, "1 of 2 packages could not be asked about (b): not found on PyPI.",
+        ),
+        (
+            {"dependencies": [
+                {"name": "a", "version": "1", "vulns": [{"id": "CVE-1", "fix_versions": ["2"]}]},
+                {"name": "b", "skip_reason": "not found on PyPI"},
+            ]},
+            1, "known hole: a 1: CVE-1, mended in 2",
+        ),
+    ],
+)  # fmt: skip
+def test_an_audit_that_could_not_ask_is_no_good_news(
+    tmp_path: Path, answer: Any, status: int, said: str
+) -> None:
+    """``make audit``; pip-audit alone ends with 0 where it could ask about no package at all."""
+    path = tmp_path / "audit.json"
+    if answer is not None:
+        path.write_text(json.dumps(answer), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, ROOT / "container" / "audit.py", path],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == status
+    assert said in done.stdout + done.stderr
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "container/audit.py build/audit.json" in makefile

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,12 +116,12 @@ def test_an_issuer_that_the_search_does_not_tell_comes_from_the_header(
 ) -> None:
     store, studies = issued
     shutil.rmtree(store.home.cache)
-    listed = store.archive.list_series
+    listed = store.archive.iter_series
 
-    def silent(**options: Any) -> list[SeriesRecord]:
-        return [replace(r, issuer_of_patient_id="") for r in listed(**options)]
+    def silent(**options: Any) -> Iterator[SeriesRecord]:
+        return (replace(r, issuer_of_patient_id="") for r in listed(**options))
 
-    monkeypatch.setattr(store.archive, "list_series", silent)
+    monkeypatch.setattr(store.archive, "iter_series", silent)
     store.refresh()
     assert {store.record(s.series).person for s in studies} == {"4711"}
     # read for the training, and known from then on

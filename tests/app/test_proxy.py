@@ -3,8 +3,10 @@
 import asyncio
 import base64
 import contextlib
+import socket
 import threading
 import time
+from collections.abc import Iterator
 
 import httpx
 import numpy as np
@@ -272,6 +274,50 @@ def test_a_pacs_that_is_away():
     assert answer.status_code == 503
     assert "cannot be reached" in answer.json()["detail"]
     assert "127.0.0.1" not in answer.text
+
+
+@contextlib.contextmanager
+def impatient_pacs() -> Iterator[str]:
+    """A PACS whose patience with an idle connection ends just when its second request arrives."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+
+        def serve(connection):
+            with connection:
+                connection.recv(65536)
+                connection.sendall(
+                    b"HTTP/1.1 200 OK\r\nContent-Type: application/dicom+json\r\n"
+                    b"Content-Length: 2\r\n\r\n[]"
+                )
+                connection.recv(65536)
+
+        def accept():
+            with contextlib.suppress(OSError):
+                while True:
+                    threading.Thread(target=serve, args=(listener.accept()[0],)).start()
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/dw"
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def test_a_connection_that_the_pacs_has_given_up_is_no_fault():
+    with impatient_pacs() as upstream, live_server(make_app(Upstream(upstream))) as url:
+        for _ in range(3):
+            answer = httpx.get(f"{url}/proxy/dicom/qido/studies", timeout=60)
+            assert (answer.status_code, answer.json()) == (200, [])
+            stored = httpx.post(f"{url}/proxy/dicom/stow/studies", content=b"", timeout=60)
+            assert stored.status_code == 200
+
+
+def test_an_answer_without_end_is_refused(http, monkeypatch):
+    monkeypatch.setattr(proxy, "LARGEST_JSON", 200)
+    answer = http.get("/qido/studies")
+    assert answer.status_code == 502
+    assert "limit" in answer.json()["detail"]
 
 
 def test_other_requests_are_answered_while_the_pacs_is_slow(url):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from segunlearn import cli
+from command_line import segunlearn
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.app.unlearn_undo import Undo
@@ -31,13 +31,8 @@ SMALL = Size(
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["segunlearn", "demo", *map(str, words)])
     monkeypatch.setenv("COLUMNS", "120")
-    try:
-        cli.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+    return segunlearn(monkeypatch, "demo", *words)
 
 
 @pytest.mark.timeout(900)

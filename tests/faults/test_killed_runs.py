@@ -84,6 +84,8 @@ def test_what_was_left_is_removed_before_a_server_begins(tmp_path: Path) -> None
         home.model(MODEL) / ".active.0123.part",
         home.sites / MODEL / "0123456789abcdef" / ".staging-x" / "adapter.safetensors",
         home.cache / "images" / ".1.2.3.part.nii.gz",
+        home.root / ".ledger.head.0123.part",
+        home.root / ".trail.head.0123.part",
     ]
     for path in [*kept[1:], *left]:
         path.parent.mkdir(parents=True, exist_ok=True)

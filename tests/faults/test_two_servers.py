@@ -24,6 +24,17 @@ with server_lock(Home(Path(sys.argv[1]))):
     time.sleep(60)
 """
 
+#: Dies at the first thing done to keep a file over a power cut, or at the block's first line.
+DIE = """
+import os, sys
+from pathlib import Path
+from segunlearn.app.locks import server_lock
+from segunlearn.app.options import Home
+os.fsync = os.replace = lambda *_: os._exit(9)
+with server_lock(Home(Path(sys.argv[1]))):
+    os._exit(9)
+"""
+
 
 def test_the_second_is_refused_and_a_killed_one_stands_in_nobodys_way(tmp_path: Path) -> None:
     first = subprocess.Popen(
@@ -52,3 +63,10 @@ def test_the_second_is_refused_and_a_killed_one_stands_in_nobodys_way(tmp_path: 
     with server_lock(Home(tmp_path)):
         pass
     assert not list((tmp_path / "locks").glob("server.json"))
+
+
+def test_one_killed_while_it_noted_itself_leaves_nothing_half_made(tmp_path: Path) -> None:
+    """The next holder overwrites the note; files with names of their own would stay for ever."""
+    done = subprocess.run([sys.executable, "-c", DIE, str(tmp_path)], timeout=60, check=False)
+    assert done.returncode == 9
+    assert {p.name for p in (tmp_path / "locks").iterdir()} <= {"server.lock", "server.json"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from abc import abstractmethod
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 #: Images that are tried before giving up, when series turn out not to be readable as volumes.
 MAX_TRIES = 25
+#: Images among which one is chosen, of an archive that holds more.
+MAX_CANDIDATES = 2000
 
 
 class OurStrategy(Strategy):
@@ -41,8 +44,11 @@ class OurStrategy(Strategy):
     ) -> dict[str, Any] | None:
         """Return ``{"id": …}``, or None when nothing is left to annotate."""
         tag = request.get("label_tag")
-        unlabelled = datastore.get_unlabeled_images(check_tag(tag) if tag else None)
-        candidates = datastore.without_forgotten(unlabelled)
+        unlabelled = self.shortlist(datastore.candidates(check_tag(tag) if tag else None))
+        candidates: list[str] = []
+        while unlabelled and not candidates:
+            candidates = datastore.without_forgotten(unlabelled[:MAX_CANDIDATES])
+            unlabelled = unlabelled[MAX_CANDIDATES:]
         for image_id in self.order(request, datastore, candidates)[:MAX_TRIES]:
             try:
                 datastore.get_image_uri(image_id)
@@ -53,6 +59,13 @@ class OurStrategy(Strategy):
                 continue
             return {"id": image_id}
         return None
+
+    def shortlist(self, image_ids: list[str]) -> list[str]:
+        """Order in which images become candidates where there are more than a choice weighs.
+
+        The same order each time, so that what was scored of an image is used again.
+        """
+        return sorted(image_ids, key=lambda i: hashlib.sha256(i.encode()).digest())
 
     @abstractmethod
     def order(
@@ -67,6 +80,10 @@ class First(OurStrategy):
     def __init__(self) -> None:
         super().__init__("First image without a finished label")
 
+    def shortlist(self, image_ids: list[str]) -> list[str]:
+        """By name."""
+        return sorted(image_ids)
+
     def order(
         self, request: Mapping[str, Any], datastore: StudiesDatastore, candidates: Sequence[str]
     ) -> list[str]:
@@ -80,6 +97,10 @@ class RandomChoice(OurStrategy):
     def __init__(self, seed: int | None = None) -> None:
         super().__init__("Random image without a finished label")
         self._random = np.random.default_rng(seed)
+
+    def shortlist(self, image_ids: list[str]) -> list[str]:
+        """By chance."""
+        return [image_ids[i] for i in self._random.permutation(len(image_ids))]
 
     def order(
         self, request: Mapping[str, Any], datastore: StudiesDatastore, candidates: Sequence[str]

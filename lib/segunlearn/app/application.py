@@ -39,6 +39,7 @@ from segunlearn.app.replay_run import REPLAY
 from segunlearn.app.replay_task import ReplayTask, to_fit_again
 from segunlearn.app.requests import check_batch, check_prediction_tag, check_scoring
 from segunlearn.app.scoring import DiceScoring
+from segunlearn.app.security.log_names import hide_identifiers
 from segunlearn.app.site_choice import Aliases, choose_site
 from segunlearn.app.train import SegmentationTrainTask
 from segunlearn.app.unlearn_before import open_before
@@ -117,6 +118,7 @@ class SegUnlearnApp(MONAILabelApp):
         )
         for library in ("dicomweb_client", "highdicom", "monailabel"):  # identifiers at INFO
             logging.getLogger(library).setLevel(logging.WARNING)
+        hide_identifiers(lambda: self.records.pseudonyms)
         # the platform would start a child process for it at each start and each next sample
         self._auto_update_scoring = False
 

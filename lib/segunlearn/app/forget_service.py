@@ -20,7 +20,7 @@ from segunlearn.app.records import Records
 from segunlearn.app.unlearn_settle import settle
 from segunlearn.dicom.identifiers import load_or_create_key
 from segunlearn.dicom.orthanc import OrthancChanges, find_orthanc
-from segunlearn.errors import NotFoundError, SegUnlearnError
+from segunlearn.errors import NotFoundError, SegUnlearnError, UnavailableError
 from segunlearn.records.coverage import Subject
 from segunlearn.records.forget_states import REASONS
 from segunlearn.records.outbox import Outbox, PacsSeen
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 #: Age at which the list of studies is read again, and pause after it could not be, in seconds.
 REFRESH_SECONDS = 5.0
 PAUSE_SECONDS = 30.0
+#: Studies and series of an archive that are remembered.
+REMEMBERED = 50_000
 #: Reasons that clients list; the first is what they preselect, so it claims nothing.
 MARKER_REASONS = ("other", *(reason for reason in REASONS if reason != "other"))
 
@@ -38,8 +40,9 @@ MARKER_REASONS = ("other", *(reason for reason in REASONS if reason != "other"))
 class StudiesCatalogue:
     """What the datastore knows of studies, series and patients.
 
-    Its list is read again after ``REFRESH_SECONDS``, and left alone for ``PAUSE_SECONDS`` when it
-    could not be read: a PACS that is down must not slow down every badge.
+    Of an archive only what is asked for is looked up; a folder is listed. What is known is looked
+    up again after ``REFRESH_SECONDS``, and the studies are left alone for ``PAUSE_SECONDS`` when
+    they did not answer: a PACS that is down must not slow down every badge.
     """
 
     def __init__(self, datastore: Callable[[], StudiesDatastore]) -> None:
@@ -47,12 +50,41 @@ class StudiesCatalogue:
         self._lock = threading.Lock()
         self._series: dict[str, Subject] = {}
         self._studies: dict[str, Subject] = {}
+        self._remembered: dict[tuple[str, str], tuple[float, Subject | None]] = {}
         self._next = 0.0
 
     def subject(self, kind: str, target_id: str) -> Subject | None:
-        """Study and person of a study or series in the list of images; None when not listed."""
+        """Study and person of a study or series of the studies; None when it is not known."""
+        studies = self._datastore()
+        if isinstance(studies, DicomDatastore):
+            return self._asked(studies, kind, target_id)
         self._refresh()
         return (self._series if kind == "series" else self._studies).get(target_id)
+
+    def _asked(self, studies: DicomDatastore, kind: str, target_id: str) -> Subject | None:
+        with self._lock:
+            at, known = self._remembered.get((kind, target_id), (0.0, None))
+        now = time.monotonic()
+        if now < self._next or now - at < REFRESH_SECONDS:
+            return known
+        try:
+            image = studies.record(target_id) if kind == "series" else studies.study_of(target_id)
+        except UnavailableError as error:
+            self._next = time.monotonic() + PAUSE_SECONDS
+            logger.warning("the archive cannot be asked now: %s", error)
+            return known
+        except SegUnlearnError:
+            return None  # there is no such series
+        if image is None:
+            return None
+        series = image.id if kind == "series" else ""
+        found = Subject(series=series, study=image.study, person=image.person)
+        with self._lock:
+            self._remembered.pop((kind, target_id), None)
+            self._remembered[kind, target_id] = (time.monotonic(), found)
+            while len(self._remembered) > REMEMBERED:
+                self._remembered.pop(next(iter(self._remembered)))
+        return found
 
     def holds(self, kind: str, target_id: str) -> bool | None:
         """Whether the studies hold the target; None when that cannot be said now."""
@@ -71,9 +103,16 @@ class StudiesCatalogue:
         return self._lists(target_id)
 
     def issuers(self, patient_id: str) -> set[str]:
-        """Issuers of a PatientID in the list of images, the empty one for studies without."""
-        self._refresh()
+        """Issuers of a PatientID among the studies, the empty one for studies without."""
         wanted, _ = split_person(patient_id)
+        studies = self._datastore()
+        if isinstance(studies, DicomDatastore):
+            try:
+                return {split_person(person)[1] for person in studies.persons_numbered(wanted)}
+            except SegUnlearnError as error:
+                logger.warning("the archive cannot be asked now: %s", error)
+                return set()
+        self._refresh()
         persons = {split_person(subject.person) for subject in self._studies.values()}
         return {issuer for patient, issuer in persons if patient == wanted}
 

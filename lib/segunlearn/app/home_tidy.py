@@ -9,6 +9,7 @@ from typing import Final
 from segunlearn.adapters.deposit import Deposits
 from segunlearn.adapters.keys import KeyStore
 from segunlearn.app.options import Home
+from segunlearn.records.chain import HeadFile
 from segunlearn.records.numbered import clear_staging, locked
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ def tidy(home: Home) -> int:
         with locked(model):
             for site in model.glob("*/"):
                 clear_staging(site)
+    for name in {p.name.split(".")[1] for p in home.root.glob(".*.head.*.part")}:
+        HeadFile(home.root / f"{name}.head", name).clear()  # a command may write it right now
     Deposits(home.deposits, KeyStore(home.keys)).clear()
     for name in _WRITTEN_BESIDE:
         left += (home.root / name).rglob(".*.part*")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from segunlearn.app.options import Home
 from segunlearn.errors import CancelledError, ConflictError, IntegrityError, UnavailableError
-from segunlearn.records.durable import read_json, write_json_durably
+from segunlearn.records.durable import read_json
 
 
 @contextmanager
@@ -138,7 +139,7 @@ def _noted(
             raise ConflictError(f"another {works} ({_told_by(holder)}). {advice}") from error
         now = datetime.now(UTC).isoformat(timespec="seconds")
         note = {"pid": os.getpid(), "host": socket.gethostname(), "since": now, "by": by}
-        write_json_durably(holder, note)
+        holder.write_text(json.dumps(note))  # nobody minds half a note: a .part would be left
         stack.callback(holder.unlink, missing_ok=True)
         yield
 

@@ -54,7 +54,8 @@ class AppOptions:
     device
         ``auto``, ``cpu``, ``cuda:0``.
     refresh
-        Seconds after which the list of studies is read again.
+        Seconds after which the list of studies is read again; a list that takes long to read is
+        left alone for twenty times as long.
     poll
         Seconds between two looks into the PACS for documents of other systems.
     queue

@@ -49,6 +49,12 @@ _FROM_PACS = (
 )  # fmt: skip
 _TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 _LIMITS = httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=15.0)
+#: What a PACS says when it has given up a kept connection just as the request was sent.
+_GIVEN_UP = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
+#: Largest answer whose addresses are rewritten, in bytes: it is in memory as a whole.
+LARGEST_JSON = 256 << 20
+
+_Connections = tuple[str, str, str, bool]
 
 _router = APIRouter(
     prefix=PREFIX, tags=["DICOMweb"], route_class=SentenceRoute, include_in_schema=False
@@ -209,7 +215,7 @@ async def _pass_on(request: Request, pacs: Upstream, service: str, resource: str
         content=request.stream() if request.method == "POST" else None,
     )
     try:
-        answer = await client.send(message, stream=True)
+        answer = await _sent(client, message)
     except httpx.TimeoutException as error:
         raise PacsTimeoutError("the PACS did not answer in time. Try again later.") from error
     except httpx.ConnectError as error:
@@ -225,7 +231,7 @@ async def _pass_on(request: Request, pacs: Upstream, service: str, resource: str
         _check(answer)
         passed = {k: answer.headers[k] for k in _FROM_PACS if k in answer.headers}
         if "json" in answer.headers.get("content-type", ""):
-            content = await answer.aread()
+            content = await _whole(answer)
             await answer.aclose()
             here = str(request.base_url).rstrip("/") + PREFIX + "/wado"
             passed = {k: v for k, v in passed.items() if k == "content-type"}
@@ -241,6 +247,28 @@ async def _pass_on(request: Request, pacs: Upstream, service: str, resource: str
         await answer.aclose()
         return Response(status_code=answer.status_code)
     return StreamingResponse(_body(answer), answer.status_code, passed)
+
+
+async def _sent(client: httpx.AsyncClient, message: httpx.Request) -> httpx.Response:
+    """Send a request; what only reads is sent once more when a kept connection was given up."""
+    try:
+        return await client.send(message, stream=True)
+    except _GIVEN_UP:
+        if message.method != "GET":
+            raise
+        return await client.send(message, stream=True)
+
+
+async def _whole(answer: httpx.Response) -> bytes:
+    content = bytearray()
+    async for chunk in answer.aiter_bytes():
+        content += chunk
+        if len(content) > LARGEST_JSON:
+            raise PacsFaultError(
+                f"the answer of the PACS is larger than {LARGEST_JSON >> 20} MiB. Ask for it in "
+                "parts, with limit and offset."
+            )
+    return bytes(content)
 
 
 async def _body(answer: httpx.Response) -> AsyncIterator[bytes]:
@@ -311,16 +339,20 @@ def _address(url: str, here: str) -> str:
 
 
 def _client(request: Request, pacs: Upstream) -> httpx.AsyncClient:
-    """Return the connections to a PACS; they are kept for the next request."""
-    kept: dict[tuple[str, str, str], httpx.AsyncClient]
+    """Return the connections to a PACS; they are kept for the next request.
+
+    What is stored goes over a new one: it cannot be sent twice if an old one was given up.
+    """
+    kept: dict[_Connections, httpx.AsyncClient]
     kept = getattr(request.app.state, "pacs_connections", None) or {}
     request.app.state.pacs_connections = kept
-    key = (pacs.root, pacs.user, pacs.password)
+    reads = request.method == "GET"
+    key = (pacs.root, pacs.user, pacs.password, reads)
     if key not in kept:
         kept[key] = httpx.AsyncClient(
             auth=(pacs.user, pacs.password) if pacs.user and not pacs.is_google else None,
             timeout=_TIMEOUT,
-            limits=_LIMITS,
+            limits=_LIMITS if reads else httpx.Limits(max_keepalive_connections=0),
             follow_redirects=False,
         )
     return kept[key]
@@ -328,7 +360,7 @@ def _client(request: Request, pacs: Upstream) -> httpx.AsyncClient:
 
 async def close_connections(app: FastAPI) -> None:
     """Close the connections to the PACS; for the end of a server."""
-    kept: dict[tuple[str, str, str], httpx.AsyncClient]
+    kept: dict[_Connections, httpx.AsyncClient]
     kept = getattr(app.state, "pacs_connections", None) or {}
     while kept:
         await kept.popitem()[1].aclose()

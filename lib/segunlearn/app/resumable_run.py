@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from segunlearn.app import checkpoints
 from segunlearn.app.options import Home
 from segunlearn.app.watched_run import WatchedRun
 from segunlearn.cases import Case
-from segunlearn.errors import SegUnlearnError
+from segunlearn.errors import CancelledError, ConflictError, SegUnlearnError
+from segunlearn.records.ledger import LedgerEntry
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +27,48 @@ class ResumableRun(WatchedRun):
 
     model: str
     home: Home
+    requested_by: str
     cases: list[Case]
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """Record the run and how it ends; nothing stays that saw what was marked meanwhile."""
+        self.run_id = self.records.runs.start(
+            self.kind, self.model, self._parameters(), requested_by=self.requested_by
+        )
+        try:
+            yield
+        except CancelledError:
+            if self.gone:  # whoever looks next marks the run as interrupted
+                logger.warning("the server is gone; the run stops and can be resumed")
+                raise
+            self._finish("cancelled", "stopped by a person")
+            raise
+        except SegUnlearnError as error:
+            self._finish("refused" if isinstance(error, ConflictError) else "failed", str(error))
+            raise
+        except Exception as error:
+            self._finish("failed", f"unexpected error: {error!r:.500}")
+            raise
+        finally:
+            self._drop_if_marked()
+        self.records.runs.finish(self.run_id, "done")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _parameters(self) -> dict[str, Any]:
+        """Return what is recorded when it begins."""
+        raise NotImplementedError
+
+    def _entry(self, outcome: str) -> LedgerEntry:
+        """Row of the ledger, of a run without a result."""
+        raise NotImplementedError
+
+    def _finish(self, outcome: Any, message: str) -> None:
+        """Record an end without a result."""
+        self.record(
+            lambda: self.records.ledger.append(self._entry(outcome)),
+            lambda: self.records.runs.finish(self.run_id, outcome, message),
+        )
 
     @property
     def folder(self) -> Path:

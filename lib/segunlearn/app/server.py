@@ -130,12 +130,12 @@ def serve(
     ConflictError
         Another server works on this home.
     """
+    os.umask(0o077)  # what it writes, caches of images too, is for its own account
     environment, home = prepare(studies, conf, host=host, port=port)
     keyfile, certfile = (str(p.resolve()) if p else None for p in (ssl_keyfile, ssl_certfile))
     os.environ.update(environment)
     tempfile.tempdir = None  # whoever asked before TMPDIR was set
     sys.setswitchinterval(0.0005)  # an inference gives way ten times as often to who answers
-    os.umask(0o077)  # what it writes, caches of images too, is for its own account
     os.chdir(home.root)  # MONAI Label reads a file .env of the folder it is started in
     import uvicorn
 

@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.app.resumable_run import ResumableRun
+from segunlearn.app.structures import withdrawn
 from segunlearn.app.train_ledger import entry_of
 from segunlearn.cases import Case
-from segunlearn.errors import CancelledError, ConflictError, SegUnlearnError
+from segunlearn.errors import ConflictError
 from segunlearn.networks import ModelConfig
 from segunlearn.records.ledger import LedgerEntry
 from segunlearn.records.runs import Progress
@@ -98,13 +99,11 @@ class TrainingRun(ResumableRun):
         InvalidInputError, LabelError, GeometryError
             Cases, settings and configuration do not fit together.
         """
-        self.run_id = self.records.runs.start(
-            self.kind, self.model, self._parameters(), requested_by=self.requested_by
-        )
-        try:
+        with self._recorded():
             cases, config = select(self)
             self.cases = list(cases)
-            self.settings = replace(self.settings, without=self._withdrawn(config))
+            left_out = withdrawn(self.records, self.model, config.labels)
+            self.settings = replace(self.settings, without=left_out)
             result = train(
                 self.cases,
                 config,
@@ -116,22 +115,6 @@ class TrainingRun(ResumableRun):
                 cancel=self.should_stop,
             )
             version = self._publish(result)
-        except CancelledError:
-            if self.gone:  # whoever looks next marks the run as interrupted
-                logger.warning("the server is gone; the training stops and can be resumed")
-                raise
-            self._finish("cancelled", "stopped by a person")
-            raise
-        except SegUnlearnError as error:
-            self._finish("refused" if isinstance(error, ConflictError) else "failed", str(error))
-            raise
-        except Exception as error:
-            self._finish("failed", f"unexpected error: {error!r:.500}")
-            raise
-        finally:
-            self._drop_if_marked()
-        self.records.runs.finish(self.run_id, "done")
-        shutil.rmtree(self.folder, ignore_errors=True)
         logger.info("version %s (%s…) is in service", version.version, version.sha256[:12])
         return version, result
 
@@ -141,11 +124,6 @@ class TrainingRun(ResumableRun):
             "settings": self.settings.to_json(),
             "parent_sha256": self.parent.sha256 if self.parent else None,
         }
-
-    def _withdrawn(self, config: ModelConfig) -> tuple[str, ...]:
-        """Structures of the network that a live request names."""
-        marked = self.records.forget_set.structures(self.model)
-        return tuple(name for name in config.labels if name in marked)
 
     def report(self, progress: Progress) -> None:
         """Write progress to the store; figures of earlier phases stay visible."""
@@ -162,7 +140,8 @@ class TrainingRun(ResumableRun):
                 f"{len(marked)} of the cases were marked for forgetting while the training ran, so "
                 "its result is not published. Start the training again, it leaves them out."
             )
-        new = sorted(set(self._withdrawn(result.config)) - set(self.settings.without))
+        now = withdrawn(self.records, self.model, result.config.labels)
+        new = sorted(set(now) - set(self.settings.without))
         if new:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise ConflictError(
@@ -197,14 +176,7 @@ class TrainingRun(ResumableRun):
         self.report(Progress("publish", 1, 1, dice))
         return version
 
-    def _finish(self, outcome: Any, message: str) -> None:
-        """Record an end without a result."""
-        self.record(
-            lambda: self.records.ledger.append(self._entry(outcome, None)),
-            lambda: self.records.runs.finish(self.run_id, outcome, message),
-        )
-
-    def _entry(self, outcome: str, result: TrainResult | None) -> LedgerEntry:
+    def _entry(self, outcome: str, result: TrainResult | None = None) -> LedgerEntry:
         """Row of the ledger."""
         return entry_of(
             run_id=self.run_id,

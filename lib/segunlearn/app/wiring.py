@@ -187,10 +187,15 @@ class Guard:
         )
 
 
+def _route(request: Request) -> str:
+    """Path of the route, without what a request put into it."""
+    return str(getattr(request.scope.get("route"), "path", "a path without route"))
+
+
 async def _our_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, SegUnlearnError)
     if error.http_status >= 500:
-        logger.error("%s %s: %s", request.method, request.url.path, error)
+        logger.error("%s %s: %s", request.method, _route(request), error)
     wait = getattr(error, "retry_after", None)
     headers = {"Retry-After": str(wait)} if wait is not None else None
     return JSONResponse({"detail": str(error)}, error.http_status, headers)
@@ -209,7 +214,7 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _unexpected_error(request: Request, error: Exception) -> JSONResponse:
     number = uuid.uuid4().hex[:12]
-    logger.error("%s %s: unexpected error %s", request.method, request.url.path, number)
+    logger.error("%s %s: unexpected error %s", request.method, _route(request), number)
     return JSONResponse(
         {
             "detail": "the server met an error it does not know and changed nothing that it knows "

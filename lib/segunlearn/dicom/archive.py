@@ -15,12 +15,11 @@ from pydicom.dataset import Dataset
 from segunlearn.dicom.folder import FolderClient
 from segunlearn.dicom.identifiers import validate_uid
 from segunlearn.dicom.search import (
-    SERIES_FIELDS,
     SeriesRecord,
     faults,
     parse,
     search,
-    series_record,
+    search_series,
     text,
 )
 from segunlearn.dicom.segmentation import (
@@ -130,6 +129,7 @@ class Archive:
         *,
         modalities: Sequence[str] = MODALITIES,
         filters: Mapping[str, str] | None = None,
+        study: str = "",
     ) -> Iterator[SeriesRecord]:
         """Yield series page by page, each once.
 
@@ -139,13 +139,15 @@ class Archive:
             DICOM Modality values, searched one after another; empty for all.
         filters
             Further QIDO-RS matching keys by keyword, e.g. ``{"PatientID": "A*"}``.
+        study
+            StudyInstanceUID to search in; empty for the whole archive.
         """
         seen: set[str] = set()
         for modality in modalities or ("",):
             criteria = dict(filters or {})
             if modality:
                 criteria["Modality"] = modality
-            for record in self._pages(criteria):
+            for record in self._pages(criteria, study):
                 if record.series_instance_uid in seen:
                     continue
                 if modality and record.modality not in ("", modality):
@@ -215,8 +217,7 @@ class Archive:
         return list(found)
 
     def _pages(self, criteria: Mapping[str, str], study: str = "") -> Iterator[SeriesRecord]:
-        for answer in search(self.client, "series", criteria, SERIES_FIELDS, study):
-            yield series_record(answer, study)
+        yield from search_series(self.client, criteria, study)
 
     # --- retrieve ------------------------------------------------------------------------------
 
@@ -343,16 +344,17 @@ class Archive:
         return self._segmentations("")
 
     def _segmentations(self, study: str) -> dict[str, list[SegmentationRecord]]:
+        return self.segmentations_in(self.iter_series(modalities=("SEG",), study=study))
+
+    def segmentations_in(
+        self, series: Iterable[SeriesRecord]
+    ) -> dict[str, list[SegmentationRecord]]:
+        """List the SEGs of such series by the series they reference, the newest first."""
         found: dict[str, list[SegmentationRecord]] = {}
-        for answer in search(self.client, "series", {"Modality": "SEG"}, SERIES_FIELDS, study):
-            series = series_record(answer, study)
-            if series.modality not in ("", "SEG"):
-                continue  # a server that does not know the matching key
-            for sop in self._instances(series):
+        for one in series:
+            for sop in self._instances(one):
                 try:
-                    described = self._describe(
-                        series.study_instance_uid, series.series_instance_uid, sop
-                    )
+                    described = self._describe(one.study_instance_uid, one.series_instance_uid, sop)
                 except (UnsupportedSeriesError, NotFoundError) as error:
                     logger.warning("a segmentation is left out: %s", type(error).__name__)
                     continue
@@ -370,7 +372,8 @@ class Archive:
         if known is not None and count is not None and known[0] == count:
             return known[1]
         uids = (series.study_instance_uid, key)
-        found = [text(a, "SOPInstanceUID") for a in search(self.client, "instances", {}, (), *uids)]
+        answers = search(self.client, "instances", {}, (), *uids)
+        found = [text(a, "SOPInstanceUID") for a in islice(answers, count or None)]
         if count is not None:
             with self._lock:
                 self._members[key] = (count, found)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from segunlearn.errors import IntegrityError, UnavailableError
-from segunlearn.records.durable import read_json, write_json_durably
+from segunlearn.records.durable import clear_parts, read_json, write_json_durably
 
 
 class ChainHead(NamedTuple):
@@ -44,8 +46,7 @@ class HeadFile:
         if self.path is None:
             return
         try:
-            with self.path.with_name(f"{self.path.name}.lock").open("a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with self._locked(self.path):
                 kept = self.read()
                 if kept is None or kept.rows < head.rows:
                     write_json_durably(self.path, {"rows": head.rows, "digest": head.digest})
@@ -57,6 +58,18 @@ class HeadFile:
                 f"store cannot be written ({error.strerror}). Make room or repair its rights, and "
                 "append the row again: it stays one row."
             ) from error
+
+    def clear(self) -> None:
+        """Remove what a killed writer left half written beside it."""
+        if self.path is not None:
+            with self._locked(self.path):
+                clear_parts(self.path)
+
+    @contextmanager
+    def _locked(self, path: Path) -> Iterator[None]:
+        with path.with_name(f"{path.name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def read(self) -> ChainHead | None:
         """Read the chain's end; None when it is not kept.

@@ -46,6 +46,12 @@ def write_durably(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def clear_parts(path: Path) -> None:
+    """Remove what killed writers of a file left beside it; nobody may be writing it."""
+    for part in path.parent.glob(f".{path.name}.*.part"):
+        part.unlink()
+
+
 def write_json_durably(path: Path, data: Any) -> None:
     """``write_durably`` of sorted, indented JSON."""
     text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)

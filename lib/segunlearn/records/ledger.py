@@ -15,7 +15,7 @@ many runs used it, and as few bytes (:mod:`segunlearn.records.case_sets`).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -72,6 +72,8 @@ __all__ = [
 
 #: The chain's end, kept a second time outside the database.
 HEAD_FILE: Final = "ledger.head"
+#: Parents that are followed, at most.
+_GENERATIONS: Final = 500
 
 
 class Sighting(NamedTuple):
@@ -424,6 +426,17 @@ class Ledger:
         with self._store.read() as connection:
             members = self._lineage(connection, version_sha256)
             return cases_of(self._store, connection).shaping(members)
+
+    def with_parents(self, row: LedgerRow) -> Iterator[LedgerRow]:
+        """Give a row, that of its parent, and so on: to the root, or to a parent without a row."""
+        for _ in range(_GENERATIONS):
+            yield row
+            parents = row.parent_sha256 and self.rows(
+                model=row.model, version=row.parent_sha256, limit=1
+            )
+            if not parents:
+                return
+            row = parents[0]
 
     def lineage_cases(self, version_sha256: str) -> Sequence[LedgerCase]:
         """Cases that shaped a version, its own run's and those of all its ancestors.

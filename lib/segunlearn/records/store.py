@@ -60,6 +60,11 @@ AnyRow: TypeAlias = Row[*tuple[Any, ...]]
 #: Name of the SQLite file inside the home folder.
 DATABASE_NAME: Final = "segunlearn.db"
 
+#: Ending of a file beside a SQLite store: there was a store, so none in its place is a loss.
+KEPT: Final = ".kept"
+#: Smallest SQLite database, in bytes (one page).
+_SMALLEST: Final = 512
+
 #: How long a writer waits for other writers before it gives up, in seconds.
 BUSY_SECONDS: Final = 60.0
 
@@ -234,7 +239,8 @@ def open_store(place: str | Path) -> Store:
     UnavailableError
         The database cannot be reached.
     IntegrityError
-        A newer program wrote it, or it is not a database of this program.
+        A newer program wrote it, it is not a database of this program, or it was lost: there was
+        one, and the file is gone or was emptied by a power cut.
     """
     if isinstance(place, str) and "://" in place:
         store = _from_url(place)
@@ -247,6 +253,8 @@ def open_store(place: str | Path) -> Store:
         if version < len(MIGRATIONS):
             with store.write() as connection:
                 migrate(connection, utc_now())
+        if store.path is not None:
+            os.close(os.open(_kept(store.path), os.O_WRONLY | os.O_CREAT, 0o600))
     except BaseException:
         store.close()
         raise
@@ -289,6 +297,7 @@ def _from_path(path: Path) -> Store:
     if path.is_dir():
         path = path / DATABASE_NAME
     path = path.absolute()
+    _check_not_lost(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite itself would make it 0644
@@ -302,6 +311,26 @@ def _from_path(path: Path) -> Store:
     event.listen(engine, "begin", _begin_sqlite)
     _engines.add(engine)
     return Store(engine, path)
+
+
+def _kept(path: Path) -> Path:
+    return path.with_name(path.name + KEPT)
+
+
+def _check_not_lost(path: Path) -> None:
+    """Refuse to begin anew where a store was: its marks would be forgotten without a word."""
+    try:
+        empty = path.stat().st_size < _SMALLEST
+    except FileNotFoundError:
+        empty = True
+    except OSError:
+        return  # opening it says why
+    if empty and _kept(path).exists():
+        raise IntegrityError(
+            f"the store {path.name} is gone or empty, and there was one in this folder: with it "
+            "the forget requests are lost. Put it back, or restore the home from a backup. To "
+            f"begin anew without what it held, remove {_kept(path).name} as well."
+        )
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

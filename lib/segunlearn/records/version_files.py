@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from segunlearn.errors import IntegrityError
-from segunlearn.records.durable import read_json, sync_file, sync_folder, write_json_durably
+from segunlearn.records.durable import (
+    clear_parts,
+    read_json,
+    sync_file,
+    sync_folder,
+    write_json_durably,
+)
 from segunlearn.records.numbered import NUMBERED, clear_staging, created_now
 from segunlearn.records.version_info import META_MODEL, VersionInfo, file_sha256
 
@@ -53,8 +59,7 @@ def check_weights(info: VersionInfo) -> None:
 def clear_leftovers(info: VersionInfo) -> None:
     """Remove copies of weights that killed calls left; they would outlive a purge."""
     clear_staging(info.path.parent)
-    for part in info.path.glob(f".{info.weights.name}.*.part"):
-        part.unlink()
+    clear_parts(info.weights)
 
 
 def remove_weights(info: VersionInfo) -> None:

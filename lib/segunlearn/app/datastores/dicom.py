@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from pydicom.dataset import Dataset
 
+from segunlearn.app.datastores.listing import SeriesList
 from segunlearn.app.datastores.studies import (
     FINAL,
     ImageRecord,
@@ -32,14 +36,18 @@ from segunlearn.errors import (
     IntegrityError,
     InvalidInputError,
     NotFoundError,
+    UnavailableError,
 )
 from segunlearn.records.durable import read_json, write_json_durably
 from segunlearn.records.targets import person_name, split_person
 from segunlearn.volumes import SUFFIXES, Volume, read_volume, strip_suffix, write_volume
 
-logger = logging.getLogger(__name__)
+#: Series that were asked for one by one and are remembered, for ``refresh`` seconds.
+_ASKED: Final = 4096
+#: Pause before an archive is asked again for an image that a SEG names and that is not there.
+_MISSING_SECONDS: Final = 60.0
 
-#: (study, label names) -> SEGs of each series; the key changes when the study's SEGs do.
+#: Label names and SEGs of a study with their numbers of instances: changes when the SEGs do.
 _StudyKey = tuple[tuple[str, int | None], ...]
 
 
@@ -76,27 +84,115 @@ class DicomDatastore(StudiesDatastore):
         super().__init__(title, home, refresh=refresh, label_values=label_values, keep=keep)
         self.archive = archive
         self._modalities, self._filters = tuple(modalities), dict(filters)
+        self._refresh = refresh
+        self._series = SeriesList(self._read_series, refresh)
+        self._asked: dict[str, tuple[float, SeriesRecord]] = {}
+        self._asked_lock = threading.Lock()
         self._image_cache = home.cache / "images"
         self._label_cache = home.cache / "labels"
-        self._segmented: dict[str, tuple[_StudyKey, dict[str, LabelRecord]]] = {}
+        self._segmented: dict[str, tuple[_StudyKey, float, dict[str, LabelRecord]]] = {}
 
     # -- index ---------------------------------------------------------------------------------
 
-    def _read_images(self) -> dict[str, ImageRecord]:
-        found = self.archive.list_series(modalities=self._modalities, filters=self._filters)
-        return {r.series_instance_uid: self._record(r) for r in found}
+    def refresh(self) -> None:
+        """Read the lists again at their next use."""
+        super().refresh()
+        self._series.invalidate()
+        with self._asked_lock:
+            self._asked.clear()
 
-    def _find_image(self, image_id: str) -> ImageRecord | None:
-        if not is_uid(image_id, strict=False):
+    def _read_series(self) -> Iterator[SeriesRecord]:
+        return self.archive.iter_series(modalities=self._modalities, filters=self._filters)
+
+    def _all_images(self) -> Mapping[str, ImageRecord]:
+        return _Records(self._series.get(), self._record)
+
+    def _images_so_far(self, seconds: float) -> tuple[Mapping[str, ImageRecord], bool]:
+        rows, whole = self._series.so_far(seconds)
+        return _Records(rows, self._record), whole and not self._series.cut
+
+    def _first_images(self, count: int) -> Mapping[str, ImageRecord]:
+        return _Records(self._series.first(count), self._record)
+
+    def _images_named(self, image_ids: Iterable[str]) -> dict[str, ImageRecord]:
+        """Look in the list as far as it was read, and ask the archive for the others one by one."""
+        if self._series.quick:
+            return super()._images_named(image_ids)
+        found = {}
+        for image_id in image_ids:
+            listed = self._series.peek(image_id)
+            with suppress(NotFoundError):
+                found[image_id] = self._record(listed) if listed else self.record(image_id)
+        return found
+
+    def _find(self, image_id: str) -> ImageRecord | None:
+        """Find one image; waits for no list. A large list is older than ``refresh`` seconds."""
+        if self._series.quick:
+            listed = self._series.get().get(image_id)
+            if listed is not None:
+                return self._record(listed)
+        found = self._series.peek(image_id, self._refresh) or self._asked_lately(image_id)
+        if found is None and is_uid(image_id, strict=False):
+            try:
+                found = self._ask_for(image_id)
+            except UnavailableError:
+                found = self._series.peek(image_id)  # the archive is away: what is known of it
+                if found is None:
+                    raise
+        return self._record(found) if found is not None else None
+
+    def _asked_lately(self, uid: str) -> SeriesRecord | None:
+        with self._asked_lock:
+            at, found = self._asked.get(uid, (0.0, None))
+        return found if time.monotonic() - at <= self._refresh else None
+
+    def _ask_for(self, uid: str) -> SeriesRecord | None:
+        """Ask the archive for one series; None when it is not among those that are listed."""
+        wanted = {**self._filters, "SeriesInstanceUID": uid}
+        series = self.archive.iter_series(
+            modalities=self._modalities if self._filters else (), filters=wanted
+        )
+        found = next((s for s in series if s.series_instance_uid == uid), None)
+        if found is None or found.modality not in self._modalities:
             return None
-        try:
-            found = self.archive.find_series(image_id)
-        except NotFoundError:
-            return None
-        if found.modality not in self._modalities:
-            return None
-        self._images.invalidate()
-        return self._images.get().get(image_id)
+        with self._asked_lock:
+            self._asked.pop(uid, None)
+            self._asked[uid] = (time.monotonic(), found)
+            while len(self._asked) > _ASKED:
+                self._asked.pop(next(iter(self._asked)))
+        if self._series.quick:
+            self._series.invalidate()  # it has just arrived
+        return found
+
+    def study_of(self, study_instance_uid: str) -> ImageRecord | None:
+        """Return an image of a study, of whatever modality where none is listed; None: no such.
+
+        Raises
+        ------
+        UnavailableError
+            The archive cannot be reached.
+        """
+        with suppress(UnavailableError):
+            self._series.so_far(0.0)  # who marks or looks at marks soon asks for more
+        found = self._series.of_study(study_instance_uid)
+        if found is None and is_uid(study_instance_uid, strict=False):
+            series = self.archive.iter_series(modalities=(), study=study_instance_uid)
+            found = next(series, None)
+        return self._record(found) if found is not None else None
+
+    def persons_numbered(self, patient_id: str) -> set[str]:
+        """Return the persons of a PatientID, told apart by issuer, as the archive knows them.
+
+        Raises
+        ------
+        UnavailableError
+            The archive cannot be reached.
+        """
+        series = self.archive.iter_series(
+            modalities=self._modalities, filters={"PatientID": patient_id}
+        )
+        persons = {self._record(s).person for s in series}
+        return {p for p in persons if split_person(p)[0] == patient_id}
 
     def _record(self, series: SeriesRecord) -> ImageRecord:
         uid = series.series_instance_uid
@@ -138,33 +234,51 @@ class DicomDatastore(StudiesDatastore):
     def _read_segmented(self) -> dict[str, LabelRecord]:
         """Series with a SEG that names a structure of the model; asks only where SEGs changed."""
         values = self._label_values()
-        segs: dict[str, list[tuple[str, int | None]]] = {}
-        for series in self.archive.list_series(modalities=("SEG",)):
-            segs.setdefault(series.study_instance_uid, []).append(
-                (series.series_instance_uid, series.number_of_instances)
-            )
-        images: dict[str, list[str]] = {}
-        for record in self._images.get().values():
-            images.setdefault(record.study, []).append(record.id)
+        names = tuple(sorted((n, v) for n, v in values.items()))
+        segs: dict[str, list[SeriesRecord]] = {}
+        for series in self.archive.iter_series(modalities=("SEG",)):
+            segs.setdefault(series.study_instance_uid, []).append(series)
         labels: dict[str, LabelRecord] = {}
-        for study in segs.keys() & images.keys():
-            names = tuple(sorted((n, v) for n, v in values.items()))
-            key = (*names, *sorted(segs[study]), *((i, None) for i in sorted(images[study])))
+        segmented: dict[str, tuple[_StudyKey, float, dict[str, LabelRecord]]] = {}
+        for study, members in segs.items():
+            counts = [(m.series_instance_uid, m.number_of_instances) for m in members]
+            key, now = (*names, *sorted(counts, key=str)), time.monotonic()
             known = self._segmented.get(study)
-            countable = all(count is not None for _, count in segs[study])
-            if known is None or known[0] != key or not countable:
-                known = (key, self._segmentations_in(images[study], values))
-                self._segmented[study] = known
-            labels.update(known[1])
+            countable = all(count is not None for _, count in counts)
+            if known is None or known[0] != key or not countable or now > known[1]:
+                found, complete = self._segmentations_in(study, members, values)
+                known = (key, inf if complete else now + _MISSING_SECONDS, found)
+            segmented[study] = known
+            labels.update(known[2])
+        self._segmented = segmented
         return labels
 
     def _segmentations_in(
-        self, series: Sequence[str], values: Mapping[str, int]
-    ) -> dict[str, LabelRecord]:
+        self, study: str, segs: Sequence[SeriesRecord], values: Mapping[str, int]
+    ) -> tuple[dict[str, LabelRecord], bool]:
+        """Labels of a study's listed series; whether all series that its SEGs name are there."""
         wanted = {name.strip().casefold() for name in values}
+        segmentations = self.archive.segmentations_in(segs)
+        listed = {uid for uid in segmentations if self._series.peek(uid) is not None}
+        missing = segmentations.keys() - listed
+        if missing:
+            there = {
+                s.series_instance_uid: s.modality
+                for s in self.archive.iter_series(modalities=(), study=study)
+            }
+            fitting = {uid for uid in missing if there.get(uid) in self._modalities}
+            if fitting and self._filters:
+                fitting &= {
+                    s.series_instance_uid
+                    for s in self.archive.iter_series(
+                        modalities=self._modalities, filters=self._filters, study=study
+                    )
+                }
+            listed |= fitting
+            missing -= there.keys()
         found = {}
-        for uid in series:
-            for seg in self.archive.segmentations_of(uid):
+        for uid in segmentations.keys() & listed:
+            for seg in segmentations[uid]:
                 named = {name.strip().casefold() for name in seg.segments.values()}
                 if wanted and not wanted & named:
                     continue
@@ -177,7 +291,7 @@ class DicomDatastore(StudiesDatastore):
                 }
                 found[uid] = LabelRecord(uid, FINAL, seg.sop_instance_uid, info)
                 break
-        return found
+        return found, not missing
 
     # -- images --------------------------------------------------------------------------------
 
@@ -368,6 +482,27 @@ class DicomDatastore(StudiesDatastore):
                 "here. Save a corrected label: the newest one counts; or delete it in the PACS."
             )
         Path(record.info["path"]).unlink(missing_ok=True)
+
+
+class _Records(Mapping[str, ImageRecord]):
+    """Images of a list of series, each made when it is looked at."""
+
+    def __init__(
+        self, rows: Mapping[str, SeriesRecord], make: Callable[[SeriesRecord], ImageRecord]
+    ) -> None:
+        self._rows, self._make = rows, make
+
+    def __getitem__(self, image_id: str) -> ImageRecord:
+        return self._make(self._rows[image_id])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._rows
 
 
 def _person(series: SeriesRecord, issuer: str) -> str:

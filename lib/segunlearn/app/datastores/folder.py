@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from segunlearn.app.datastores.index import CachedIndex
 from segunlearn.app.datastores.infos import check_name, check_tag
 from segunlearn.app.datastores.studies import (
     FINAL,
@@ -66,6 +67,7 @@ class FolderDatastore(StudiesDatastore):
                 "they come from, or leave the column 'series' out."
             )
         super().__init__(folder.name, home, refresh=refresh, label_values=label_values, keep=keep)
+        self._images: CachedIndex[dict[str, ImageRecord]] = CachedIndex(self._read_images, refresh)
         self._folder, self._people = folder, people
         images, labels = next(
             ((folder / i, folder / j) for i, j in _DECATHLON if (folder / i).is_dir()),
@@ -75,6 +77,22 @@ class FolderDatastore(StudiesDatastore):
         spare = home.labels / "of-folder"
         self._image_folders = [images] if not self.read_only else [images, home.root / "images"]
         self._label_folders = [labels] if not self.read_only else [spare, labels]
+
+    def _find(self, image_id: str) -> ImageRecord | None:
+        found = self._images.get().get(image_id)
+        if found is None:
+            check_name(image_id)
+            self._images.invalidate()
+            found = self._images.get().get(image_id)
+        return found
+
+    def refresh(self) -> None:
+        """Read the lists again at their next use."""
+        super().refresh()
+        self._images.invalidate()
+
+    def _all_images(self) -> Mapping[str, ImageRecord]:
+        return self._images.get()
 
     def _read_images(self) -> dict[str, ImageRecord]:
         records = {}

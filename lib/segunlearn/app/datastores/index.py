@@ -6,13 +6,24 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from segunlearn.errors import SegUnlearnError
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+#: Reading a list that takes longer than this is work for its source, in seconds.
+QUICK_SECONDS: Final = 0.5
+
+
+def pause_after(took: float, seconds: float) -> float:
+    """Seconds to leave a list alone that took ``took`` to read and may be ``seconds`` old.
+
+    What takes long is read one twentieth of the time at most.
+    """
+    return seconds if took <= QUICK_SECONDS else max(seconds, 20 * took)
 
 
 class CachedIndex(Generic[T]):
@@ -23,8 +34,8 @@ class CachedIndex(Generic[T]):
     read
         Reads the list; may be slow and may raise ``SegUnlearnError``.
     seconds
-        Age at which it is read again. The old list is served meanwhile, and also while the source
-        cannot be reached.
+        Age at which it is read again, or more where reading takes long, see ``pause_after``. The
+        old list is served meanwhile, and also while the source cannot be reached.
 
     Notes
     -----
@@ -35,11 +46,12 @@ class CachedIndex(Generic[T]):
     def __init__(self, read: Callable[[], T], seconds: float) -> None:
         self._read, self._seconds = read, seconds
         self._value: T | None = None
-        self._read_at = 0.0
+        self._due = 0.0
         self._changes = 0
         self._seen = -1
         self._lock = threading.Lock()
         self._refreshing = False
+        self._thread: threading.Thread | None = None
 
     def get(self) -> T:
         """Return the list.
@@ -51,31 +63,50 @@ class CachedIndex(Generic[T]):
         """
         if self._value is None or self._seen < self._changes:
             return self._read_since(self._changes)
-        if time.monotonic() - self._read_at > self._seconds and not self._refreshing:
-            self._refreshing = True
-            threading.Thread(target=self._refresh_quietly, daemon=True).start()
+        if time.monotonic() > self._due and not self._refreshing:
+            self._refresh_soon()
+        return self._value
+
+    def within(self, seconds: float) -> T | None:
+        """Return the list, or after so many seconds what is known of it; None: nothing yet."""
+        if self._value is not None and self._seen >= self._changes:
+            return self.get()
+        self._refresh_soon().join(seconds)
         return self._value
 
     def invalidate(self) -> None:
         """Say that this process changed the source."""
         self._changes += 1
 
+    def _refresh_soon(self) -> threading.Thread:
+        thread = self._thread
+        if thread is None or not self._refreshing:
+            self._refreshing = True
+            self._thread = thread = threading.Thread(target=self._refresh_quietly, daemon=True)
+            thread.start()
+        return thread
+
     def _read_since(self, change: int) -> T:
         with self._lock:
             if self._value is None or self._seen < change:
-                changes = self._changes
-                self._value = self._read()
-                self._seen, self._read_at = changes, time.monotonic()
+                self._value = self._read_now()
             return self._value
 
     def _refresh_quietly(self) -> None:
         try:
             with self._lock:
-                changes = self._changes
-                value = self._read()
-                self._value, self._seen = value, changes
+                self._value = self._read_now()
         except SegUnlearnError as error:
             logger.warning("the list of studies stays as it was: %s", error)
         finally:
-            self._read_at = time.monotonic()
             self._refreshing = False
+
+    def _read_now(self) -> T:
+        changes, began = self._changes, time.monotonic()
+        try:
+            value = self._read()
+            self._seen = changes
+        finally:
+            now = time.monotonic()
+            self._due = now + pause_after(now - began, self._seconds)
+        return value

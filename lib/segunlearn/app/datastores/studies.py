@@ -10,6 +10,7 @@ import zipfile
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from segunlearn.volumes import Volume, read_volume
 
 logger = logging.getLogger(__name__)
 
+#: Seconds that an answer waits for a list that is still being read.
+PATIENCE = 2.0
 #: Tag of labels that a person has finished; only these are trained on.
 FINAL = "final"
 #: Tag of labels that the model made.
@@ -108,14 +111,21 @@ class StudiesDatastore(Datastore):
         self.infos = Infos(home.infos, home.locks)
         self._label_values = label_values
         self._keep = keep
-        self._images: CachedIndex[dict[str, ImageRecord]] = CachedIndex(self._read_images, refresh)
         self._label_index: CachedIndex[Labels] = CachedIndex(self._read_labels, refresh)
 
     # -- where images and labels lie: what a subclass says ------------------------------------
 
+    def refresh(self) -> None:
+        """Read the lists again at their next use."""
+        self._label_index.invalidate()
+
     @abstractmethod
-    def _read_images(self) -> dict[str, ImageRecord]:
-        """Read the list of images."""
+    def _find(self, image_id: str) -> ImageRecord | None:
+        """Find an image by its id, one that has just arrived too; None when there is none."""
+
+    @abstractmethod
+    def _all_images(self) -> Mapping[str, ImageRecord]:
+        """Return the whole list of images; may wait for it."""
 
     @abstractmethod
     def _read_labels(self) -> Labels:
@@ -155,10 +165,18 @@ class StudiesDatastore(Datastore):
         """Value of each structure in label maps: the model's, else as the studies say."""
         return dict(self._label_values()) or self.named_values()
 
-    def _find_image(self, image_id: str) -> ImageRecord | None:
-        """Look for an image that the index does not hold yet."""
-        self._images.invalidate()
-        return self._images.get().get(image_id)
+    def _images_so_far(self, seconds: float) -> tuple[Mapping[str, ImageRecord], bool]:
+        """Return what is listed after so many seconds at most, and whether that is everything."""
+        return self._all_images(), True
+
+    def _first_images(self, count: int) -> Mapping[str, ImageRecord]:
+        """Return the list when it holds so many images, or everything there is."""
+        return self._all_images()
+
+    def _images_named(self, image_ids: Iterable[str]) -> dict[str, ImageRecord]:
+        """Return those of the images that there are."""
+        images = self._all_images()
+        return {i: images[i] for i in image_ids if i in images}
 
     # -- index ---------------------------------------------------------------------------------
 
@@ -170,11 +188,9 @@ class StudiesDatastore(Datastore):
         NotFoundError
             There is no such image: ids are never used as paths.
         """
-        found = self._images.get().get(image_id)
+        found = self._find(image_id)
         if found is None:
             check_name(image_id)
-            found = self._find_image(image_id)
-        if found is None:
             raise NotFoundError(
                 f"there is no image {image_id!r:.80} among the studies. GET "
                 "/datastore/?output=all lists them."
@@ -247,14 +263,14 @@ class StudiesDatastore(Datastore):
             The archive or the store cannot be reached.
         """
         values = self.values() if values is None else dict(values)
-        images, labels = self._images.get(), self._label_index.get().get(tag, {})
+        labels = self._label_index.get().get(tag, {})
         wanted = labels.keys() if only is None else labels.keys() & set(only)
-        known = [self.case_of(images[i]) for i in sorted(wanted) if i in images]
+        known = [self.case_of(r) for r in self._images_named(sorted(wanted)).values()]
         cases, skipped = [], {}
         kept = self._keep(known)
         for number, case in enumerate(kept, start=1):
             try:
-                record = images[case.series]
+                record = self.record(case.series)  # as it is now: it may have grown
                 self._fetch_image(record)
                 label = self._fetch_label(labels[case.series], values)
                 cases.append(self.case_of(record, label))
@@ -268,8 +284,8 @@ class StudiesDatastore(Datastore):
 
     def without_forgotten(self, image_ids: Iterable[str]) -> list[str]:
         """Image ids without those that a live forget request names, sorted."""
-        images = self._images.get()
-        known = [self.case_of(images[i]) for i in sorted(set(image_ids)) if i in images]
+        named = self._images_named(sorted(set(image_ids)))
+        known = [self.case_of(record) for record in named.values()]
         return [case.series for case in self._keep(known)]
 
     # -- monailabel.interfaces.datastore.Datastore ---------------------------------------------
@@ -334,23 +350,24 @@ class StudiesDatastore(Datastore):
     ) -> list[str]:
         """Images with a finished label, or with a label of the tag."""
         tagged = self._label_index.get().get(check_tag(label_tag or FINAL), {})
-        return sorted(i for i in self._images.get() if i in tagged)
+        return sorted(self._images_named(tagged))
 
     def get_unlabeled_images(
         self, label_tag: str | None = None, labels: list[str] | None = None
     ) -> list[str]:
         """Images without a finished label, or without a label of the tag."""
         tagged = self._label_index.get().get(check_tag(label_tag or FINAL), {})
-        return sorted(i for i in self._images.get() if i not in tagged)
+        return sorted(i for i in self._all_images() if i not in tagged)
+
+    def candidates(self, label_tag: str | None = None) -> list[str]:
+        """Images without a finished label, or a label of the tag, as far as they are listed now."""
+        tagged = self._label_index.get().get(check_tag(label_tag or FINAL), {})
+        images, _ = self._images_so_far(PATIENCE)
+        return [i for i in images if i not in tagged]
 
     def list_images(self) -> list[str]:
         """All images."""
-        return sorted(self._images.get())
-
-    def refresh(self) -> None:
-        """Read the lists again at their next use."""
-        self._images.invalidate()
-        self._label_index.invalidate()
+        return sorted(self._all_images())
 
     def save_label(
         self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]
@@ -401,27 +418,57 @@ class StudiesDatastore(Datastore):
         self.infos.update_label(label_id, record.tag, info)
 
     def status(self) -> dict[str, Any]:
-        """Numbers of images and labels; says why they are missing while the archive is away."""
+        """Numbers of images and labels; says why they are missing while the archive is away.
+
+        While a long list is read, the numbers are those so far, and ``listing`` is true.
+        """
+        until = time.monotonic() + PATIENCE
         try:
-            images, labels = self._images.get(), self._label_index.get()
+            images, whole = self._images_so_far(PATIENCE)
+            labels = self._label_index.within(max(0.0, until - time.monotonic()))
         except UnavailableError as error:
             return {"total": 0, "completed": 0, "label_tags": {}, "detail": str(error)}
-        tags = {tag: sum(i in images for i in ids) for tag, ids in labels.items() if ids}
-        return {"total": len(images), "completed": tags.get(FINAL, 0), "label_tags": tags}
+        tags = {
+            tag: sum(i in images for i in ids) if whole else len(ids)
+            for tag, ids in (labels or {}).items()
+            if ids
+        }
+        found = {"total": len(images), "completed": tags.get(FINAL, 0), "label_tags": tags}
+        return found if whole and labels is not None else {**found, "listing": True}
 
-    def json(self) -> dict[str, Any]:
-        """All images and labels, in the shape of MONAI Label's ``datastore_v2.json``."""
-        labels = self._label_index.get()
+    def json(self, limit: int | None = None, offset: int = 0) -> dict[str, Any]:
+        """Images and labels, in the shape of MONAI Label's ``datastore_v2.json``.
+
+        Parameters
+        ----------
+        limit
+            Images in the answer at most, in the order in which they are listed; None: all, by name.
+            ``listing`` is true while labels are still looked for.
+        offset
+            Images that are passed over; with ``limit`` alone.
+        """
+        labels: Labels | None
+        if limit is None:
+            images, labels = self._all_images(), self._label_index.get()
+            names = sorted(images)
+        else:
+            images = self._first_images(offset + limit)
+            labels = self._label_index.within(PATIENCE)
+            names = list(islice(images, offset, offset + limit))
         objects = {}
-        for image_id in self.list_images():
+        for image_id in names:
             tagged = {
-                tag: {"ext": ".nii.gz", "info": self.get_label_info(image_id, tag)}
-                for tag, ids in labels.items()
+                tag: {
+                    "ext": ".nii.gz",
+                    "info": {**self.infos.label(image_id, tag), **ids[image_id].info},
+                }
+                for tag, ids in (labels or {}).items()
                 if image_id in ids
             }
-            image = {"ext": ".nii.gz", "info": self.get_image_info(image_id)}
-            objects[image_id] = {"image": image, "labels": tagged}
-        return {"name": self.name(), "description": self.description(), "objects": objects}
+            info = {**self.infos.image(image_id), **images[image_id].info}
+            objects[image_id] = {"image": {"ext": ".nii.gz", "info": info}, "labels": tagged}
+        found = {"name": self.name(), "description": self.description(), "objects": objects}
+        return found if labels is not None else {**found, "listing": True}
 
     def get_dataset_archive(self, limit_cases: int | None) -> str:
         """ZIP of images and finished labels; the caller deletes the file.

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, BackgroundTasks, File, Form, UploadFile
+from fastapi import APIRouter, BackgroundTasks, File, Form, Query, UploadFile
 from fastapi.responses import FileResponse
 
 from segunlearn.app.datastores.studies import FINAL
@@ -28,11 +28,20 @@ router = APIRouter(prefix="/datastore", tags=["Datastore"])
 
 
 @router.get("/", summary="List images and labels")
-def datastore(user: User, output: Literal["train", "stats", "all"] | None = None) -> Any:
-    """Numbers (``stats``), the cases that would be trained on (``train``), or everything."""
+def datastore(
+    user: User,
+    output: Literal["train", "stats", "all"] | None = None,
+    limit: Annotated[int | None, Query(ge=1, le=100_000)] = None,
+    offset: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
+) -> Any:
+    """Numbers (``stats``), the cases that would be trained on (``train``), or everything.
+
+    ``limit`` and ``offset`` take a page of ``all``, in the order of the archive; it is there before
+    a long list has been read to its end.
+    """
     store = current_app().datastore()
     if output == "all":
-        return store.json()
+        return store.json(limit, offset)
     return store.datalist() if output == "train" else store.status()
 
 

@@ -40,8 +40,8 @@ class Ready(BaseModel):
 
 
 @router.get("/health/live", summary="Whether the server lives")
-def live() -> dict[str, str]:
-    """Answer; a server that does not is to be restarted."""
+async def live() -> dict[str, str]:
+    """Answer, without a thread; a server that does not is to be restarted."""
     return {"status": "live"}
 
 
