@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,6 +71,11 @@ class Tab:
         """Wait for one of our elements, by its ``data-cy`` and other data; returns it."""
         more = "".join(f'[data-{k}="{v}"]' for k, v in attributes.items())
         return self.page.wait_for_selector(f"[data-cy=sul-{name}]{more}")
+
+    def reads(self, name: str, words: str) -> None:
+        """Wait until one of our elements shows a text; the lists are asked for one by one."""
+        quoted = json.dumps(words)
+        self.page.wait_for_selector(f"[data-cy=sul-{name}]:has-text({quoted})")
 
     def click(self, name: str) -> None:
         self.page.click(f"[data-cy=sul-{name}]")

@@ -289,7 +289,7 @@ def test_adapting_and_purging(new_tab: Any, embedded: Site) -> None:
         tab.picture("purge")
         tab.confirm("purge")
         tab.see("request", id=request, state="purged")
-        assert "Destroyed for good: v0001" in tab.text("said")
+        tab.reads("said", "Destroyed for good: v0001")
         assert "nobody can bring it back" in tab.page.inner_text(row)
         assert not tab.page.query_selector(f"{row} button")
         tab.picture("purged")
@@ -323,7 +323,7 @@ def test_what_goes_wrong_is_said_and_goes_on_by_itself(new_tab: Any, embedded: S
     try:
         records.runs.update(run, Progress("repair", 2, 9, {"loss": 1.5}, 30.0))
         assert "30 s" in tab.see("eta").inner_text()
-        assert tab.text("loss") == "1.500"
+        tab.reads("loss", "1.500")
         records.runs.finish(run, "failed", "the disk is full.")
         assert "the disk is full" in tab.see("last-run", run=run, state="failed").inner_text()
     finally:
@@ -368,16 +368,16 @@ def test_what_goes_wrong_is_said_and_goes_on_by_itself(new_tab: Any, embedded: S
         assert page.input_value("[data-cy=sul-note]") == TYPED
         tab.click("confirm")
         tab.see("study", marked="true")
-        assert TYPED in tab.text("forget-set")
+        tab.reads("forget-set", TYPED)
         # what was sent is not kept; what was typed elsewhere still is
         assert list(json.loads(page.evaluate("() => sessionStorage['segunlearn.drafts']"))) == [
             f"note-study-{hospital.people[HOSTILE].study}"
         ]
 
         # the role does not allow it, and the panel says why
-        assert "Signed in as meyer (annotator)" in tab.text("me")
+        tab.reads("me", "Signed in as meyer (annotator)")
         tab.try_to("approve")
-        assert "Only administrators may do this" in tab.text("forget-set")
+        tab.reads("forget-set", "Only administrators may do this")
         assert not page.query_selector("[data-cy=sul-dialog]")
         tab.accessible()
         tab.picture("role")
@@ -427,7 +427,7 @@ def test_the_bundled_viewer_with_a_pacs(
     tab.click("mark-study")
     tab.mark("quality", TYPED)
     tab.see("study", marked="true")
-    assert TYPED in tab.text("forget-set")
+    tab.reads("forget-set", TYPED)
     assert "Marks hold all the same" in tab.see("pacs").inner_text()
     tab.picture("pacs-gone")
     orthanc.start()
