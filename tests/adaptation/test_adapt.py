@@ -121,7 +121,7 @@ def test_a_support_of_no_use_is_refused(network: nn.Module) -> None:
 
 
 def test_without_meta_training_only_fine_tuning_is_possible(network: nn.Module) -> None:
-    for method in ("maml", "generator", "generator+steps"):
+    for method in ("maml", "generator", "generator+steps", "generator+maml"):
         with pytest.raises(NotFoundError, match="was not meta-trained, so only fine_tune"):
             adapt(network, None, SUPPORT, CONFIG, AdaptSettings(method=method))
 

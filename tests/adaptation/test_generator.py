@@ -60,7 +60,7 @@ def test_a_folded_modulation_is_the_modulation_of_every_output(
     network: nn.Module, generator: Generator
 ) -> None:
     batch = patches_of(SUPPORT, CONFIG, 1, np.random.default_rng(0))
-    film = {k: v.detach() for k, v in trained(generator)(batch, (1,)).items()}
+    film = {k: v.detach() for k, v in trained(generator)(network, batch, (1,)).items()}
     weights = folded(dict(network.named_parameters()), film)
     folded_in = torch.func.functional_call(network, weights, (batch[0],))
 
@@ -73,36 +73,43 @@ def test_a_folded_modulation_is_the_modulation_of_every_output(
     assert max(float(v.abs().max()) for v in film.values()) > 0.05, "it is no trifle"
 
 
-def test_neither_order_nor_repetition_of_the_support_matters(generator: Generator) -> None:
+def test_neither_order_nor_repetition_of_the_support_matters(
+    network: nn.Module, generator: Generator
+) -> None:
     made = trained(generator)
     image, label = patches_of(SUPPORT, CONFIG, 1, np.random.default_rng(0))
-    film = made((image, label), (1,))
+    film = made(network, (image, label), (1,))
     for order in ([2, 0, 1], [1, 2, 0], [0, 1, 2, 0, 1, 2]):
-        other = made((image[order], label[order]), (1,))
+        other = made(network, (image[order], label[order]), (1,))
         for name, value in film.items():
             torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-6)
-    fewer = made((image[:1], label[:1]), (1,))
+    fewer = made(network, (image[:1], label[:1]), (1,))
     assert not torch.allclose(fewer["conv_0.conv_0.adn.N.bias"], film["conv_0.conv_0.adn.N.bias"])
 
 
-def test_masks_and_levels_of_the_support_count(generator: Generator) -> None:
+def test_masks_and_levels_of_the_support_count(network: nn.Module, generator: Generator) -> None:
     made = trained(generator)
     image, label = patches_of(SUPPORT, CONFIG, 1, np.random.default_rng(0))
     name = "conv_0.conv_0.adn.N.weight"
-    film = made((image, label), (1,))[name]
-    assert not torch.allclose(made((image, 1 - label), (1,))[name], film, atol=1e-4)
-    assert not torch.allclose(made((image + 1, label), (1,))[name], film, atol=1e-4)
+    film = made(network, (image, label), (1,))[name]
+    assert not torch.allclose(made(network, (image, 1 - label), (1,))[name], film, atol=1e-4)
+    assert not torch.allclose(made(network, (image + 1, label), (1,))[name], film, atol=1e-4)
 
 
-def test_structures_outside_the_task_are_not_shown(network: nn.Module) -> None:
+def test_structures_outside_the_task_are_not_shown() -> None:
     config = ModelConfig(**{**vars(CONFIG), "labels": ("lesion", "cyst")})
+    network = build_network(config, 0).eval()
     made = trained(Generator(config, film_layers(network)).eval())
     image = torch.randn((2, 1, 32, 32), generator=torch.Generator().manual_seed(0))
     label = (image > 1).long() + 2 * (image < -1).long()
     hidden = torch.where(label == 2, 0, label)
     name = "conv_0.conv_0.adn.N.weight"
-    assert torch.equal(made((image, label), (1,))[name], made((image, hidden), (1,))[name])
-    assert not torch.equal(made((image, label), (1, 2))[name], made((image, label), (1,))[name])
+    assert torch.equal(
+        made(network, (image, label), (1,))[name], made(network, (image, hidden), (1,))[name]
+    )
+    assert not torch.equal(
+        made(network, (image, label), (1, 2))[name], made(network, (image, label), (1,))[name]
+    )
 
 
 def test_steps_go_on_from_the_modulation_and_change_it_alone(
@@ -121,7 +128,7 @@ def test_a_3d_network_gets_its_modulation_too() -> None:
     network = build_network(config, 1)
     made = trained(Generator(config, film_layers(network)))
     image = torch.randn((2, 1, 32, 16, 16), generator=torch.Generator().manual_seed(0))
-    film = made((image, (image > 1).long()), (1,))
+    film = made(network, (image, (image > 1).long()), (1,))
     assert film.keys() == {n for n, _ in network.named_parameters() if ".adn.N." in n}
 
 
@@ -139,13 +146,14 @@ def test_the_meta_file_gives_back_the_same_model_and_no_other_base(generator: Ge
         rates,
         {},
         generator.state_dict(),
+        {"upcat_1.upsample.deconv.bias": torch.tensor([0.1])},
         {"k": 1},
     )
     data = made.to_bytes()
 
     read = MetaModel.from_bytes(data, BASE)
 
-    assert read.methods == ("maml", "generator", "generator+steps")
+    assert read.methods == ("generator+maml", "maml", "generator", "generator+steps")
     assert (read.inner_set, read.about) == ("head", {"k": 1})
     assert torch.equal(read.rates["final_conv.bias"], rates["final_conv.bias"])
     assert read.generator.keys() == generator.state_dict().keys()

@@ -82,12 +82,12 @@ def meta_loss(made: MamlLearner) -> float:
     total = 0.0
     for each in EPISODES:
         fast = copy.deepcopy(made.network)
-        weights = [fast.get_parameter(name) for name in made.names]
+        weights = [fast.get_parameter(name) for name in made.learned_rates.names]
         for step in range(STEPS):
             image, label = each.support[step]
             found = torch.autograd.grad(task_loss(fast(image), label, (1,)), weights)
             with torch.no_grad():
-                for weight, log, slope in zip(weights, made.log_rates, found, strict=True):
+                for weight, log, slope in zip(weights, made.learned_rates.logs, found, strict=True):
                     weight -= log[step].exp() * slope
         with torch.no_grad():
             total += task_loss(fast(each.query[0]), each.query[1], (1,)).item()
@@ -130,7 +130,7 @@ def test_the_first_order_gradient_is_that_of_a_hand_made_copy_and_another() -> N
     found = gradient(made)
     names = [name for name, _ in made.network.named_parameters()]
     expected = {name: torch.zeros(()).double() for name in names}
-    rate = made.log_rates[0][0].exp().item()
+    rate = made.learned_rates.logs[0][0].exp().item()
     for each in EPISODES:
         fast = copy.deepcopy(made.network)
         for step in range(STEPS):
@@ -165,7 +165,7 @@ def test_the_common_wrong_snippet_is_joint_training_and_fails_the_test() -> None
         slopes = torch.autograd.grad(loss, weights, retain_graph=True)
         _fast = [w - RATE * s for w, s in zip(weights, slopes, strict=True)]
         wrong = wrong + loss
-    joint = [*torch.autograd.grad(wrong, weights), *(None for _ in made.log_rates)]
+    joint = [*torch.autograd.grad(wrong, weights), *(None for _ in made.learned_rates.logs)]
     found = flat(joint, list(made.parameters()))
 
     assert slope_error(made, found) > 1e-4
@@ -202,7 +202,7 @@ def test_reptile_moves_to_where_the_steps_lead() -> None:
     for name, weight in made.network.named_parameters():
         total = torch.zeros_like(weight)
         for each in EPISODES:
-            start = {n: made.network.get_parameter(n) for n in made.names}
+            start = {n: made.network.get_parameter(n) for n in made.learned_rates.names}
             loss = loss_with(made.network, (1,))
             after = inner_steps(loss, start, made.rates(), each.support, second_order=False)
             total += weight.detach() - after[-1][name].detach()
@@ -211,7 +211,7 @@ def test_reptile_moves_to_where_the_steps_lead() -> None:
     for weight, towards in zip(made.network.parameters(), expected, strict=True):
         assert weight.grad is not None
         torch.testing.assert_close(weight.grad, towards, rtol=1e-9, atol=1e-12)
-    assert all(log.grad is None for log in made.log_rates)
+    assert all(log.grad is None for log in made.learned_rates.logs)
 
 
 def test_first_order_comes_before_second() -> None:

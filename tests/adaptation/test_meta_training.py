@@ -45,11 +45,13 @@ SITES = {str(site): [study(site, person) for person in range(4)] for site in ran
 NEW_SITES = range(100, 108)
 SETTINGS = MetaSettings(
     iterations=150,
+    generator_times=1,
     tasks=2,
     learning_rate=1e-2,
     generator_learning_rate=5e-3,
     maml=MamlSettings(inner_set="all", initial_rate=0.3, first_order_share=0.2),
-    episodes=EpisodeSettings(support_people=(1,), query_people=2, virtual=None),
+    # a voxel's grey value decides alone: bent between voxels, masks would no longer fit
+    episodes=EpisodeSettings(support_people=(1,), query_people=2, spatial=0, virtual=None),
 )
 SHORT = dataclasses.replace(SETTINGS, iterations=6, checkpoint_every=2)
 

@@ -115,7 +115,7 @@ def test_it_makes_the_version_that_the_command_makes(
     assert version.version == "v0002"
     meta = read_meta_model(version)
     assert meta is not None
-    assert meta.methods == ("maml", "generator", "generator+steps")
+    assert meta.methods == ("generator+maml", "generator", "generator+steps")
     run = app.records.runs.get(done["run_id"])
     assert (run.kind, run.state, run.requested_by) == (META_TRAIN, "done", "ann")
     assert run.progress is not None
@@ -132,8 +132,8 @@ def test_it_makes_the_version_that_the_command_makes(
     assert (adapted["outcome"], adapted["people"]) == ("adopted", 2)
     adapter = app.model.adapters.current(adapted["site"])
     assert adapter is not None
-    assert adapter.about["method"] == "maml"
-    assert adapter.load().tensors.keys() <= meta.rates.keys()
+    assert adapter.about["method"] == "generator+maml"
+    assert {n for n in adapter.load().tensors if ".adn.N." not in n} <= meta.film_rates.keys()
     reply = app.infer({"model": "segmentation", "image": built[1][0].series})
     Path(reply["file"]).unlink()
     assert reply["params"]["adapter"] == adapter.name
@@ -158,7 +158,7 @@ def test_a_stop_leaves_the_old_version_and_a_checkpoint_that_a_mark_deletes(
 
     def report_and_stop(run: training_run.TrainingRun, progress: Progress) -> None:
         real(run, progress)
-        if progress.phase == "maml":
+        if progress.phase == "generator+maml":
             app.cancel_runs("train", lambda seconds: seconds)
 
     monkeypatch.setattr(training_run.TrainingRun, "report", report_and_stop)

@@ -15,19 +15,22 @@ from adaptation_ways import Protocol, Scores, Way, adapted, baselines, gated, sc
 from torch import nn
 
 from segunlearn.adaptation import AdaptSettings, MetaModel
+from segunlearn.adaptation.adapt import AdaptMethod
 from segunlearn.adaptation.episodes import EpisodeSettings
 from segunlearn.adaptation.maml import MamlSettings
 from segunlearn.adaptation.meta_training import MetaSettings, meta_train
+from segunlearn.adaptation.sampling import patches_of
 from segunlearn.adaptation.virtual_sites import VirtualSettings, VirtualSite
 from segunlearn.networks import build_network
+from segunlearn.training.settings import Augmentation
 from segunlearn.unlearning import Study
 from segunlearn.unlearning.loop import Steps, copy_of, descend, dice_ce
-from segunlearn.unlearning.sets import Draw
 
 Sites = Mapping[str, Sequence[Study]]
 BASE = "0" * 64
+_OURS: tuple[AdaptMethod, ...] = ("generator+maml", "generator+steps", "maml")
 #: The inner set was chosen on sites of another seed; pictures are small, so is the memory.
-_MAML = MamlSettings(inner_set="all", checkpointed=False)
+_MAML = MamlSettings(inner_set="all", checkpointed=False, initial_rate=0.02)
 
 
 @dataclass(frozen=True)
@@ -38,15 +41,15 @@ class Training:
     ----------
     joint_steps
         Of the model that adapting starts from.
-    iterations, generator_iterations
-        Of MAML and of the generator.
+    iterations, generator_times
+        Outer steps; see ``MetaSettings``.
     batch
         Patches of a joint step; a virtual site changes four together.
     """
 
-    joint_steps: int = 1500
+    joint_steps: int = 3000
     iterations: int = 300
-    generator_iterations: int = 800
+    generator_times: int = 8
     batch: int = 16
     maml: MamlSettings = _MAML
 
@@ -79,10 +82,11 @@ def joint(
     """
     virtual, rng = VirtualSettings(border=0, part=0), np.random.default_rng(seed)
     network = copy_of(start) if start is not None else build_network(protocol.config, seed)
-    draw = Draw(studies, protocol.config, training.batch, seed)
+    bent = Augmentation(noise=0, blur=0, brightness=0, contrast=0, gamma=0)
 
     def batch() -> tuple[torch.Tensor, torch.Tensor]:
-        images, labels = draw.next()
+        picked = [studies[i] for i in rng.choice(len(studies), training.batch)]
+        images, labels = patches_of(picked, protocol.config, 1, rng, augmentation=bent)
         parts = list(zip(images.split(4), labels.split(4), strict=True))
         for number, (image, label) in enumerate(parts):
             if rng.random() < virtual.share:
@@ -107,23 +111,25 @@ def train(
     base = joint(studies, protocol, training, seed)
     joint_seconds = clock() - started
     plain = EpisodeSettings(virtual=None, seed=seed)
-    episodes = dataclasses.replace(plain, virtual=VirtualSettings())
-    maml = MetaSettings(
-        learn=("maml",), iterations=training.iterations, episodes=episodes, maml=training.maml
+    both = MetaSettings(
+        learn=("generator+maml",),
+        iterations=training.iterations,
+        generator_times=training.generator_times,
+        episodes=dataclasses.replace(plain, virtual=VirtualSettings()),
+        maml=training.maml,
     )
     started = clock()
-    learned = meta_train(base, sources, config, maml, base_sha256=BASE)
-    maml_seconds = clock() - started
-    film = dataclasses.replace(maml, learn=("generator",), iterations=training.generator_iterations)
-    made = meta_train(base, sources, config, film, base_sha256=BASE)
+    meta = meta_train(base, sources, config, both, base_sha256=BASE)
     meta_seconds = clock() - started
-    meta = dataclasses.replace(learned, generator=made.generator, film_network=made.film_network)
-    without = dataclasses.replace(maml, episodes=plain)
+    alone = dataclasses.replace(both, learn=("maml",))
+    maml = meta_train(base, sources, config, alone, base_sha256=BASE)
+    meta = dataclasses.replace(meta, initial=maml.initial, rates=maml.rates)
+    without = dataclasses.replace(both, episodes=plain)
     ablation = meta_train(base, sources, config, without, base_sha256=BASE) if ablate else None
     more = max(1, round(training.joint_steps * meta_seconds / max(joint_seconds, 1e-9)))
     matched = joint(studies, protocol, training, seed + 1, more, base)
     facts = {
-        "joint_seconds": joint_seconds, "maml_seconds": maml_seconds, "meta_seconds": meta_seconds,
+        "joint_seconds": joint_seconds, "meta_seconds": meta_seconds,
         "matched_steps": training.joint_steps + more,
     }  # fmt: skip
     return Trained(base, meta, ablation, matched, facts)
@@ -151,18 +157,21 @@ def fold(
     out
         Sites that are adapted to.
     ablate
-        Train MAML once more without virtual sites.
+        Meta-train once more without virtual sites.
     """
     config = protocol.config
     trained = train(sources, seed, protocol, training, ablate=ablate)
-    maml, film = AdaptSettings("maml"), AdaptSettings("generator+steps")
+    both = AdaptSettings("generator+maml")
     ours: dict[str, Way] = {
-        "maml": adapted(trained.base, trained.meta, config, maml),
-        "generator": adapted(trained.base, trained.meta, config, film),
+        method: adapted(trained.base, trained.meta, config, AdaptSettings(method))
+        for method in _OURS
+    } | {
         "stock": stock(trained.matched, config, protocol.stock_epochs),
     }
     if trained.ablation is not None:
-        ours["maml without virtual sites"] = adapted(trained.base, trained.ablation, config, maml)
+        ours[f"{both.method} without virtual sites"] = adapted(
+            trained.base, trained.ablation, config, both
+        )
     dice: dict[str, dict[str, dict[str, float]]] = {name: {} for name in out}
     rates: dict[str, float] = {}
     adopted: dict[str, float] = {}
@@ -182,12 +191,10 @@ def fold(
         for (site, people), (name, way) in itertools.product(out.items(), ours.items()):
             found = scores(way, people, k, protocol.steps, protocol.draws, protocol)
             keep(site, name, k, found)
-        for (site, people), settings in itertools.product(out.items(), (maml, film)):
-            name = f"{settings.method.split('+')[0]} gated"
-            settings = dataclasses.replace(settings, steps=3)
-            of, share = gated(trained.base, trained.meta, settings, people, k, protocol)
-            keep(site, name, k, {3: of})
-            adopted[f"{site} {name} k={k}"] = share
+        for site, people in out.items():
+            of, share = gated(trained.base, trained.meta, both, people, k, protocol)
+            keep(site, f"{both.method} gated", k, {both.steps: of})
+            adopted[f"{site} k={k}"] = share
     return {
         "out": list(out), "seed": seed, "dice": dice, "rates": rates, "adopted": adopted,
         **trained.facts,

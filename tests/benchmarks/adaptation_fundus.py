@@ -51,9 +51,9 @@ PERSON: Final = re.compile(r"^(.*?\d+)(?:[LR]|_test|_training)?$")
 #: Of the people that rates are tuned on; noise or a coarser grid would take their thin vessels.
 _LOOK = VirtualSettings(1, 1, 1, 0.5, 0.5, 0, 0, 0, 0.5, 0)
 PROTOCOL = Protocol(CONFIG, query=10)
-TRAINING = Training(joint_steps=800, iterations=150, generator_iterations=300, batch=8)
+TRAINING = Training(joint_steps=800, iterations=150, generator_times=4, batch=8)
 QUICK = (
-    Protocol(CONFIG, (1, 2), (0, 3), 1, 1, (1e-3, 1e-2), 2, query=2), Training(5, 2, 2, 4),
+    Protocol(CONFIG, (1, 2), (0, 3), 1, 1, (1e-3, 1e-2), 2, query=2), Training(5, 2, 1, 4),
 )  # fmt: skip
 
 
@@ -127,7 +127,9 @@ def bars_of(figures: Mapping[str, Any], ks: Sequence[int]) -> list[dict[str, Any
     found = []
     for name, of in figures.items():
         found += gate_bars(of, name, ks)
-        found += [better_than(of, name, f"maml k={k} steps=3", "same steps", 0.0) for k in ks]
+        found += [
+            better_than(of, name, f"generator+maml k={k} steps=3", "same steps", 0.0) for k in ks
+        ]
     return found
 
 

@@ -8,6 +8,7 @@ the posterior part under one name, perhaps one voxel wider, and may swap dark an
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,6 +31,8 @@ CONFIG = ModelConfig(
     normalisation="zscore",
     modalities=("MR",),
 )
+#: Slices of a person, for training.
+_MOST = 7
 _BOTH = dataclasses.replace(CONFIG, labels=("anterior", "posterior"))
 #: Which values of the data a site annotates.
 _CONVENTIONS = ((1, 2), (1,), (2,))
@@ -41,9 +44,9 @@ _LOOKS = {
 
 @dataclass(frozen=True)
 class Slices:
-    """The largest axial slice of one crop of each person, with the data's two labels."""
+    """Axial slices of every person, with the data's two labels; the largest comes first."""
 
-    studies: tuple[Study, ...]
+    people: tuple[tuple[Study, ...], ...]
 
     @classmethod
     def load(cls, data: Path, people: int | None = None) -> Slices:
@@ -53,12 +56,12 @@ class Slices:
         for case in cases:
             first.setdefault(case.person, case)
         chosen = list(first.values())[:people]
-        return cls(tuple(_largest_slice(s) for s in studies_of(chosen, _BOTH)))
+        return cls(tuple(_slices(s) for s in studies_of(chosen, _BOTH)))
 
     def sites(self, regime: Regime, count: int, seed: int) -> dict[str, tuple[Study, ...]]:
         """Divide the people among ``count`` sites; nobody is at two."""
         rng = np.random.default_rng(seed)
-        order = rng.permutation(len(self.studies))
+        order = rng.permutation(len(self.people))
         sites = {}
         for number in range(count):
             look = VirtualSite.draw(-2.5, 2.5, _LOOKS[regime], rng)
@@ -66,17 +69,31 @@ class Slices:
             if regime == "disagree":
                 values, border = _CONVENTIONS[number % 3], int(rng.integers(2))
             look = dataclasses.replace(look, border=border)
-            mine = [self.studies[i] for i in order[number::count]]
+            mine = [s for i in order[number::count] for s in self.people[i]]
             sites[f"site-{number:02d}"] = tuple(_seen_at(s, look, values, rng) for s in mine)
         return sites
 
 
-def _largest_slice(study: Study) -> Study:
-    at = int((study.label > 0).sum(dim=(0, 1)).argmax())
-    one = dataclasses.replace(
-        study, image=study.image[..., at : at + 1], label=study.label[..., at : at + 1]
-    )
-    return cut_to_patch(one, CONFIG)
+def largest_of(studies: Sequence[Study]) -> tuple[Study, ...]:
+    """The first slice of each person: the one that adapting is tried and judged on."""
+    first: dict[str, Study] = {}
+    for study in studies:
+        first.setdefault(study.person, study)
+    return tuple(first.values())
+
+
+def _slices(study: Study) -> tuple[Study, ...]:
+    """Slices that show at least half of what the fullest one shows, at most ``_MOST``."""
+    area = (study.label > 0).sum(dim=(0, 1))
+    by_area = [int(at) for at in area.argsort(descending=True) if 2 * area[at] >= area.max()]
+    found = []
+    for at in by_area[:_MOST]:
+        one = dataclasses.replace(
+            study, series=f"{study.series}-{at}",
+            image=study.image[..., at : at + 1], label=study.label[..., at : at + 1],
+        )  # fmt: skip
+        found.append(cut_to_patch(one, CONFIG))
+    return tuple(found)
 
 
 def _seen_at(

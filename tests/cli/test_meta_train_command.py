@@ -50,7 +50,7 @@ def test_a_meta_training_is_a_version_that_can_be_adapted_and_a_row_of_all_it_sa
     version = VersionRegistry(home.model("segmentation")).active()
     assert version is not None
     assert version.version == told["version"]
-    assert told["meta_model"]["methods"] == ["maml", "generator", "generator+steps"]
+    assert told["meta_model"]["methods"] == ["generator+maml", "generator", "generator+steps"]
     assert told["meta_model"]["sites"] == 2
     assert told["meta_model"]["sha256"] == file_sha256(version.path / "meta.safetensors")
     row = next(iter(Records(home, "").ledger.rows()))
@@ -74,7 +74,7 @@ def test_a_meta_training_is_a_version_that_can_be_adapted_and_a_row_of_all_it_sa
             read_meta_model(version)
     file.write_bytes(whole)
     support = studies_of(cases_from_folder(sites / "north", People("^(.....)"))[:1], config)
-    adapted = adapt(network, meta, support, config, AdaptSettings("maml", 1))
+    adapted = adapt(network, meta, support, config, AdaptSettings("generator+maml", 1))
     assert adapted.structures == ("ball", "cube")
     with pytest.raises(IntegrityError, match="made for weights"):
         read_meta_model(replace(version, sha256="0" * 64))

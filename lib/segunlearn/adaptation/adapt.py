@@ -31,7 +31,7 @@ from segunlearn.training.settings import Augmentation
 from segunlearn.unlearning.loop import Cancel, Report, device_of, never, no_report
 from segunlearn.unlearning.sets import Study
 
-AdaptMethod = Literal["maml", "generator", "generator+steps", "fine_tune"]
+AdaptMethod = Literal["maml", "generator", "generator+steps", "generator+maml", "fine_tune"]
 
 #: Of Adam for fine_tune, and of the steps on a modulation.
 _RATES: Final[dict[str, float]] = {"fine_tune": 1e-3, "generator+steps": 0.3}
@@ -48,6 +48,7 @@ class AdaptSettings:
     method
         ``"maml"``: steps from the meta-learned weights, with the learned rates. ``"generator"``:
         one forward pass, no step. ``"generator+steps"``: then steps on the modulation alone.
+        ``"generator+maml"``: then steps on the weights, with rates learned for that.
         ``"fine_tune"``: Adam from the base's weights; needs no meta-training.
     steps
         Gradient steps; ``"generator"`` takes none.
@@ -167,8 +168,8 @@ def adapt_along(
     refuse_batch_normalisation(network)
     if settings.method != "fine_tune":
         meta = need(meta, settings.method)
-    if settings.method in ("generator", "generator+steps") and meta is not None:
-        start, weights, tensors_of, update = _modulation(
+    if settings.method.startswith("generator") and meta is not None:
+        start, weights, tensors_of, update = _generated(
             network, meta, support, config, settings, values
         )
     elif meta is not None and settings.method == "maml":
@@ -310,13 +311,16 @@ def _descended(rate_of: Callable[[str, int], float | torch.Tensor]) -> _Update:
     return update
 
 
+def _by_learned_rates(rates: Mapping[str, torch.Tensor], device: torch.device) -> _Update:
+    here = {name: rate.to(device) for name, rate in rates.items()}
+    return _descended(lambda name, step: here[name][min(step, len(here[name]) - 1)])
+
+
 def _learned(network: nn.Module, meta: MetaModel) -> _Way:
     start = _start(network, meta.initial, film=False)
-    device = device_of(network)
-    rates = {name: rate.to(device) for name, rate in meta.rates.items()}
-    weights = {name: start.weights[name] for name in rates}
+    weights = {name: start.weights[name] for name in meta.rates}
     initial = {name: start.weights[name] for name in meta.initial}
-    update = _descended(lambda name, step: rates[name][min(step, len(rates[name]) - 1)])
+    update = _by_learned_rates(meta.rates, device_of(network))
     return start, weights, lambda w: {**initial, **w}, update
 
 
@@ -336,7 +340,7 @@ def _fine_tuned(network: nn.Module, settings: AdaptSettings) -> _Way:
     return start, weights, dict, update
 
 
-def _modulation(
+def _generated(
     network: nn.Module,
     meta: MetaModel,
     support: Sequence[Study],
@@ -349,9 +353,16 @@ def _modulation(
     load_state(generator, meta.generator, "generator of the meta model")
     generator = generator.to(device_of(network)).eval()
     rng = np.random.default_rng((settings.seed, 1))
+    batch = patches_of(support, config, settings.patches, rng)
     with torch.no_grad():
-        film = generator(patches_of(support, config, settings.patches, rng), values)
+        film = generator(start.network, batch, values)
     initial = {name: start.weights[name] for name in meta.film_network}
+    if settings.method == "generator+maml":
+        fast = folded(start.weights, film)
+        stepped = _start(start.network, fast, film=False)
+        weights = {name: stepped.weights[name] for name in meta.film_rates}
+        update = _by_learned_rates(meta.film_rates, device_of(network))
+        return stepped, weights, lambda w: {**initial, **fast, **w}, update
     rate = settings.learning_rate or _RATES["generator+steps"]
     update = _descended(lambda _name, _step: rate)
     return start, film, lambda w: {**initial, **folded(start.weights, w)}, update

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import torch
@@ -13,7 +15,11 @@ from segunlearn.adaptation.task_loss import Batch, values_of
 from segunlearn.adaptation.virtual_sites import VirtualSettings, VirtualSite
 from segunlearn.errors import InvalidInputError
 from segunlearn.networks import ModelConfig
+from segunlearn.training.settings import Augmentation
 from segunlearn.unlearning.sets import Study
+
+#: What it changes of a patch: places, no grey values.
+_PLACES: Final = Augmentation(noise=0, blur=0, brightness=0, contrast=0, gamma=0)
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,9 @@ class EpisodeSettings:
         Most people of a query set.
     patches
         Patches of each study in a batch.
+    spatial
+        Share of patches that are rotated, scaled and bent, as in training. Their grey values are
+        those of the site: only virtual sites change these.
     virtual
         Virtual sites; None: none.
     seed
@@ -37,6 +46,7 @@ class EpisodeSettings:
     support_people: tuple[int, ...] = (1, 2, 3, 5)
     query_people: int = 5
     patches: int = 1
+    spatial: float = 0.7
     virtual: VirtualSettings | None = field(default_factory=VirtualSettings)
     seed: int = 0
 
@@ -45,6 +55,8 @@ class EpisodeSettings:
             raise InvalidInputError("episodes need numbers of support people, each at least 1.")
         if self.query_people < 1 or self.patches < 1 or self.seed < 0:
             raise InvalidInputError("episodes need query_people and patches >= 1, and a seed >= 0.")
+        if not 0 <= self.spatial <= 1:
+            raise InvalidInputError("episodes: spatial is a share, must be in [0, 1].")
 
 
 @dataclass(frozen=True)
@@ -186,4 +198,8 @@ class Episodes:
     def _batch(
         self, studies: Sequence[Study], rng: np.random.Generator, foreground: float = 0.67
     ) -> Batch:
-        return patches_of(studies, self._config, self._settings.patches, rng, foreground=foreground)
+        share = self._settings.spatial
+        return patches_of(
+            studies, self._config, self._settings.patches, rng, foreground=foreground,
+            augmentation=dataclasses.replace(_PLACES, spatial=share) if share else None,
+        )  # fmt: skip

@@ -12,20 +12,22 @@ from collections.abc import Mapping, Sequence
 from typing import Final, cast
 
 import torch
-from monai.networks.layers.factories import Conv, Norm
 from torch import nn
-from torch.nn.functional import max_pool2d, max_pool3d
+from torch.nn.functional import interpolate
 
 from segunlearn.adaptation.inner import Loss, Weights
 from segunlearn.adaptation.task_loss import Batch
 from segunlearn.errors import UnsupportedNetworkError
 from segunlearn.networks import ModelConfig
+from segunlearn.unlearning.loop import device_of
 
 _NORMALISATIONS: Final = (nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm)
-_CHANNELS: Final = (16, 32, 32)
-_HIDDEN: Final = 64
-#: Voxels around a structure that are described on their own.
-_RIM: Final = 2
+_HIDDEN: Final = 128
+_REGIONS: Final = 3
+#: Share of a patch below which a region's mean fades to zero.
+_FEW: Final = 1e-3
+#: Voxels that go through the network together.
+_VOXELS_TOGETHER: Final = 2**18
 
 
 def film_layers(network: nn.Module) -> dict[str, int]:
@@ -68,18 +70,31 @@ def folded(weights: Mapping[str, torch.Tensor], film: Mapping[str, torch.Tensor]
     return found
 
 
+def modulated(weights: Mapping[str, torch.Tensor], film: Mapping[str, torch.Tensor]) -> Weights:
+    """All weights under a modulation, as copies.
+
+    The modulation depends on the weights themselves; a gradient for the copies stops there.
+    """
+    return {name: weight.clone() for name, weight in {**weights, **folded(weights, film)}.items()}
+
+
 def film_loss(loss: Loss, weights: Mapping[str, torch.Tensor]) -> Loss:
     """Loss as a function of the modulation instead of the weights."""
     return lambda film, batch: loss(folded(weights, film), batch)
 
 
 class Generator(nn.Module):
-    """Reads support patches and gives a modulation; their order and number do not matter.
+    """Compares what the network says of the support with its masks, and gives a modulation.
+
+    Every feature map of the network is averaged over three regions of each structure: annotated
+    and found, annotated and not found, found and not annotated. In what they differ is what tells
+    one site from another, so the network that is to be modulated is the encoder itself. Order and
+    number of the patches do not matter.
 
     Parameters
     ----------
     config
-        Of the network: channels, structures, dimensions.
+        Of the network: channels, structures.
     layers
         See ``film_layers``.
     """
@@ -88,83 +103,78 @@ class Generator(nn.Module):
         super().__init__()
         self.layers = dict(layers)
         self._values = tuple(config.label_values.values())
-        dims, channels = config.spatial_dims, config.in_channels + len(self._values)
-        self._pool = max_pool2d if dims == 2 else max_pool3d
-        self._space = tuple(range(2, 2 + dims))
-        stages: list[nn.Module] = []
-        for number, width in enumerate(_CHANNELS):
-            stride = 1 if number == 0 and dims == 2 else 2
-            stages += [
-                Conv[Conv.CONV, dims](channels, width, 3, stride=stride, padding=1),
-                Norm[Norm.INSTANCE, dims](width, affine=True),
-                nn.PReLU(),
-            ]
-            channels = width
-        self.encoder = nn.Sequential(*stages)
-        regions = 2 * len(self._values) + 1
-        figures = regions * (1 + 3 * config.in_channels)
+        channels, regions = sum(self.layers.values()), _REGIONS * len(self._values)
         self.head = nn.Sequential(
-            nn.Linear(2 * channels + figures, _HIDDEN),
+            nn.Linear(regions * (1 + config.in_channels + channels), _HIDDEN),
             nn.PReLU(),
-            nn.Linear(_HIDDEN, 2 * sum(self.layers.values())),
+            nn.Linear(_HIDDEN, _HIDDEN),
+            nn.PReLU(),
+            nn.Linear(_HIDDEN, 2 * channels),
         )
         last = cast(nn.Linear, self.head[-1])
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
-    def forward(self, support: Batch, values: Sequence[int]) -> Weights:
+    def forward(self, network: nn.Module, support: Batch, values: Sequence[int]) -> Weights:
         """Give the modulation for a support set.
 
         Parameters
         ----------
+        network
+            As it is without a modulation, in evaluation mode.
         support
             Patches of the support studies.
         values
-            Classes of the task; others are not shown to the encoder.
+            Classes of the task; others are not looked at.
 
         Returns
         -------
         dict
             See ``folded``.
         """
-        device = next(self.parameters()).device
-        image, label = (t.to(device) for t in support)
-        masks = [
-            label == v if v in values else torch.zeros_like(label).bool() for v in self._values
-        ]
-        seen = self.encoder(torch.cat([image, *(m.to(image.dtype) for m in masks)], dim=1))
-        features = torch.cat([seen.mean(dim=self._space), seen.amax(dim=self._space)], dim=1)
-        summary = torch.cat([features.mean(dim=0), self._figures(image, masks)])
-        flat, film, at = self.head(summary), {}, 0
+        sums: list[torch.Tensor] = []
+        sizes: list[torch.Tensor] = []
+        together = max(1, _VOXELS_TOGETHER // support[0][0, 0].numel())
+        for first in range(0, len(support[0]), together):
+            image, label = (t[first : first + together].to(device_of(network)) for t in support)
+            added, voxels = self._pooled(network, image, label, values)
+            sums = [a + b for a, b in zip(sums, added, strict=True)] if sums else added
+            sizes = [a + b for a, b in zip(sizes, voxels, strict=True)] if sizes else voxels
+        means = [s / (n + _FEW * len(support[0])) for s, n in zip(sums, sizes, strict=True)]
+        area = sizes[0][:, 0] / len(support[0])
+        flat = self.head(torch.cat([area, *(m.flatten() for m in means)]))
+        film, at = {}, 0
         for name, channels in self.layers.items():
             for part in ("weight", "bias"):
                 film[f"{name}.{part}"] = flat[at : at + channels]
                 at += channels
         return film
 
-    def _figures(self, image: torch.Tensor, masks: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Area, mean, variance and spread of the mean, of inside, rim and outside.
-
-        Instance normalisation takes the level of an image away; these figures bring it back.
-        """
-        regions, outside = [], torch.ones_like(masks[0])
-        for mask in masks:
-            size = 2 * _RIM + 1
-            wide = self._pool(mask.to(image.dtype), size, stride=1, padding=_RIM) > 0
-            regions += [mask, wide & ~mask]
-            outside = outside & ~wide
-        found = []
-        for region in [*regions, outside]:
-            inside = region.to(image.dtype)
-            count = inside.sum(dim=self._space)
-            there = (count > 0).to(image.dtype)
-            mean = (image * inside).sum(dim=self._space) / count.clamp(min=1)
-            shape = (*mean.shape, *(1 for _ in self._space))
-            square = (image - mean.reshape(shape)) ** 2 * inside
-            variance = square.sum(dim=self._space) / count.clamp(min=1)
-            seen = there.sum(dim=0).clamp(min=1)  # patches that show the region
-            centre = (mean * there).sum(dim=0) / seen
-            spread = (((mean - centre) ** 2 * there).sum(dim=0) / seen).clamp(min=1e-12).sqrt()
-            area = inside.mean(dim=(0, *range(1, inside.ndim)))
-            found += [area.reshape(1), centre, (variance * there).sum(dim=0) / seen, spread]
-        return torch.cat(found)
+    def _pooled(
+        self, network: nn.Module, image: torch.Tensor, label: torch.Tensor, values: Sequence[int]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Add up every feature map over the regions, and the regions' shares of the patches."""
+        seen = [image]
+        hooks = [
+            network.get_submodule(name).register_forward_hook(lambda _m, _x, out: seen.append(out))
+            for name in self.layers
+        ]
+        try:
+            found = network(image).detach().softmax(dim=1)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        maps = []
+        for value in self._values:
+            here = found[:, value : value + 1]
+            mask = (label == value).to(here.dtype)
+            asked = float(value in values)
+            maps += [asked * mask * here, asked * mask * (1 - here), asked * (1 - mask) * here]
+        regions = torch.cat(maps, dim=1)
+        sums, sizes = [], []
+        for features in seen:
+            weights = interpolate(regions, size=features.shape[2:], mode="area").flatten(2)
+            voxels = weights.shape[2]
+            sums.append(torch.einsum("nrv,ncv->rc", weights, features.flatten(2)) / voxels)
+            sizes.append(weights.mean(dim=2).sum(dim=0)[:, None])
+        return sums, sizes

@@ -12,6 +12,7 @@ first order at first: Antoniou et al., arXiv 1810.09502; Reptile: Nichol et al.,
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 
 from segunlearn.adaptation.episodes import Episode
-from segunlearn.adaptation.inner import InnerSet, Weights, inner_names, inner_steps, loss_with
+from segunlearn.adaptation.inner import InnerSet, Loss, Weights, inner_names, inner_steps, loss_with
 from segunlearn.errors import InvalidInputError
 
 Order = Literal["second", "first", "reptile"]
@@ -69,6 +70,26 @@ class MamlSettings:
                 raise InvalidInputError(f"MAML: {name} is a share, must be in [0, 1].")
 
 
+class LearnedRates(nn.Module):
+    """A rate for each weight of the inner set at each step, kept by its logarithm.
+
+    Raises
+    ------
+    UnsupportedNetworkError
+        Batch normalisation, or no weight belongs to the inner set.
+    """
+
+    def __init__(self, network: nn.Module, settings: MamlSettings) -> None:
+        super().__init__()
+        self.names = inner_names(network, settings.inner_set)
+        start = torch.full((settings.steps,), math.log(settings.initial_rate))
+        self.logs = nn.ParameterList([start.clone() for _ in self.names])
+
+    def by_name(self) -> dict[str, torch.Tensor]:
+        """Rates by the name of the weight, ``(steps,)``."""
+        return {name: log.exp() for name, log in zip(self.names, self.logs, strict=True)}
+
+
 class MamlLearner(nn.Module):
     """What MAML learns: the network, and the logarithms of its rates.
 
@@ -87,14 +108,12 @@ class MamlLearner(nn.Module):
 
     def __init__(self, network: nn.Module, settings: MamlSettings) -> None:
         super().__init__()
-        self.names = inner_names(network, settings.inner_set)
         self.settings, self.network = settings, network.eval()
-        start = torch.full((settings.steps,), math.log(settings.initial_rate))
-        self.log_rates = nn.ParameterList([start.clone() for _ in self.names])
+        self.learned_rates = LearnedRates(network, settings)
 
     def rates(self) -> dict[str, torch.Tensor]:
         """Rate of each adapted weight at each step, ``(steps,)``."""
-        return {n: log.exp() for n, log in zip(self.names, self.log_rates, strict=True)}
+        return self.learned_rates.by_name()
 
     def accumulate(self, episode: Episode, *, share: float = 1.0, progress: float = 1.0) -> float:
         """Add ``share`` times the meta-gradient of an episode to the gradients.
@@ -111,32 +130,57 @@ class MamlLearner(nn.Module):
         """
         settings = self.settings
         loss = loss_with(self.network, episode.task.values)
-        weights: Weights = {name: self.network.get_parameter(name) for name in self.names}
-        second = settings.order == "second" and progress >= settings.first_order_share
-        checkpointed = settings.checkpointed
-        after = inner_steps(
-            loss,
-            weights,
-            self.rates(),
-            episode.support[: settings.steps],
-            second_order=second,
-            checkpointed=settings.steps > 2 if checkpointed is None else checkpointed,
-        )
+        weights: Weights = {n: self.network.get_parameter(n) for n in self.learned_rates.names}
         if settings.order == "reptile":
-            with torch.no_grad():
-                for name, weight in weights.items():
-                    towards = share * (weight - after[-1][name])
-                    weight.grad = towards if weight.grad is None else weight.grad + towards
-                return loss(after[-1], episode.query).item()
-        total, last = torch.zeros(()), 0.0
-        for part, now in zip(step_weights(settings, progress), after, strict=True):
-            if part > 0:
-                value = loss(now, episode.query)
-                total, last = total + part * value, value.item()
+            return self._towards(loss, weights, episode, share)
+        total, last = stepped_loss(loss, weights, self.rates(), episode, settings, progress)
         if settings.zero_shot > 0:
             total = total + settings.zero_shot * loss(weights, episode.query)
         (share * total).backward()  # type: ignore[no-untyped-call]
         return last
+
+    def _towards(self, loss: Loss, weights: Weights, episode: Episode, share: float) -> float:
+        support = episode.support[: self.settings.steps]
+        after = inner_steps(loss, weights, self.rates(), support, second_order=False)[-1]
+        with torch.no_grad():
+            for name, weight in weights.items():
+                towards = share * (weight - after[name])
+                weight.grad = towards if weight.grad is None else weight.grad + towards
+            return loss(after, episode.query).item()
+
+
+def stepped_loss(
+    loss: Loss,
+    weights: Weights,
+    rates: Mapping[str, torch.Tensor],
+    episode: Episode,
+    settings: MamlSettings,
+    progress: float,
+) -> tuple[torch.Tensor, float]:
+    """Query loss after each inner step, weighted as ``step_weights`` says, and that of the last.
+
+    Parameters
+    ----------
+    loss, weights, rates
+        See ``inner.inner_steps``.
+    progress
+        Share of the training that is done.
+    """
+    checkpointed = settings.checkpointed
+    after = inner_steps(
+        loss,
+        weights,
+        rates,
+        episode.support[: settings.steps],
+        second_order=settings.order == "second" and progress >= settings.first_order_share,
+        checkpointed=settings.steps > 2 if checkpointed is None else checkpointed,
+    )
+    total, last = torch.zeros(()), 0.0
+    for part, now in zip(step_weights(settings, progress), after, strict=True):
+        if part > 0:
+            value = loss(now, episode.query)
+            total, last = total + part * value, value.item()
+    return total, last
 
 
 def step_weights(settings: MamlSettings, progress: float) -> list[float]:

@@ -19,7 +19,7 @@ from segunlearn.errors import IntegrityError, NotFoundError
 from segunlearn.records.version_info import META_MODEL, VersionInfo
 
 FORMAT: Final = "segunlearn-meta-model-1"
-_PARTS: Final = ("initial", "rates", "film_network", "generator")
+_PARTS: Final = ("initial", "rates", "film_network", "generator", "film_rates")
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -43,6 +43,8 @@ class MetaModel:
         Weights the generator was trained with, where they differ from the base's.
     generator
         State of ``generator.Generator``. Empty: no generator.
+    film_rates
+        As ``rates``, of steps that start at what the generator gives. Empty: none were learned.
     about
         Plain JSON: settings, sites, curve, versions.
     """
@@ -53,13 +55,17 @@ class MetaModel:
     rates: Tensors = field(default_factory=dict)
     film_network: Tensors = field(default_factory=dict)
     generator: Tensors = field(default_factory=dict)
+    film_rates: Tensors = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Methods of ``adapt`` that it makes possible."""
-        found: tuple[str, ...] = ("maml",) if self.rates else ()
-        return (*found, "generator", "generator+steps") if self.generator else found
+        """Methods of ``adapt`` that it makes possible, the best first."""
+        parts = {
+            "generator+maml": self.film_rates, "maml": self.rates,
+            "generator": self.generator, "generator+steps": self.generator,
+        }  # fmt: skip
+        return tuple(name for name, part in parts.items() if part)
 
     def part_of(self, method: str) -> str:
         """Name the part whose weights a method of ``adapt`` starts from; empty: the base's."""

@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 from segunlearn.adaptation.episodes import Episode, Episodes, EpisodeSettings
-from segunlearn.adaptation.generator import Generator, film_layers, film_loss
+from segunlearn.adaptation.generator import Generator, film_layers, film_loss, modulated
 from segunlearn.adaptation.inner import InnerSet, Weights, loss_with, refuse_batch_normalisation
-from segunlearn.adaptation.maml import MamlLearner, MamlSettings
+from segunlearn.adaptation.maml import LearnedRates, MamlLearner, MamlSettings, stepped_loss
 from segunlearn.adaptation.meta_model import MetaModel
+from segunlearn.adaptation.task_loss import Batch
 from segunlearn.errors import CancelledError, InvalidInputError, SegUnlearnError
 from segunlearn.networks import ModelConfig
 from segunlearn.records.runs import Progress
@@ -37,7 +38,7 @@ from segunlearn.unlearning.loop import (
 )
 from segunlearn.unlearning.sets import Study
 
-Learned = Literal["maml", "generator"]
+Learned = Literal["maml", "generator", "generator+maml"]
 
 #: Iterations whose mean loss is one row of the curve.
 _ROW = 10
@@ -50,9 +51,13 @@ class MetaSettings:
     Parameters
     ----------
     learn
-        What is learned, one after the other, each from the joint weights.
+        What is learned, one after the other: ``"maml"`` and ``"generator"`` each from the joint
+        weights; ``"generator+maml"`` goes on from the generator, so that gradient steps on the
+        weights start at what it gives.
     iterations
-        Outer steps of each.
+        Outer steps of MAML, and of the steps after the generator.
+    generator_times
+        The generator takes so many times as many: one of its outer steps costs a quarter.
     tasks
         Episodes of an outer step.
     learning_rate, rates_learning_rate, generator_learning_rate
@@ -63,6 +68,8 @@ class MetaSettings:
     train_network
         Whether the generator's training changes the network too. False: adapters by the generator
         change normalisation layers alone and stay small.
+    unstepped
+        Weight of the loss before any step in ``"generator+maml"``: the generator stays good alone.
     checkpoint_every
         Iterations after which a killed run goes on.
     maml, episodes
@@ -71,12 +78,14 @@ class MetaSettings:
 
     learn: tuple[Learned, ...] = ("maml", "generator")
     iterations: int = 800
+    generator_times: int = 4
     tasks: int = 4
     learning_rate: float = 1e-3
     rates_learning_rate: float = 2e-2
     generator_learning_rate: float = 2e-3
     gradient_clip: float = 10.0
     train_network: bool = True
+    unstepped: float = 0.5
     checkpoint_every: int = 50
     maml: MamlSettings = field(default_factory=MamlSettings)
     episodes: EpisodeSettings = field(default_factory=EpisodeSettings)
@@ -86,11 +95,29 @@ class MetaSettings:
         if not self.learn or not set(self.learn) <= set(known):
             raise InvalidInputError(f"meta-training learns {', '.join(known)}, not {self.learn}.")
         positive = (
-            "iterations", "tasks", "learning_rate", "rates_learning_rate",
+            "iterations", "generator_times", "tasks", "learning_rate", "rates_learning_rate",
             "generator_learning_rate", "gradient_clip", "checkpoint_every",
         )  # fmt: skip
         if faults := [f"{name} must be > 0" for name in positive if not getattr(self, name) > 0]:
             raise InvalidInputError(f"meta-training settings: {'; '.join(faults)}.")
+        if self.unstepped < 0:
+            raise InvalidInputError("meta-training settings: unstepped must be >= 0.")
+        if "generator+maml" in self.learn and self.maml.order == "reptile":
+            raise InvalidInputError(
+                "Reptile learns no rates, and none can start at a generator's weights. Choose "
+                "first or second order, or learn maml alone."
+            )
+
+    @property
+    def phases(self) -> tuple[Learned, ...]:
+        """What is trained, in this order."""
+        both = "generator+maml" in self.learn
+        wanted = {*self.learn, *(("generator",) if both else ())}
+        return tuple(name for name in get_args(Learned) if name in wanted)
+
+    def iterations_of(self, phase: Learned) -> int:
+        """Outer steps of a phase."""
+        return self.iterations * (self.generator_times if phase == "generator" else 1)
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists, numbers, strings and nested mappings."""
@@ -119,12 +146,55 @@ class GeneratorLearner(nn.Module):
 
     def accumulate(self, episode: Episode, *, share: float = 1.0, progress: float = 1.0) -> float:
         """Add ``share`` times the gradient of an episode's query loss; see ``MamlLearner``."""
-        film = self.generator(episode.support[0], episode.task.values)
+        film = self.generator(self.network, episode.support[0], episode.task.values)
         weights: Weights = dict(self.network.named_parameters())
         loss = film_loss(loss_with(self.network, episode.task.values), weights)
         value = loss(film, episode.query)
         (share * value).backward()  # type: ignore[no-untyped-call]
         return value.item()
+
+
+class SteppingLearner(nn.Module):
+    """What is learned with the generator and the steps after it: both, their rates, the network.
+
+    Parameters
+    ----------
+    learner
+        Of the generator; changed in place.
+    settings
+        Of the steps.
+    unstepped
+        See ``MetaSettings``.
+    """
+
+    def __init__(self, learner: GeneratorLearner, settings: MamlSettings, unstepped: float) -> None:
+        super().__init__()
+        self.network, self.generator = learner.network, learner.generator
+        self.settings, self.unstepped = settings, unstepped
+        self.learned_rates = LearnedRates(self.network, settings)
+
+    def rates(self) -> dict[str, torch.Tensor]:
+        """Rate of each adapted weight at each step, ``(steps,)``."""
+        return self.learned_rates.by_name()
+
+    def accumulate(self, episode: Episode, *, share: float = 1.0, progress: float = 1.0) -> float:
+        """Add ``share`` times the gradient of an episode's query losses; see ``MamlLearner``."""
+        film = self.generator(self.network, episode.support[0], episode.task.values)
+        weights = modulated(dict(self.network.named_parameters()), film)
+        whole, rates = loss_with(self.network, episode.task.values), self.rates()
+        stepped = {name: weights[name] for name in rates}
+
+        def loss(now: Weights, batch: Batch) -> torch.Tensor:
+            return whole({**weights, **now}, batch)
+
+        total, last = stepped_loss(loss, stepped, rates, episode, self.settings, progress)
+        if self.unstepped > 0:
+            total = total + self.unstepped * whole(weights, episode.query)
+        (share * total).backward()  # type: ignore[no-untyped-call]
+        return last
+
+
+Learner = MamlLearner | GeneratorLearner | SteppingLearner
 
 
 def meta_train(
@@ -156,7 +226,7 @@ def meta_train(
     run_dir
         Holds checkpoints; None: a killed run begins again.
     report, cancel
-        Called and asked at each iteration; phases ``maml`` and ``generator``.
+        Called and asked at each iteration; a phase for each of ``settings.phases``.
 
     Raises
     ------
@@ -173,31 +243,27 @@ def meta_train(
             "meta-training on one site without virtual sites learns that site by heart. Give "
             "studies of several sites, or leave virtual sites on."
         )
-    steps = settings.maml.steps if "maml" in settings.learn else 1
+    phases = settings.phases
+    steps = 1 if phases == ("generator",) else settings.maml.steps
     episodes = Episodes(sites, config, settings.episodes, steps)
     fingerprint = _fingerprint(sites, config, settings, base_sha256)
     parts: dict[str, Any] = {}
     curves: dict[str, list[dict[str, Any]]] = {}
-    for name in settings.learn:
-        joint = copy_of(network)
+    learner: Learner | None = None
+    for name in phases:
         with seeded(settings.episodes.seed):
-            learner: MamlLearner | GeneratorLearner
-            if name == "maml":
-                learner = MamlLearner(joint, settings.maml).to(device_of(network))
-            else:
-                learner = GeneratorLearner(joint, config, train_network=settings.train_network)
-        folder = None if run_dir is None else Path(run_dir) / name
+            learner = _learner(name, learner, network, config, settings)
+        folder = None if run_dir is None else Path(run_dir) / name.replace("+", "-")
         curves[name] = _learn(
             learner, name, episodes, settings, _checkpoint(folder, fingerprint), report, cancel
         )
         changed = _differing(learner.network, network)
         if isinstance(learner, MamlLearner):
-            parts["initial"] = changed
-            parts["rates"] = {n: r.detach().cpu() for n, r in learner.rates().items()}
+            parts |= {"initial": changed, "rates": _kept(learner.rates())}
         else:
-            parts["film_network"] = changed
-            state = learner.generator.state_dict()
-            parts["generator"] = {n: v.detach().cpu() for n, v in state.items()}
+            parts |= {"film_network": changed, "generator": _kept(learner.generator.state_dict())}
+        if isinstance(learner, SteppingLearner):
+            parts["film_rates"] = _kept(learner.rates())
     about = {
         "settings": settings.to_json(),
         "curve": curves,
@@ -209,9 +275,31 @@ def meta_train(
     return MetaModel(base_sha256, inner_set, about=about, **parts)
 
 
+def _learner(
+    name: Learned,
+    before: Learner | None,
+    network: nn.Module,
+    config: ModelConfig,
+    settings: MetaSettings,
+) -> Learner:
+    """Make what a phase trains; ``before`` is what the last one trained."""
+    if name == "generator+maml" and isinstance(before, GeneratorLearner):
+        learner: Learner = SteppingLearner(before, settings.maml, settings.unstepped)
+    elif name == "maml":
+        learner = MamlLearner(copy_of(network), settings.maml)
+    else:
+        train_network = settings.train_network
+        learner = GeneratorLearner(copy_of(network), config, train_network=train_network)
+    return learner.to(device_of(network))
+
+
+def _kept(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in tensors.items()}
+
+
 def _learn(
-    learner: MamlLearner | GeneratorLearner,
-    phase: str,
+    learner: Learner,
+    phase: Learned,
     episodes: Episodes,
     settings: MetaSettings,
     checkpoint: Checkpoint | None,
@@ -225,7 +313,7 @@ def _learn(
     state = state or TrainingState()
     throttle, started, first = Throttle(), time.monotonic(), state.epoch
     weights = [w for group in groups for w in group["params"]]
-    total = settings.iterations
+    total = settings.iterations_of(phase)
     for number in range(first, total):
         if cancel():
             raise CancelledError(
@@ -265,19 +353,15 @@ def _learn(
     ]
 
 
-def _groups(
-    learner: MamlLearner | GeneratorLearner, settings: MetaSettings
-) -> tuple[list[dict[str, Any]], list[float]]:
+def _groups(learner: Learner, settings: MetaSettings) -> tuple[list[dict[str, Any]], list[float]]:
     """Parameters that are learned, and the peaks of their learning rates."""
-    network = [w for w in learner.network.parameters() if w.requires_grad]
-    if isinstance(learner, MamlLearner):
-        other, peak = list(learner.log_rates), settings.rates_learning_rate
-    else:
-        other, peak = list(learner.generator.parameters()), settings.generator_learning_rate
-    groups, peaks = [{"params": other}], [peak]
-    if network:
-        groups, peaks = [{"params": network}, *groups], [settings.learning_rate, *peaks]
-    return groups, peaks
+    found = [([w for w in learner.network.parameters() if w.requires_grad], settings.learning_rate)]
+    if not isinstance(learner, MamlLearner):
+        found.append((list(learner.generator.parameters()), settings.generator_learning_rate))
+    if not isinstance(learner, GeneratorLearner):
+        found.append((list(learner.learned_rates.parameters()), settings.rates_learning_rate))
+    found = [(weights, peak) for weights, peak in found if weights]
+    return [{"params": weights} for weights, _ in found], [peak for _, peak in found]
 
 
 def _differing(network: nn.Module, before: nn.Module) -> dict[str, torch.Tensor]:

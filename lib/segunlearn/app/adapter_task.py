@@ -31,7 +31,7 @@ from segunlearn.records.runs import Progress
 logger = logging.getLogger(__name__)
 
 _AUTO: Final = "auto"
-_METHODS: Final = ("maml", "generator", "generator+steps", "fine_tune")
+_METHODS: Final = ("generator+maml", "maml", "generator", "generator+steps", "fine_tune")
 _INNER: Final = ("decoder", "head", "all")
 
 #: Options by name. Stock clients send those of other trainers along, so no name that decides

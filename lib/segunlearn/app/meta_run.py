@@ -41,7 +41,7 @@ def meta_settings(
     virtual_sites: bool,
     seed: int,
 ) -> MetaSettings:
-    """Make the settings of what people choose; ``learn`` may be ``both``.
+    """Make the settings of what people choose; ``both`` is the generator and steps that follow it.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def meta_settings(
         A value is wrong.
     """
     return MetaSettings(
-        learn=("maml", "generator") if learn == "both" else (cast(Learned, learn),),
+        learn=(cast(Learned, "generator+maml" if learn == "both" else learn),),
         iterations=iterations,
         maml=MamlSettings(cast(Order, order), cast(InnerSet, inner_set), inner_steps),
         episodes=EpisodeSettings(virtual=VirtualSettings() if virtual_sites else None, seed=seed),

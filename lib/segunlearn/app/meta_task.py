@@ -97,7 +97,7 @@ class MetaTrainTask(SegmentationTrainTask):
             + (f"; {without} of no known site, which only shape the joint model" if without else "")
             + (f"; left out: {marked} marked for forgetting" if marked else ""),
             "first a joint training, whose version serves every site without an adapter; then "
-            f"{meta.iterations} outer steps each of {' and '.join(meta.learn)}",
+            "outer steps: " + ", ".join(f"{meta.iterations_of(p)} of {p}" for p in meta.phases),
         ]
         return plan, lines
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # they load torch
 class MethodName(StrEnum):
     """How a site is adapted."""
 
+    GENERATOR_MAML = "generator+maml"
     MAML = "maml"
     GENERATOR = "generator"
     GENERATOR_STEPS = "generator+steps"
