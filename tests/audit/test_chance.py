@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from segunlearn.audit.chance import Chance
+from segunlearn.audit.distillation import Distilled
 from segunlearn.audit.figures import ModelFigures
 from segunlearn.audit.judge import judge
 from segunlearn.audit.policy import Policy
@@ -67,6 +70,44 @@ def test_a_model_that_never_saw_anybody_is_seldom_refused(people: int, unseen: i
         assert found[name] <= (0.12 if unseen == 10 else 0.09), name
     for name in MEMBERSHIP:
         assert found[name] <= (0.06 if unseen == 10 else 0.035), name
+
+
+def test_few_unseen_people_refuse_nobody_who_never_saw_anybody() -> None:
+    """What two trainings differ by is then a guess; Student's t says how bad a one."""
+    found = failures(1, 3, 0.0)
+    for name in OUTPUTS:
+        assert found[name] <= 0.06, name
+
+
+@pytest.mark.parametrize("unseen", [3, 30])
+def test_students_that_differ_by_chance_refuse_nobody(unseen: int) -> None:
+    """A student of a few images differs more from another than their teachers do."""
+    rng, failed, memory = np.random.default_rng(unseen), 0, 0
+    for _ in range(100):
+        models = [model(rng, 1, unseen) for _ in range(3)]
+        told = [taught(rng, m, 2 * SPREAD) for m in models]
+        failed += outcome(told, "distillation") == "fail"
+        memory += (
+            outcome([taught(rng, models[0], SPREAD, 0.5), *told[1:]], "distillation") == "fail"
+        )
+    assert failed <= 0.06 * 100
+    assert unseen == 3 or memory > 0.9 * 100
+
+
+def taught(
+    rng: np.random.Generator, model: ModelFigures, spread: float, memory: float = 0.0
+) -> ModelFigures:
+    """With a student that is worse, and less alike from person to person."""
+    people = {s.person: 0.5 + float(rng.normal(0, spread / np.sqrt(2))) for s in model.test}
+    own = 0.5 + memory + float(rng.normal(0, spread / np.sqrt(2)))
+    student = Distilled(own, float(np.mean(list(people.values()))), people)
+    return dataclasses.replace(model, distilled=student)
+
+
+def outcome(models: list[ModelFigures], name: str) -> str:
+    """Of the first, held against the second as the original and the third as reference."""
+    found = judge(*models[:2], models[2:], "full", Policy(), RelearningSettings())
+    return next(f.outcome for f in found if f.name == name)
 
 
 @pytest.mark.parametrize("people", [3, 6])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import comb
-from statistics import NormalDist
 from typing import Final
 
 import numpy as np
@@ -12,7 +11,7 @@ from scipy.stats import rankdata
 
 from segunlearn.audit.figures import ModelFigures
 from segunlearn.audit.scores import Measure, person_means
-from segunlearn.audit.statistics import noise_among
+from segunlearn.audit.statistics import PersonChance, noise_among
 
 #: Share of never-seen models that one way of asking for membership may refuse by chance. There are
 #: three ways, and each could refuse.
@@ -34,11 +33,10 @@ def person_noise(references: Sequence[ModelFigures]) -> float:
     return noise_among([[table[p] for p in tables[0]] for table in tables])
 
 
-class Chance:
-    """Chance between trainings, from the unseen people: neither original nor reference saw them.
+class Chance(PersonChance):
+    """The same of an original and its references, and by ranks.
 
-    The original's Dice minus the references' varies from person to person; the mean over few
-    people varies accordingly. The candidate has no part in it, and so cannot widen it.
+    The candidate has no part in it, and so cannot widen it.
 
     Parameters
     ----------
@@ -46,32 +44,11 @@ class Chance:
         Of the audit.
     references
         At least one.
-
-    Notes
-    -----
-    0 with fewer than two unseen people: then nothing is known of it.
     """
 
     def __init__(self, original: ModelFigures, references: Sequence[ModelFigures]) -> None:
-        mine = person_means(original.test)
-        tables = [person_means(r.test) for r in references]
-        differences = [mine[p] - float(np.mean([t[p] for t in tables])) for p in mine]
-        self.unseen = len(differences)
+        super().__init__(person_means(original.test), [person_means(r.test) for r in references])
         self._models = (original, *references)
-        self.spread = float(np.std(differences, ddof=1)) if self.unseen > 1 else 0.0
-
-    def level(self, people: int) -> float:
-        """Two standard deviations of the mean difference on so many people."""
-        return 2 * self.spread / float(np.sqrt(max(1, people)))
-
-    def gap(self, people: int) -> float:
-        """As ``level``, of the lead of so many people over all unseen ones."""
-        return 2 * self.spread * float(np.sqrt(1 / max(1, people) + 1 / max(1, self.unseen)))
-
-    def worst(self, people: int) -> float:
-        """Bound under which the largest of so many people's differences lies by 97.5 %."""
-        quantile = NormalDist().inv_cdf(0.975 ** (1 / max(1, people)))
-        return quantile * self.spread * float(np.sqrt(1 + 1 / max(1, self.unseen)))
 
     def area(self, people: int, measure: Measure) -> float:
         """By how much areas under the curve of two models differ for so many people neither saw.

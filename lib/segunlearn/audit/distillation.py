@@ -6,14 +6,15 @@ deposit networks of LIRF (arXiv 2207.08224, table 3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from segunlearn.audit.statistics import PersonChance
 from segunlearn.errors import InvalidInputError
 from segunlearn.networks import ModelConfig, build_network
 from segunlearn.unlearning.loop import (
@@ -52,10 +53,14 @@ class DistillationSettings:
 
 @dataclass(frozen=True)
 class Distilled:
-    """Mean Dice of the student on forgotten and on unseen people."""
+    """Mean Dice of the student on forgotten and on unseen people.
+
+    ``people`` is that of each unseen person; empty in audits that did not keep it.
+    """
 
     forgotten: float
     unseen: float
+    people: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def gap(self) -> float:
@@ -106,7 +111,26 @@ def distil(
     with seeded(settings.seed):
         steps = Steps(settings.steps, settings.learning_rate, "one_cycle")
         descend(student, objective, steps, phase="distil", report=report, cancel=cancel)
-    return Distilled(mean_dice(student, forget, config), mean_dice(student, unseen, config))
+    people: dict[str, list[Study]] = {}
+    for study in unseen:
+        people.setdefault(study.person, []).append(study)
+    found = {person: mean_dice(student, studies, config) for person, studies in people.items()}
+    return Distilled(
+        mean_dice(student, forget, config), float(np.mean(list(found.values()))), found
+    )
+
+
+def chance_of_students(
+    original: Distilled | None, references: Sequence[Distilled], people: int
+) -> float:
+    """Lead of so many people that two students may differ by without any memory.
+
+    A student is taught for a short while only, and differs from another more than their teachers
+    do. 0 where the Dice of each person is not known.
+    """
+    if original is None or not all(d.people for d in (original, *references)):
+        return 0.0
+    return PersonChance(original.people, [r.people for r in references]).gap(people)
 
 
 def distillation_excess(model: Distilled, references: Sequence[Distilled]) -> float:

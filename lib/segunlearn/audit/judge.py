@@ -8,7 +8,7 @@ import numpy as np
 
 from segunlearn.audit.chance import REFUSED, Chance, noise_of, person_noise
 from segunlearn.audit.class_mode import ClassMode, compare_classes
-from segunlearn.audit.distillation import distillation_excess
+from segunlearn.audit.distillation import chance_of_students, distillation_excess
 from segunlearn.audit.figures import ModelFigures
 from segunlearn.audit.gap import Gap, gap
 from segunlearn.audit.membership import difference_calibrated, membership
@@ -67,7 +67,7 @@ def judge(
     if model.relearning is not None:
         findings.append(_relearning(model, references, kind, policy, relearning, chance))
     if model.distilled is not None:
-        findings.append(_distillation(model, references, policy, chance))
+        findings.append(_distillation(model, original, references, policy, chance))
     findings += _artefacts(model, references, policy, chance)
     if model.withdrawn is not None:
         findings.append(_class_mode(model, references, policy))
@@ -300,13 +300,22 @@ def what_would_settle(people: int, unseen: int, policy: Policy) -> str:
 
 
 def _distillation(
-    model: ModelFigures, references: Sequence[ModelFigures], policy: Policy, chance: Chance
+    model: ModelFigures,
+    original: ModelFigures,
+    references: Sequence[ModelFigures],
+    policy: Policy,
+    chance: Chance,
 ) -> Finding:
     theirs = [r.distilled for r in references if r.distilled is not None]
     if model.distilled is None or len(theirs) != len(references):
         raise InvalidInputError("a reference was not distilled; attack all models.")
     excess = distillation_excess(model.distilled, theirs)
-    noise = max(noise_among([[t.gap] for t in theirs]), chance.gap(people_in(model.forget)))
+    people = people_in(model.forget)
+    noise = max(
+        noise_among([[t.gap] for t in theirs]),
+        chance.gap(people),
+        chance_of_students(original.distilled, theirs, people),
+    )
     return Finding(
         "distillation", "unlearned", _outcome(excess, policy.distillation, noise), excess,
         policy.distillation, noise, None, policy.distillation + noise,

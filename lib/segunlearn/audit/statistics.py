@@ -6,8 +6,9 @@ function takes the person of each score and works on persons.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ from scipy import optimize, stats
 from segunlearn.errors import InvalidInputError
 
 Floats = npt.NDArray[np.float64]
+#: Share of a normal distribution below two standard deviations.
+_TWO: Final = float(stats.norm.cdf(2))
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,49 @@ def noise_among(figures: Sequence[Sequence[float]]) -> float:
     if k < 2:
         return 0.0
     return float(2 * np.sqrt(np.var(figures, axis=0, ddof=1).mean() * (1 + 1 / k)))
+
+
+class PersonChance:
+    """Chance between trainings, from people whom neither model saw.
+
+    One model's Dice minus the others' varies from person to person; the mean over few people
+    varies accordingly. Where it is known from few people, what two standard deviations are among
+    many is further out: Student's t.
+
+    Parameters
+    ----------
+    mine
+        Dice of each unseen person by one model.
+    others
+        The same by the others, at least one.
+
+    Notes
+    -----
+    0 with fewer than two unseen people: then nothing is known of it.
+    """
+
+    def __init__(self, mine: Mapping[str, float], others: Sequence[Mapping[str, float]]) -> None:
+        differences = [mine[p] - float(np.mean([o[p] for o in others])) for p in mine]
+        self.unseen = len(differences)
+        self.spread = float(np.std(differences, ddof=1)) if self.unseen > 1 else 0.0
+
+    def _deviations(self, below: float) -> float:
+        """Spreads under which a share ``below`` of differences lies."""
+        return float(stats.t.ppf(below, self.unseen - 1)) if self.unseen > 1 else 0.0
+
+    def level(self, people: int) -> float:
+        """Two standard deviations of the mean difference on so many people."""
+        return self._deviations(_TWO) * self.spread / float(np.sqrt(max(1, people)))
+
+    def gap(self, people: int) -> float:
+        """As ``level``, of the lead of so many people over all unseen ones."""
+        both = float(np.sqrt(1 / max(1, people) + 1 / max(1, self.unseen)))
+        return self._deviations(_TWO) * self.spread * both
+
+    def worst(self, people: int) -> float:
+        """Bound under which the largest of so many people's differences lies by 97.5 %."""
+        quantile = self._deviations(0.975 ** (1 / max(1, people)))
+        return quantile * self.spread * float(np.sqrt(1 + 1 / max(1, self.unseen)))
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
