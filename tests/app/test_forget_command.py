@@ -153,6 +153,9 @@ def test_ledger(shell: Shell, store: Store) -> None:
     assert study["study"] == STUDY
     assert shell.run("ledger", "studies", "a" * 64).exit_code == 0
     assert shell.run("ledger", "studies", "b" * 64).exit_code == 2
+    unknown = shell.run("ledger", "studies", "v0001")
+    assert unknown.exit_code == 2
+    assert "has no version 'v0001'" in unknown.stderr
     assert shell.run("ledger", "versions").exit_code == 2
     verified = shell.run("ledger", "verify")
     assert verified.exit_code == 0

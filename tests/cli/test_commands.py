@@ -108,6 +108,9 @@ def test_info_lists_the_version(shell: Shell, home: Path) -> None:
     (version,) = shell.json("info", "--home", home)["models"]["segmentation"]
     assert version["labels"] == ["ball", "cube"]
     assert version["state"] == "active"
+    shaped = shell.json("ledger", "studies", "v0001", "--home", home)
+    assert shaped == shell.json("ledger", "studies", version["sha256"], "--home", home)
+    assert len(shaped) == 4
     code, out, _ = shell("info", "--home", home)
     assert code == 0
     assert "v0001" in out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,6 +23,7 @@ from segunlearn.records.ledger import Ledger
 from segunlearn.records.outbox import Outbox
 from segunlearn.records.store import Store, open_store
 from segunlearn.records.targets import check_issuer, make_target
+from segunlearn.records.versions import VersionRegistry
 
 forget = typer.Typer(no_args_is_help=True, help="Mark studies for forgetting, and follow them.")
 ledger = typer.Typer(no_args_is_help=True, help="Which studies shaped which version.")
@@ -270,13 +272,19 @@ def verify(home: HomeOption = DEFAULT_HOME, url: StoreOption = "", as_json: Json
 
 @ledger.command()
 def studies(
-    version: Annotated[str, typer.Argument(help="SHA-256 of the version's weights.")],
+    version: Annotated[
+        str, typer.Argument(help="Name of the version, as v0001, or SHA-256 of its weights.")
+    ],
+    model: Annotated[str, typer.Option(help="Of a version that is named.")] = "segmentation",
     home: HomeOption = DEFAULT_HOME,
     url: StoreOption = "",
     as_json: Json = False,
 ) -> None:
     """List the studies that shaped a version, through all its ancestors."""
     with records(home, url) as store:
+        if re.fullmatch(r"v\d+", version):
+            registry = VersionRegistry(Home(home.expanduser().resolve()).model(model))
+            version = registry.get(version).sha256
         found = Ledger(store).studies_of(version)
     if as_json:
         _json([study._asdict() for study in found])
