@@ -10,6 +10,7 @@ network has random weights: its size, not its skill, is what is measured here.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import resource
 import statistics
 import sys
@@ -28,6 +29,10 @@ from report import ROOT, bar, write
 
 sys.path.insert(0, str(ROOT / "tests"))
 from app_sources import publish_tiny
+from segunlearn.adaptation import MetaModel
+from segunlearn.adaptation.adapt import AdaptMethod
+from segunlearn.adaptation.generator import Generator, film_layers
+from segunlearn.adaptation.inner import inner_names
 from segunlearn.adapters.site import SiteAdapter
 from segunlearn.app.adapter_run import AdaptRun
 from segunlearn.app.adapter_support import AdaptOrder
@@ -35,12 +40,15 @@ from segunlearn.app.models import ActiveModel
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.cases import Case
+from segunlearn.networks import load_weights
+from segunlearn.records.durable import read_json, write_json_durably
+from segunlearn.records.version_info import META_MODEL
 from segunlearn.records.versions import VersionRegistry
 from segunlearn.volumes import Volume, write_volume
 
 CONFIG = replace(SERVED, patch_size=(64, 64, 64))
 SHAPE = (96, 96, 64)
-SETTINGS = {"steps": 5, "inner_set": "decoder", "learning_rate": 1e-3, "seed": 0}
+SETTINGS: dict[str, Any] = {"steps": 5, "inner_set": "decoder", "learning_rate": 1e-3, "seed": 0}
 
 
 def timed(action: Callable[[], Any]) -> tuple[float, float, Any]:
@@ -50,8 +58,26 @@ def timed(action: Callable[[], Any]) -> tuple[float, float, Any]:
     return time.perf_counter() - clock, time.process_time() - processor, result
 
 
-def adapt(home: Home, folder: Path) -> dict[str, Any]:
+def with_meta_model(home: Home) -> None:
+    """Give the version a meta model of real size: every weight moved, a generator, rates."""
+    info = VersionRegistry(home.model(CONFIG.name)).get("v0001")
+    network = load_weights(info.weights, CONFIG, info.sha256)
+    moved = {name: p.detach() * 1.01 for name, p in network.named_parameters()}
+    rates = {n: torch.full((3,), 1e-3) for n in inner_names(network, SETTINGS["inner_set"])}
+    generator = Generator(CONFIG, film_layers(network)).state_dict()
+    made = MetaModel(
+        info.sha256, film_network=moved, generator=generator, film_rates=rates
+    ).to_bytes()
+    (info.path / META_MODEL).write_bytes(made)
+    manifest = info.path / "manifest.json"
+    said = {"meta_model": {"sha256": hashlib.sha256(made).hexdigest()}}
+    write_json_durably(manifest, {**read_json(manifest), "details": said})
+
+
+def adapt(home: Home, folder: Path, method: AdaptMethod) -> dict[str, Any]:
     """Adapt from three studies with labels, each person held out once."""
+    folder = folder / method
+    folder.mkdir()
     cases = []
     for number in range(3):
         image = make_image(SHAPE)
@@ -61,7 +87,7 @@ def adapt(home: Home, folder: Path) -> dict[str, Any]:
         write_volume(label, paths[1])
         cases.append(Case(f"s{number}", f"s{number}", f"p{number}", *paths, "MR"))
     order = AdaptOrder(
-        CONFIG.name, site="north", support=("s0", "s1", "s2"), method="fine_tune",
+        CONFIG.name, site="north", support=("s0", "s1", "s2"), method=method,
         settings=SETTINGS, device="cpu",
     )  # fmt: skip
     run = AdaptRun(order, home, Records(home), "benchmark")
@@ -119,23 +145,32 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         home = Home(Path(folder) / "home")
         publish_tiny(home.root, config=CONFIG)
-        adapting = adapt(home, Path(folder))
+        with_meta_model(home)
+        methods: tuple[AdaptMethod, ...] = ("fine_tune", "generator+maml")
+        adapting = {method: adapt(home, Path(folder), method) for method in methods}
         serving = serve(home, repeats)
     processor = serving["inference_processor_seconds"]
     more = processor["adapter"] / processor["base"] - 1
-    seconds, activation = adapting["seconds"], serving["activation_ms"]
+    activation = serving["activation_ms"]
+    seconds = max(of["seconds"] for of in adapting.values())
+    peak = max(of["peak_gib"] for of in adapting.values())
     write(
         "site_adapters",
         {"adapting": adapting, "serving": serving},
         [
-            bar("adapting from 3 studies in 5 steps, s", seconds, "< 60", seconds < 60),
-            bar("its peak memory, GiB", adapting["peak_gib"], "< 4", adapting["peak_gib"] < 4),
+            bar(
+                "adapting from 3 studies in 5 steps, slower method, s",
+                seconds,
+                "< 60",
+                seconds < 60,
+            ),
+            bar("its peak memory, GiB", peak, "< 4", peak < 4),
             bar("activating an adapter, ms", activation, "< 100", activation < 100),
             bar("inference with an adapter, more", round(more, 4), "< 0.05", more < 0.05),
         ],
         image={"shape": SHAPE, "spacing_mm": [1.5, 1.5, 3.0]},
         model=CONFIG.to_json(),
-        settings={**SETTINGS, "method": "fine_tune", "held_out": "each of 3 people once"},
+        settings={**SETTINGS, "held_out": "each of 3 people once"},
         threads=torch.get_num_threads(),
     )
 
