@@ -8,7 +8,8 @@ from the shorter one that ours start from, on the same
 virtual sites. At a left-out site every draw takes k people as support, the same for all methods,
 and scores all others.
 
-Each fold is one file in ``--work``, so a stopped run goes on; the result says which are there.
+Each fold is one file in ``--work``, so a stopped run goes on; the result holds those that are
+there, and a later run takes them from it.
 ``--folds`` takes that many of each seed; every seed makes sites of its own.
 ``--quick`` is one fold of tiny trainings and writes nothing to ``results/``.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import json
 import os
 import sys
 import time
@@ -92,6 +94,20 @@ def done_folds(
         yield regime, read_json(path)
 
 
+def recover(size: Size, work: Path) -> None:
+    """Take the folds that the last result holds, where they were made with these settings."""
+    path = ROOT / "results" / "adaptation_simulated.json"
+    last = read_json(path) if path.is_file() else {}
+    now = json.loads(json.dumps(dataclasses.asdict(size)))
+    if {**last.get("size", {}), "folds": size.folds} != now:
+        return
+    for regime, figures in last["figures"].items():
+        for found in figures["folds"]:
+            fold_path = work / f"{regime}-{found['seed']}-{found['fold']:02d}.json"
+            if not fold_path.is_file():
+                write_json_durably(fold_path, found)
+
+
 def bars_of(figures: Mapping[str, Any], ks: Sequence[int]) -> list[dict[str, Any]]:
     """Acceptance figures."""
     found = []
@@ -122,6 +138,7 @@ def main() -> None:
     torch.set_num_threads(1)
     size = QUICK if options.quick else dataclasses.replace(Size(), folds=options.folds)
     options.work.mkdir(parents=True, exist_ok=True)
+    recover(size, options.work)
     slices = Slices.load(options.data, size.people)
     folds: dict[str, list[dict[str, Any]]] = {}
     make = not options.summary
