@@ -158,7 +158,7 @@ def test_a_stop_leaves_the_old_version_and_a_checkpoint_that_a_mark_deletes(
 
     def report_and_stop(run: training_run.TrainingRun, progress: Progress) -> None:
         real(run, progress)
-        if progress.phase == "generator+maml":
+        if progress.phase == "generator":
             app.cancel_runs("train", lambda seconds: seconds)
 
     monkeypatch.setattr(training_run.TrainingRun, "report", report_and_stop)
