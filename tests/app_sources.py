@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -25,6 +26,8 @@ from pydicom.dataset import Dataset
 from dicom_sources import make_series, set_pixels
 from segunlearn.dicom.segmentation import write_segmentation
 from segunlearn.networks import ModelConfig, build_network, save_weights
+from segunlearn.records.durable import read_json, write_json_durably
+from segunlearn.records.version_info import META_MODEL
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 from segunlearn.volumes import Volume, write_volume
 
@@ -110,6 +113,16 @@ def publish_tiny(home: Path, seed: int = 1, config: ModelConfig = TINY) -> Versi
     save_weights(build_network(config, seed), weights)
     return VersionRegistry(home / "models" / config.name).publish(
         weights, config.to_json(), parent_sha256=None, run_id=f"seed-{seed}"
+    )
+
+
+def put_meta_model(info: VersionInfo, data: bytes, recorded: bytes | None = None) -> None:
+    """Put a meta model beside a version; ``recorded`` is what the manifest knows, if another."""
+    (info.path / META_MODEL).write_bytes(data)
+    digest = hashlib.sha256(data if recorded is None else recorded).hexdigest()
+    manifest = info.path / "manifest.json"
+    write_json_durably(
+        manifest, {**read_json(manifest), "details": {"meta_model": {"sha256": digest}}}
     )
 
 

@@ -18,14 +18,13 @@ from adaptation_sites import CONFIG as UNET
 from adaptation_sites import site as unet_site
 from segunlearn.adaptation import AdaptSettings, MetaModel, adapt
 from segunlearn.adaptation.episodes import EpisodeSettings
-from segunlearn.adaptation.gate import dice_by_person
 from segunlearn.adaptation.maml import MamlSettings
 from segunlearn.adaptation.meta_training import MetaSettings, meta_train
 from segunlearn.adaptation.virtual_sites import VirtualSettings
 from segunlearn.errors import CancelledError, InvalidInputError
 from segunlearn.networks import ModelConfig, build_network
 from segunlearn.records.runs import Progress
-from segunlearn.unlearning.loop import Steps, descend, dice_ce, seeded
+from segunlearn.unlearning.loop import Steps, descend, dice_by_person, dice_ce, seeded
 from segunlearn.unlearning.sets import Draw, Study
 
 BASE = "ab" * 32

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from app_sources import put_meta_model
 from audit_home import MODEL, Site
 from segunlearn.adaptation import AdaptSettings, LeaveOneOut, MetaModel, adapt
 from segunlearn.adaptation.generator import Generator, film_layers
@@ -35,7 +35,7 @@ from segunlearn.errors import (
 )
 from segunlearn.inference import Segmenter
 from segunlearn.networks import ModelConfig, load_weights
-from segunlearn.records.durable import read_json, write_json_durably
+from segunlearn.records.durable import read_json
 from segunlearn.records.runs import Progress
 from segunlearn.records.version_info import META_MODEL
 from segunlearn.unlearning.sets import studies_of
@@ -300,15 +300,6 @@ def test_bad_input_is_an_error_and_publishes_nothing(
     assert place.site.records.ledger.verify() == []
 
 
-def beside(place: Place, data: bytes, recorded: bytes) -> None:
-    """A meta model of the active version, and what its manifest says of one."""
-    folder = place.site.registry.active().path
-    (folder / META_MODEL).write_bytes(data)
-    said = {"meta_model": {"sha256": hashlib.sha256(recorded).hexdigest()}}
-    manifest = read_json(folder / "manifest.json")
-    write_json_durably(folder / "manifest.json", {**manifest, "details": said})
-
-
 def test_a_meta_model_that_was_changed_or_is_of_another_base_is_refused(place: Place) -> None:
     mine = MetaModel(place.site.registry.active().sha256, rates={"x": torch.ones(1)}).to_bytes()
     other = MetaModel("f" * 64, rates={"x": torch.ones(1)}).to_bytes()
@@ -317,7 +308,7 @@ def test_a_meta_model_that_was_changed_or_is_of_another_base_is_refused(place: P
         (mine[:-1] + bytes([mine[-1] ^ 1]), mine, "changed after it was published"),
         (other, other, "made for weights"),
     ):
-        beside(place, data, recorded)
+        put_meta_model(place.site.registry.active(), data, recorded)
         with pytest.raises(IntegrityError, match=words):
             place.adapt()
     assert place.nothing_published()
@@ -344,7 +335,7 @@ def test_an_adapter_holds_what_its_steps_changed_and_not_the_meta_model(
     for values in generator.values():
         values += 0.01  # else it gives the network as it is
     meta = MetaModel(info.sha256, "head", away, rates, away, generator, rates)
-    beside(place, meta.to_bytes(), meta.to_bytes())
+    put_meta_model(info, meta.to_bytes())
     info = place.site.registry.active()
 
     result = place.adapt(method=method)

@@ -16,13 +16,12 @@ from torch import nn
 
 from segunlearn.adaptation import AdaptSettings, MetaModel
 from segunlearn.adaptation.adapt import AdaptMethod
-from segunlearn.adaptation.episodes import EpisodeSettings
+from segunlearn.adaptation.episodes import PLACES, EpisodeSettings
 from segunlearn.adaptation.maml import MamlSettings
 from segunlearn.adaptation.meta_training import MetaSettings, meta_train
 from segunlearn.adaptation.sampling import patches_of
 from segunlearn.adaptation.virtual_sites import VirtualSettings, VirtualSite
 from segunlearn.networks import build_network
-from segunlearn.training.settings import Augmentation
 from segunlearn.unlearning import Study
 from segunlearn.unlearning.loop import Steps, copy_of, descend, dice_ce
 
@@ -82,11 +81,10 @@ def joint(
     """
     virtual, rng = VirtualSettings(border=0, part=0), np.random.default_rng(seed)
     network = copy_of(start) if start is not None else build_network(protocol.config, seed)
-    bent = Augmentation(noise=0, blur=0, brightness=0, contrast=0, gamma=0)
 
     def batch() -> tuple[torch.Tensor, torch.Tensor]:
         picked = [studies[i] for i in rng.choice(len(studies), training.batch)]
-        images, labels = patches_of(picked, protocol.config, 1, rng, augmentation=bent)
+        images, labels = patches_of(picked, protocol.config, 1, rng, augmentation=PLACES)
         parts = list(zip(images.split(4), labels.split(4), strict=True))
         for number, (image, label) in enumerate(parts):
             if rng.random() < virtual.share:

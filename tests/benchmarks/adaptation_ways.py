@@ -13,10 +13,9 @@ from torch import nn
 
 from segunlearn.adaptation import AdaptSettings, MetaModel, gate, leave_one_out
 from segunlearn.adaptation.adapt import adapt_along
-from segunlearn.adaptation.gate import dice_by_person
 from segunlearn.networks import ModelConfig, build_network
 from segunlearn.unlearning import Study, lora
-from segunlearn.unlearning.loop import copy_of, dice_ce
+from segunlearn.unlearning.loop import copy_of, dice_by_person, dice_ce
 from segunlearn.unlearning.sets import Draw
 
 #: Gives the adapted network after each of the numbers of steps.

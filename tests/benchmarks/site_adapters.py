@@ -10,7 +10,6 @@ network has random weights: its size, not its skill, is what is measured here.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import resource
 import statistics
 import sys
@@ -28,7 +27,7 @@ from infer_overhead import make_image
 from report import ROOT, bar, write
 
 sys.path.insert(0, str(ROOT / "tests"))
-from app_sources import publish_tiny
+from app_sources import publish_tiny, put_meta_model
 from segunlearn.adaptation import MetaModel
 from segunlearn.adaptation.adapt import AdaptMethod
 from segunlearn.adaptation.generator import Generator, film_layers
@@ -41,8 +40,6 @@ from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.cases import Case
 from segunlearn.networks import load_weights
-from segunlearn.records.durable import read_json, write_json_durably
-from segunlearn.records.version_info import META_MODEL
 from segunlearn.records.versions import VersionRegistry
 from segunlearn.volumes import Volume, write_volume
 
@@ -65,13 +62,8 @@ def with_meta_model(home: Home) -> None:
     moved = {name: p.detach() * 1.01 for name, p in network.named_parameters()}
     rates = {n: torch.full((3,), 1e-3) for n in inner_names(network, SETTINGS["inner_set"])}
     generator = Generator(CONFIG, film_layers(network)).state_dict()
-    made = MetaModel(
-        info.sha256, film_network=moved, generator=generator, film_rates=rates
-    ).to_bytes()
-    (info.path / META_MODEL).write_bytes(made)
-    manifest = info.path / "manifest.json"
-    said = {"meta_model": {"sha256": hashlib.sha256(made).hexdigest()}}
-    write_json_durably(manifest, {**read_json(manifest), "details": said})
+    made = MetaModel(info.sha256, film_network=moved, generator=generator, film_rates=rates)
+    put_meta_model(info, made.to_bytes())
 
 
 def adapt(home: Home, folder: Path, method: AdaptMethod) -> dict[str, Any]:

@@ -18,10 +18,11 @@ from segunlearn.adaptation.inner import (
     Weights,
     inner_names,
     loss_with,
+    rate_at,
     refuse_batch_normalisation,
 )
 from segunlearn.adaptation.meta_model import MetaModel, need
-from segunlearn.adaptation.sampling import patches_of
+from segunlearn.adaptation.sampling import VOXELS_TOGETHER, parts_of, patches_of
 from segunlearn.adaptation.task_loss import Batch, values_of
 from segunlearn.adapters.site import with_tensors
 from segunlearn.errors import CancelledError, InvalidInputError, LabelError, SegUnlearnError
@@ -31,12 +32,10 @@ from segunlearn.training.settings import Augmentation
 from segunlearn.unlearning.loop import Cancel, Report, device_of, never, no_report
 from segunlearn.unlearning.sets import Study
 
-AdaptMethod = Literal["maml", "generator", "generator+steps", "generator+maml", "fine_tune"]
+AdaptMethod = Literal["generator+maml", "maml", "generator", "generator+steps", "fine_tune"]
 
 #: Of Adam for fine_tune, and of the steps on a modulation.
 _RATES: Final[dict[str, float]] = {"fine_tune": 1e-3, "generator+steps": 0.3}
-#: Voxels that go through the network together; more patches are added up one after the other.
-_VOXELS_TOGETHER: Final = 2**18
 
 
 @dataclass(frozen=True)
@@ -263,17 +262,15 @@ def gradient_of(
     batch: Batch,
     *,
     wanted: bool = True,
-    together: int = _VOXELS_TOGETHER,
+    together: int = VOXELS_TOGETHER,
 ) -> tuple[float, Weights]:
     """Loss of a batch and, if wanted, its gradient, added up over groups of patches.
 
     The loss is a mean over patches, so groups of ``together`` voxels change nothing but the memory.
     """
-    together = max(1, together // batch[0][0, 0].numel())
     total, count = 0.0, len(batch[0])
     gradients = {name: torch.zeros_like(w) for name, w in weights.items()} if wanted else {}
-    for first in range(0, count, together):
-        part = batch[0][first : first + together], batch[1][first : first + together]
+    for part in parts_of(batch, together):
         share = len(part[0]) / count
         with torch.set_grad_enabled(wanted):
             now = {name: w.detach().requires_grad_(wanted) for name, w in weights.items()}
@@ -313,7 +310,7 @@ def _descended(rate_of: Callable[[str, int], float | torch.Tensor]) -> _Update:
 
 def _by_learned_rates(rates: Mapping[str, torch.Tensor], device: torch.device) -> _Update:
     here = {name: rate.to(device) for name, rate in rates.items()}
-    return _descended(lambda name, step: here[name][min(step, len(here[name]) - 1)])
+    return _descended(lambda name, step: rate_at(here[name], step))
 
 
 def _learned(network: nn.Module, meta: MetaModel) -> _Way:

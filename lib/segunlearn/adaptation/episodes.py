@@ -19,7 +19,7 @@ from segunlearn.training.settings import Augmentation
 from segunlearn.unlearning.sets import Study
 
 #: What it changes of a patch: places, no grey values.
-_PLACES: Final = Augmentation(noise=0, blur=0, brightness=0, contrast=0, gamma=0)
+PLACES: Final = Augmentation(noise=0, blur=0, brightness=0, contrast=0, gamma=0)
 
 
 @dataclass(frozen=True)
@@ -201,5 +201,5 @@ class Episodes:
         share = self._settings.spatial
         return patches_of(
             studies, self._config, self._settings.patches, rng, foreground=foreground,
-            augmentation=dataclasses.replace(_PLACES, spatial=share) if share else None,
+            augmentation=dataclasses.replace(PLACES, spatial=share) if share else None,
         )  # fmt: skip

@@ -16,8 +16,7 @@ from segunlearn.records.runs import Progress
 from segunlearn.unlearning.loop import (
     Cancel,
     Report,
-    dice_of,
-    log_probabilities,
+    dice_by_person,
     never,
     no_report,
 )
@@ -41,17 +40,6 @@ class LeaveOneOut:
     def means(self) -> dict[str, float]:
         """Mean over the people: ``adapted`` and ``base``."""
         return {"adapted": float(np.mean(self.adapted)), "base": float(np.mean(self.base))}
-
-
-def dice_by_person(
-    network: nn.Module, studies: Sequence[Study], config: ModelConfig, values: Sequence[int]
-) -> dict[str, float]:
-    """Mean hard Dice of some structures for each person."""
-    persons: dict[str, list[float]] = {}
-    for study, logs in zip(studies, log_probabilities(network, studies, config), strict=True):
-        score = dice_of(logs.argmax(dim=0), study.label, values)
-        persons.setdefault(study.person, []).append(score)
-    return {person: float(np.mean(scores)) for person, scores in persons.items()}
 
 
 def leave_one_out(

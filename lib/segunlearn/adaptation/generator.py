@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from segunlearn.adaptation.inner import Loss, Weights
+from segunlearn.adaptation.sampling import parts_of
 from segunlearn.adaptation.task_loss import Batch
 from segunlearn.errors import UnsupportedNetworkError
 from segunlearn.networks import ModelConfig
@@ -26,8 +27,6 @@ _HIDDEN: Final = 128
 _REGIONS: Final = 3
 #: Share of a patch below which a region's mean fades to zero.
 _FEW: Final = 1e-3
-#: Voxels that go through the network together.
-_VOXELS_TOGETHER: Final = 2**18
 
 
 def film_layers(network: nn.Module) -> dict[str, int]:
@@ -132,16 +131,16 @@ class Generator(nn.Module):
         dict
             See ``folded``.
         """
-        sums: list[torch.Tensor] = []
-        sizes: list[torch.Tensor] = []
-        together = max(1, _VOXELS_TOGETHER // support[0][0, 0].numel())
-        for first in range(0, len(support[0]), together):
-            image, label = (t[first : first + together].to(device_of(network)) for t in support)
-            added, voxels = self._pooled(network, image, label, values)
-            sums = [a + b for a, b in zip(sums, added, strict=True)] if sums else added
-            sizes = [a + b for a, b in zip(sizes, voxels, strict=True)] if sizes else voxels
-        means = [s / (n + _FEW * len(support[0])) for s, n in zip(sums, sizes, strict=True)]
-        area = sizes[0][:, 0] / len(support[0])
+        device, count = device_of(network), len(support[0])
+        pooled = [
+            self._pooled(network, image.to(device), label.to(device), values)
+            for image, label in parts_of(support)
+        ]
+        sums, sizes = (
+            [sum(of) for of in zip(*each, strict=True)] for each in zip(*pooled, strict=True)
+        )
+        means = [s / (n + _FEW * count) for s, n in zip(sums, sizes, strict=True)]
+        area = sizes[0][:, 0] / count
         flat = self.head(torch.cat([area, *(m.flatten() for m in means)]))
         film, at = {}, 0
         for name, channels in self.layers.items():

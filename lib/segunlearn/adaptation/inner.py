@@ -76,6 +76,11 @@ def loss_with(network: nn.Module, values: Sequence[int]) -> Loss:
     return loss
 
 
+def rate_at(rates: torch.Tensor, step: int) -> torch.Tensor:
+    """Learned rate of a step, of ``(steps,)``; later steps take the last one."""
+    return rates[min(step, len(rates) - 1)]
+
+
 def inner_steps(
     loss: Loss,
     weights: Weights,
@@ -116,7 +121,7 @@ def inner_steps(
             loss(now, batches[number]), list(now.values()), create_graph=second_order
         )
         return tuple(
-            weight - rates[name][min(number, len(rates[name]) - 1)] * gradient
+            weight - rate_at(rates[name], number) * gradient
             for (name, weight), gradient in zip(now.items(), gradients, strict=True)
         )
 

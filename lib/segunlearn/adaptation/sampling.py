@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 import numpy as np
 import torch
@@ -12,6 +13,16 @@ from segunlearn.networks import ModelConfig
 from segunlearn.training.augmentation import sample_patch
 from segunlearn.training.settings import Augmentation
 from segunlearn.unlearning.sets import Study
+
+#: Voxels that go through a network together.
+VOXELS_TOGETHER: Final = 2**18
+
+
+def parts_of(batch: Batch, together: int = VOXELS_TOGETHER) -> Iterator[Batch]:
+    """Divide a batch into groups of so many voxels; one patch is never divided."""
+    patches = max(1, together // batch[0][0, 0].numel())
+    for first in range(0, len(batch[0]), patches):
+        yield batch[0][first : first + patches], batch[1][first : first + patches]
 
 
 def patches_of(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from segunlearn.adaptation import AdaptSettings
+from segunlearn.adaptation.adapt import AdaptMethod
 from segunlearn.app import train_options
 from segunlearn.app.adapter_run import SITE_ADAPT, AdaptRun
 from segunlearn.app.adapter_store import AdapterInfo, SiteAdapters
@@ -31,7 +32,6 @@ from segunlearn.records.runs import Progress
 logger = logging.getLogger(__name__)
 
 _AUTO: Final = "auto"
-_METHODS: Final = ("generator+maml", "maml", "generator", "generator+steps", "fine_tune")
 _INNER: Final = ("decoder", "head", "all")
 
 #: Options by name. Stock clients send those of other trainers along, so no name that decides
@@ -42,7 +42,7 @@ OPTIONS: Final[dict[str, Option]] = {
     "support": Option("", ""),
     "most": Option("", 5, 1, 50),
     "width": Option("", _AUTO, choices=(_AUTO, *WIDTHS)),
-    "adapt_method": Option("", _AUTO, choices=(_AUTO, *_METHODS)),
+    "adapt_method": Option("", _AUTO, choices=(_AUTO, *get_args(AdaptMethod))),
     "adapt_steps": Option("steps", 5, 0, 200),
     "adapt_rate": Option("learning_rate", 0.0, 0.0, 10.0),
     "inner_set": Option("inner_set", "decoder", choices=_INNER),

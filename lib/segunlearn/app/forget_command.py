@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from segunlearn.errors import InvalidInputError, SegUnlearnError
 from segunlearn.records.forget_set import ForgetRequest, ForgetSet
 from segunlearn.records.forget_states import Reason
 from segunlearn.records.ledger import Ledger
+from segunlearn.records.numbered import NUMBERED
 from segunlearn.records.outbox import Outbox
 from segunlearn.records.store import Store, open_store
 from segunlearn.records.targets import check_issuer, make_target
@@ -282,7 +282,7 @@ def studies(
 ) -> None:
     """List the studies that shaped a version, through all its ancestors."""
     with records(home, url) as store:
-        if re.fullmatch(r"v\d+", version):
+        if NUMBERED.fullmatch(version):
             registry = VersionRegistry(Home(home.expanduser().resolve()).model(model))
             version = registry.get(version).sha256
         found = Ledger(store).studies_of(version)

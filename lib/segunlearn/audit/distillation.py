@@ -22,6 +22,7 @@ from segunlearn.unlearning.loop import (
     Steps,
     descend,
     device_of,
+    dice_by_person,
     distil_step,
     frozen,
     mean_dice,
@@ -111,13 +112,9 @@ def distil(
     with seeded(settings.seed):
         steps = Steps(settings.steps, settings.learning_rate, "one_cycle")
         descend(student, objective, steps, phase="distil", report=report, cancel=cancel)
-    people: dict[str, list[Study]] = {}
-    for study in unseen:
-        people.setdefault(study.person, []).append(study)
-    found = {person: mean_dice(student, studies, config) for person, studies in people.items()}
-    return Distilled(
-        mean_dice(student, forget, config), float(np.mean(list(found.values()))), found
-    )
+    people = dice_by_person(student, unseen, config, tuple(config.label_values.values()))
+    mean = float(np.mean(list(people.values())))
+    return Distilled(mean_dice(student, forget, config), mean, people)
 
 
 def chance_of_students(

@@ -371,12 +371,18 @@ def dice_of(predicted: torch.Tensor, label: torch.Tensor, values: Iterable[int])
     return float(np.mean(scores))
 
 
-def mean_dice(network: nn.Module, studies: Sequence[Study], config: ModelConfig) -> float:
-    """Mean hard Dice: over structures, then studies of a person, then persons."""
+def dice_by_person(
+    network: nn.Module, studies: Sequence[Study], config: ModelConfig, values: Sequence[int]
+) -> dict[str, float]:
+    """Mean hard Dice of each person: over structures of these label values, then studies."""
     persons: dict[str, list[float]] = {}
-    values = tuple(config.label_values.values())
     for study, logs in zip(studies, log_probabilities(network, studies, config), strict=True):
-        persons.setdefault(study.person, []).append(
-            dice_of(logs.argmax(dim=0), study.label, values)
-        )
-    return float(np.mean([np.mean(scores) for scores in persons.values()]))
+        score = dice_of(logs.argmax(dim=0), study.label, values)
+        persons.setdefault(study.person, []).append(score)
+    return {person: float(np.mean(scores)) for person, scores in persons.items()}
+
+
+def mean_dice(network: nn.Module, studies: Sequence[Study], config: ModelConfig) -> float:
+    """Mean over persons of ``dice_by_person``, of every structure."""
+    values = tuple(config.label_values.values())
+    return float(np.mean(list(dice_by_person(network, studies, config, values).values())))
