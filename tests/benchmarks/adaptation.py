@@ -46,8 +46,8 @@ class Size:
 
     people: int | None = None
     sites: int = 12
-    left_out: int = 2
-    folds: int = 6
+    left_out: int = 3
+    folds: int = 4
     seeds: int = 3
     protocol: Protocol = field(default_factory=lambda: Protocol(CONFIG))
     training: Training = field(default_factory=Training)

@@ -46,7 +46,7 @@ class Training:
         Patches of a joint step; a virtual site changes four together.
     """
 
-    joint_steps: int = 3000
+    joint_steps: int = 4500
     iterations: int = 300
     generator_times: int = 8
     batch: int = 16

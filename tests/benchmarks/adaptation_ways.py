@@ -212,4 +212,4 @@ def _note(
 
 
 def _means(found: dict[str, list[float]]) -> dict[str, float]:
-    return {person: float(np.mean(values)) for person, values in sorted(found.items())}
+    return {person: round(float(np.mean(values)), 5) for person, values in sorted(found.items())}

@@ -63,6 +63,8 @@ class MetaSettings:
     learning_rate, rates_learning_rate, generator_learning_rate
         Peaks of Adam for the network, the logarithms of MAML's rates and the generator; half a
         cosine down to 0.
+    stepped_learning_rate
+        Peak for network and generator in ``"generator+maml"``, which find them trained already.
     gradient_clip
         Largest norm of the meta-gradient.
     train_network
@@ -80,9 +82,10 @@ class MetaSettings:
     iterations: int = 800
     generator_times: int = 4
     tasks: int = 4
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     rates_learning_rate: float = 2e-2
-    generator_learning_rate: float = 2e-3
+    generator_learning_rate: float = 3e-3
+    stepped_learning_rate: float = 1e-3
     gradient_clip: float = 10.0
     train_network: bool = True
     unstepped: float = 0.5
@@ -96,7 +99,7 @@ class MetaSettings:
             raise InvalidInputError(f"meta-training learns {', '.join(known)}, not {self.learn}.")
         positive = (
             "iterations", "generator_times", "tasks", "learning_rate", "rates_learning_rate",
-            "generator_learning_rate", "gradient_clip", "checkpoint_every",
+            "generator_learning_rate", "stepped_learning_rate", "gradient_clip", "checkpoint_every",
         )  # fmt: skip
         if faults := [f"{name} must be > 0" for name in positive if not getattr(self, name) > 0]:
             raise InvalidInputError(f"meta-training settings: {'; '.join(faults)}.")
@@ -355,9 +358,12 @@ def _learn(
 
 def _groups(learner: Learner, settings: MetaSettings) -> tuple[list[dict[str, Any]], list[float]]:
     """Parameters that are learned, and the peaks of their learning rates."""
-    found = [([w for w in learner.network.parameters() if w.requires_grad], settings.learning_rate)]
+    network, generator = settings.learning_rate, settings.generator_learning_rate
+    if isinstance(learner, SteppingLearner):
+        network = generator = settings.stepped_learning_rate
+    found = [([w for w in learner.network.parameters() if w.requires_grad], network)]
     if not isinstance(learner, MamlLearner):
-        found.append((list(learner.generator.parameters()), settings.generator_learning_rate))
+        found.append((list(learner.generator.parameters()), generator))
     if not isinstance(learner, GeneratorLearner):
         found.append((list(learner.learned_rates.parameters()), settings.rates_learning_rate))
     found = [(weights, peak) for weights, peak in found if weights]
