@@ -8,8 +8,9 @@ from the shorter one that ours start from, on the same
 virtual sites. At a left-out site every draw takes k people as support, the same for all methods,
 and scores all others.
 
-Each fold is one file in ``--work``, so a stopped run goes on; the result holds those that are
-there, and a later run takes them from it.
+Each fold is one file in ``--work``, in the folder of the settings that made it, so a stopped run
+goes on; the result holds those that are there, and a later run with the same settings takes them
+from it.
 ``--folds`` takes that many of each seed; every seed makes sites of its own.
 ``--quick`` is one fold of tiny trainings and writes nothing to ``results/``.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -35,6 +37,7 @@ from adaptation_table import better_than, curves, gate_bars, summary
 from adaptation_ways import Protocol
 from report import ROOT, commit, write
 
+from segunlearn.adaptation import AdaptSettings
 from segunlearn.records.durable import read_json, write_json_durably
 
 REGIMES: tuple[Regime, ...] = ("disagree", "appearance")
@@ -94,12 +97,21 @@ def done_folds(
         yield regime, read_json(path)
 
 
+def settings_sha256(size: Size) -> str:
+    """Digest of all that a fold's figures depend on, but the code."""
+    facts = {
+        "size": dataclasses.asdict(size) | {"folds": None, "seeds": None},
+        "meta": size.training.meta(0).to_json(),
+        "adapt": dataclasses.asdict(AdaptSettings()),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
 def recover(size: Size, work: Path) -> None:
     """Take the folds that the last result holds, where they were made with these settings."""
     path = ROOT / "results" / "adaptation_simulated.json"
     last = read_json(path) if path.is_file() else {}
-    now = json.loads(json.dumps(dataclasses.asdict(size)))
-    if {**last.get("size", {}), "folds": size.folds} != now:
+    if last.get("settings_sha256") != settings_sha256(size):
         return
     for regime, figures in last["figures"].items():
         for found in figures["folds"]:
@@ -137,12 +149,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     size = QUICK if options.quick else dataclasses.replace(Size(), folds=options.folds)
-    options.work.mkdir(parents=True, exist_ok=True)
-    recover(size, options.work)
+    work = options.work / settings_sha256(size)[:12]
+    work.mkdir(parents=True, exist_ok=True)
+    recover(size, work)
     slices = Slices.load(options.data, size.people)
     folds: dict[str, list[dict[str, Any]]] = {}
     make = not options.summary
-    for regime, found in done_folds(slices, size, options.work, options.only, make=make):
+    for regime, found in done_folds(slices, size, work, options.only, make=make):
         folds.setdefault(regime, []).append(found)
     figures = {regime: summary(of) for regime, of in folds.items()}
     for name, of in figures.items():
@@ -154,7 +167,8 @@ def main() -> None:
         write(
             "adaptation_simulated", figures, bars_of(figures, size.protocol.ks),
             seeds=sorted({f["seed"] for of in folds.values() for f in of}),
-            size=dataclasses.asdict(size), folds_done=done, threads="1",
+            size=dataclasses.asdict(size), settings_sha256=settings_sha256(size), folds_done=done,
+            threads="1",
         )  # fmt: skip
 
 

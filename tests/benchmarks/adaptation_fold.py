@@ -46,11 +46,21 @@ class Training:
         Patches of a joint step; a virtual site changes four together.
     """
 
-    joint_steps: int = 4500
-    iterations: int = 300
+    joint_steps: int = 12_000
+    iterations: int = 400
     generator_times: int = 8
     batch: int = 16
     maml: MamlSettings = _MAML
+
+    def meta(self, seed: int) -> MetaSettings:
+        """Give the settings of the meta-training on virtual sites."""
+        return MetaSettings(
+            learn=("generator+maml",),
+            iterations=self.iterations,
+            generator_times=self.generator_times,
+            episodes=EpisodeSettings(virtual=VirtualSettings(), seed=seed),
+            maml=self.maml,
+        )
 
 
 @dataclass(frozen=True)
@@ -108,21 +118,14 @@ def train(
     started = clock()
     base = joint(studies, protocol, training, seed)
     joint_seconds = clock() - started
-    plain = EpisodeSettings(virtual=None, seed=seed)
-    both = MetaSettings(
-        learn=("generator+maml",),
-        iterations=training.iterations,
-        generator_times=training.generator_times,
-        episodes=dataclasses.replace(plain, virtual=VirtualSettings()),
-        maml=training.maml,
-    )
+    both = training.meta(seed)
     started = clock()
     meta = meta_train(base, sources, config, both, base_sha256=BASE)
     meta_seconds = clock() - started
     alone = dataclasses.replace(both, learn=("maml",))
     maml = meta_train(base, sources, config, alone, base_sha256=BASE)
     meta = dataclasses.replace(meta, initial=maml.initial, rates=maml.rates)
-    without = dataclasses.replace(both, episodes=plain)
+    without = dataclasses.replace(both, episodes=EpisodeSettings(virtual=None, seed=seed))
     ablation = meta_train(base, sources, config, without, base_sha256=BASE) if ablate else None
     more = max(1, round(training.joint_steps * meta_seconds / max(joint_seconds, 1e-9)))
     matched = joint(studies, protocol, training, seed + 1, more, base)
