@@ -227,20 +227,29 @@ def test_the_whole_flow_in_a_current_viewer(new_tab: Any, embedded: Site) -> Non
     # the stream tells of a run once a second, and the phases of this one are as short
     assert len({s.split("|")[0] for s in steps}) > 1, steps
 
-    # the menu of the study; Escape leaves everything as it was
-    study = here.page.locator(".group", has_text="SYNTHETIC abdomen").first
-    here.menu(study, "Mark for forgetting…")
-    assert "Mark this study" in here.text("dialog")
-    here.page.keyboard.press("Escape")
-    here.gone("dialog")
-    here.see("study", marked="false")
-    here.menu(study, "Mark for forgetting…")
-    here.mark("retention_expired")
-    here.see("study", marked="true")
-    here.page.goto(f"{server.url}/ohif/")
-    assert here.see("cell").inner_text() == "FORGET"
-    assert here.page.locator("[data-cy=sul-cell]").count() == 1
-    here.picture("list")
+
+def test_the_menu_of_a_study(new_tab: Any, embedded: Site) -> None:
+    hospital, server = embedded
+    person = hospital.people[0]
+    tab = new_tab(server.url)
+    tab.open(person.study)
+    study = tab.page.locator(".group", has_text="SYNTHETIC abdomen").first
+    # Escape leaves everything as it was, even while the menu, which takes Escape too, still fades
+    fading = tab.page.add_style_tag(content="[role=menu] {animation-duration: 9999s !important}")
+    tab.menu(study, "Mark for forgetting…")
+    assert "Mark this study" in tab.text("dialog")
+    tab.page.keyboard.press("Escape")
+    tab.gone("dialog")
+    tab.see("study", marked="false")
+    tab.page.keyboard.press("Escape")  # to the menu now
+    fading.evaluate("style => style.remove()")
+    tab.menu(study, "Mark for forgetting…")
+    tab.mark("retention_expired")
+    tab.see("study", marked="true")
+    tab.page.goto(f"{server.url}/ohif/")
+    assert tab.see("cell").inner_text() == "FORGET"
+    assert tab.page.locator("[data-cy=sul-cell]").count() == 1
+    tab.picture("list")
 
 
 def test_adapting_and_purging(new_tab: Any, embedded: Site) -> None:

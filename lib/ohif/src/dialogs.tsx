@@ -22,7 +22,10 @@ function Frame({ title, says = [], children, wide }: FrameProps): JSX.Element {
     const element = ref.current;
     if (element && !element.open) element.showModal();
     const before = document.activeElement as HTMLElement | null;
-    return () => before?.focus?.();
+    // a menu of the host that still fades would take Escape from the browser, which closes for us
+    const own = (e: KeyboardEvent): void => { if (e.key === "Escape") e.stopPropagation(); };
+    window.addEventListener("keydown", own, true);
+    return () => { window.removeEventListener("keydown", own, true); before?.focus?.(); };
   }, []);
   return (
     <dialog ref={ref} className={`sul-dialog${wide ? " wide" : ""}`} aria-label={title}
