@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,8 @@ class Training:
         Outer steps; see ``MetaSettings``.
     batch
         Patches of a joint step; a virtual site changes four together.
+    virtual
+        Sites that episodes are seen as; a joint step takes their looks without their labels.
     """
 
     joint_steps: int = 12_000
@@ -51,6 +53,7 @@ class Training:
     generator_times: int = 8
     batch: int = 16
     maml: MamlSettings = _MAML
+    virtual: VirtualSettings = field(default_factory=VirtualSettings)
 
     def meta(self, seed: int) -> MetaSettings:
         """Give the settings of the meta-training on virtual sites."""
@@ -58,7 +61,7 @@ class Training:
             learn=("generator+maml",),
             iterations=self.iterations,
             generator_times=self.generator_times,
-            episodes=EpisodeSettings(virtual=VirtualSettings(), seed=seed),
+            episodes=EpisodeSettings(virtual=self.virtual, seed=seed),
             maml=self.maml,
         )
 
@@ -89,7 +92,8 @@ def joint(
     start
         Weights to go on from; None: fresh ones.
     """
-    virtual, rng = VirtualSettings(border=0, part=0), np.random.default_rng(seed)
+    virtual = dataclasses.replace(training.virtual, border=0, part=0)
+    rng = np.random.default_rng(seed)
     network = copy_of(start) if start is not None else build_network(protocol.config, seed)
 
     def batch() -> tuple[torch.Tensor, torch.Tensor]:
