@@ -14,6 +14,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACE = re.compile(
@@ -42,17 +43,60 @@ COLUMNS = {
 }
 
 
+Bar = dict[str, Any]
+
+
+def escaped(text: str) -> str:
+    """Text of a cell: a bar would end it."""
+    return text.replace("|", "\\|")
+
+
+def value(bar: Bar) -> str:
+    """Write what was measured."""
+    return f"{bar['value']:.4g}" if isinstance(bar["value"], float) else str(bar["value"])
+
+
+def tail(bar: Bar) -> str:
+    """Name of a figure without what stands before its colon."""
+    return str(bar["name"]).partition(": ")[2]
+
+
+def several(bars: list[Bar]) -> dict[tuple[str, str], dict[str, Bar]]:
+    """Figures with one target for three things and more, which get a column each."""
+    found: dict[tuple[str, str], dict[str, Bar]] = {}
+    for bar in bars:
+        found.setdefault((tail(bar), bar["target"]), {})[bar["name"].partition(": ")[0]] = bar
+    return {key: of for key, of in found.items() if key[0] and len(of) > 2}
+
+
 def table(name: str) -> str:
-    """Markdown table of the bars of one result file, with its commit and machine size."""
+    """Markdown table of the bars of one result file, with its commit and machine size.
+
+    A figure that is held against one target for three things and more is a line of a second table.
+    """
     path = ROOT / "results" / f"{name}.json"
     if not path.is_file():
         return "Not measured yet.\n"
     result = json.loads(path.read_text(encoding="utf-8"))
-    lines = ["| figure | measured | target | holds |", "|---|---|---|---|"]
-    for bar in result["bars"]:
-        value, holds = bar["value"], "yes" if bar["holds"] else "**no**"
-        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-        lines.append(f"| {bar['name']} | {shown} | {bar['target']} | {holds} |")
+    lines, wide = [], several(result["bars"])
+    if single := [b for b in result["bars"] if (tail(b), b["target"]) not in wide]:
+        lines += ["| figure | measured | target | holds |", "|---|---|---|---|"]
+    for bar in single:
+        holds = "yes" if bar["holds"] else "**no**"
+        lines.append(
+            f"| {escaped(bar['name'])} | {value(bar)} | {escaped(bar['target'])} | {holds} |"
+        )
+    if wide:
+        heads = list(dict.fromkeys(head for of in wide.values() for head in of))
+        lines += [""] * bool(lines) + [
+            f"| figure | target | {' | '.join(heads)} |",
+            "|---" * (len(heads) + 2) + "|",
+        ]
+    for (figure, target), of in wide.items():
+        cells = [
+            value(of[h]) + ("" if of[h]["holds"] else " **no**") if h in of else "–" for h in heads
+        ]
+        lines.append(f"| {escaped(figure)} | {escaped(target)} | {' | '.join(cells)} |")
     lines.append("")
     lines.append(
         f"`results/{name}.json`, {result['cores']} cores, commit `{result['commit'][:12]}`."
