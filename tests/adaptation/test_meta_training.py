@@ -135,6 +135,29 @@ def test_a_checkpoint_of_other_studies_is_not_used(tmp_path: Path) -> None:
     assert next(p.step for p in seen if p.phase == "maml") == 1
 
 
+def test_learning_begins_at_other_weights_than_it_stands_beside(tmp_path: Path) -> None:
+    early, later = joint(), copy.deepcopy(joint())
+    with torch.no_grad():
+        for weight in later.parameters():
+            weight.add_(0.1)
+    own = trained(run_dir=tmp_path)
+    seen: list[Progress] = []
+    made = meta_train(
+        later, SITES, CONFIG, SHORT, base_sha256=BASE, start=early, run_dir=tmp_path,
+        report=seen.append,
+    )  # fmt: skip
+    assert next(p.step for p in seen if p.phase == "maml") == 1, "a checkpoint of another start"
+    for network, meta in ((early, own), (later, made)):
+        for part in (meta.initial, meta.film_network):
+            assert set(part) <= set(dict(network.named_parameters()))
+    for part in ("initial", "film_network"):
+        learned = [
+            {**dict(network.named_parameters()), **getattr(meta, part)}
+            for network, meta in ((early, own), (later, made))
+        ]
+        assert all(torch.equal(learned[0][name], learned[1][name]) for name in learned[0])
+
+
 def test_a_unet_learns_on_virtual_sites_of_a_single_real_one() -> None:
     network = build_network(UNET, 0)
     episodes = EpisodeSettings(virtual=VirtualSettings(share=1))

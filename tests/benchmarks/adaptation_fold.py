@@ -39,7 +39,9 @@ class Training:
     Parameters
     ----------
     joint_steps
-        Of the model that adapting starts from.
+        Of the model that meta-training starts from.
+    longer
+        More steps of it, for the one that is served and that adapters stand beside.
     iterations, generator_times
         Outer steps; see ``MetaSettings``.
     batch
@@ -48,8 +50,9 @@ class Training:
         Sites that episodes are seen as; a joint step takes their looks without their labels.
     """
 
-    joint_steps: int = 12_000
-    iterations: int = 400
+    joint_steps: int = 4500
+    longer: int = 0
+    iterations: int = 300
     generator_times: int = 8
     batch: int = 16
     maml: MamlSettings = _MAML
@@ -120,22 +123,28 @@ def train(
     studies = [s for people in sources.values() for s in people]
     clock = time.process_time
     started = clock()
-    base = joint(studies, protocol, training, seed)
+    early = joint(studies, protocol, training, seed)
     joint_seconds = clock() - started
+    longer = training.longer
+    base = joint(studies, protocol, training, seed + 2, longer, early) if longer else early
     both = training.meta(seed)
     started = clock()
-    meta = meta_train(base, sources, config, both, base_sha256=BASE)
+    meta = meta_train(base, sources, config, both, base_sha256=BASE, start=early)
     meta_seconds = clock() - started
     alone = dataclasses.replace(both, learn=("maml",))
-    maml = meta_train(base, sources, config, alone, base_sha256=BASE)
+    maml = meta_train(base, sources, config, alone, base_sha256=BASE, start=early)
     meta = dataclasses.replace(meta, initial=maml.initial, rates=maml.rates)
     without = dataclasses.replace(both, episodes=EpisodeSettings(virtual=None, seed=seed))
-    ablation = meta_train(base, sources, config, without, base_sha256=BASE) if ablate else None
+    ablation = (
+        meta_train(base, sources, config, without, base_sha256=BASE, start=early)
+        if ablate
+        else None
+    )
     more = max(1, round(training.joint_steps * meta_seconds / max(joint_seconds, 1e-9)))
     matched = joint(studies, protocol, training, seed + 1, more, base)
     facts = {
         "joint_seconds": joint_seconds, "meta_seconds": meta_seconds,
-        "matched_steps": training.joint_steps + more,
+        "matched_steps": training.joint_steps + longer + more,
     }  # fmt: skip
     return Trained(base, meta, ablation, matched, facts)
 

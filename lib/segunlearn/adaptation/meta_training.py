@@ -207,6 +207,7 @@ def meta_train(
     settings: MetaSettings,
     *,
     base_sha256: str,
+    start: nn.Module | None = None,
     run_dir: Path | None = None,
     report: Report = no_report,
     cancel: Cancel = never,
@@ -216,7 +217,12 @@ def meta_train(
     Parameters
     ----------
     network
-        Joint weights; never changed. From random ones, meta-training learns little.
+        Joint weights, which adapters stand beside; never changed.
+    start
+        Joint weights that learning begins at; None: ``network``'s. What serves unadapted sites best
+        was trained longer than what learns best to adapt: on simulated sites that disagree, the
+        generator is two points better after 4500 joint steps than after 12,000. From random
+        weights, meta-training learns little.
     sites
         Labelled studies on the model's grid, by their site's key. The caller has taken out every
         study that a forget request covers.
@@ -249,13 +255,13 @@ def meta_train(
     phases = settings.phases
     steps = 1 if phases == ("generator",) else settings.maml.steps
     episodes = Episodes(sites, config, settings.episodes, steps)
-    fingerprint = _fingerprint(sites, config, settings, base_sha256)
+    fingerprint = _fingerprint(sites, config, settings, base_sha256, start)
     parts: dict[str, Any] = {}
     curves: dict[str, list[dict[str, Any]]] = {}
     learner: Learner | None = None
     for name in phases:
         with seeded(settings.episodes.seed):
-            learner = _learner(name, learner, network, config, settings)
+            learner = _learner(name, learner, start or network, config, settings)
         folder = None if run_dir is None else Path(run_dir) / name.replace("+", "-")
         curves[name] = _learn(
             learner, name, episodes, settings, _checkpoint(folder, fingerprint), report, cancel
@@ -387,12 +393,18 @@ def _checkpoint(folder: Path | None, fingerprint: str) -> Checkpoint | None:
 
 
 def _fingerprint(
-    sites: Mapping[str, Sequence[Study]], config: ModelConfig, settings: MetaSettings, base: str
+    sites: Mapping[str, Sequence[Study]],
+    config: ModelConfig,
+    settings: MetaSettings,
+    base: str,
+    start: nn.Module | None,
 ) -> str:
     """Of everything that shapes the result: a checkpoint of other studies is never used."""
     content = hashlib.sha256()
     facts = {"config": config.to_json(), "settings": settings.to_json(), "base": base}
     content.update(json.dumps(facts, sort_keys=True).encode())
+    for weight in start.state_dict().values() if start is not None else ():
+        content.update(weight.cpu().numpy().tobytes())
     for site, studies in sorted(sites.items()):
         for study in sorted(studies, key=lambda s: s.series):
             content.update(f"\n{site}\0{study.series}\0{study.person}\0".encode())
