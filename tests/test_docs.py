@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -31,6 +32,21 @@ def test_routes_options_and_commands_are_those_of_the_code() -> None:
 def test_figures_are_those_of_the_result_files() -> None:
     done = run("results/render.py", "--check")
     assert done.returncode == 0, done.stderr
+
+
+def test_every_bar_that_fails_is_marked_in_its_table() -> None:
+    found = 0
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        for name, table in re.findall(r"<!-- results:([\w-]+) -->\n(.*?)<!-- end -->", text, re.S):
+            bars = json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))[
+                "bars"
+            ]
+            assert table.count("**no**") == sum(not bar["holds"] for bar in bars), name
+            rows = [re.split(r"(?<!\\)\|", line) for line in table.splitlines() if line[:1] == "|"]
+            assert {len(row) for row in rows} <= {6, len(rows[-1])}, name
+            found += len(bars)
+    assert found > 100
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
