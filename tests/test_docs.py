@@ -39,9 +39,8 @@ def test_every_bar_that_fails_is_marked_in_its_table() -> None:
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
         for name, table in re.findall(r"<!-- results:([\w-]+) -->\n(.*?)<!-- end -->", text, re.S):
-            bars = json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))[
-                "bars"
-            ]
+            result = (ROOT / "results" / f"{name}.json").read_text(encoding="utf-8")
+            bars = json.loads(result)["bars"]
             assert table.count("**no**") == sum(not bar["holds"] for bar in bars), name
             rows = [re.split(r"(?<!\\)\|", line) for line in table.splitlines() if line[:1] == "|"]
             assert {len(row) for row in rows} <= {6, len(rows[-1])}, name
