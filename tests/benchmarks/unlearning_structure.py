@@ -159,7 +159,9 @@ class StructureBench(Bench):
             self.measured(name, make)
         self.measured("original", lambda: self.original)
         for way in self.ways:
-            self.measured(way.name, partial(self.way, way), dict(way.settings))
+            settings = self.settings_of(way)
+            known = None if settings is None else asdict(settings)
+            self.measured(way.name, partial(self.way, way), known)
         self.measured(
             "short", partial(self.trained, self.dir, "short", never, task.short_epochs, 23)
         )
@@ -170,11 +172,10 @@ class StructureBench(Bench):
         trained = self.split["trained"]
         return self.trained(self.originals, "original", trained, self.task.epochs, 0)
 
-    def way(self, way: Way) -> Made:
-        """Withdraw the structure in one way."""
-        original = self.original.network
+    def settings_of(self, way: Way) -> Any:
+        """All settings of a way; None of a filter, which has none."""
         if not way.method:
-            return Made(Without(original, self.value, way.heir or "background").eval(), 0.0)
+            return None
         settings = METHODS[way.method].settings(**dict(way.settings))
         fields = type(settings).__dataclass_fields__
         chosen: dict[str, Any] = {}
@@ -184,11 +185,17 @@ class StructureBench(Bench):
             chosen["heir"] = way.heir
         if "retain" in fields:
             chosen["retain"] = "none"  # everybody shows it, and is in the forget set
-        settings = replace(settings, **chosen)
+        return replace(settings, **chosen)
+
+    def way(self, way: Way) -> Made:
+        """Withdraw the structure in one way."""
+        original, settings = self.original.network, self.settings_of(way)
+        if settings is None:
+            return Made(Without(original, self.value, way.heir or "background").eval(), 0.0)
         if "forget" in METHODS[way.method].reads_with(settings):
             sets = self.showing
         else:
-            sets = self.repairing if "structure" in fields else self.never
+            sets = self.repairing if hasattr(settings, "structure") else self.never
         run = partial(unlearn, way.method, original, sets, settings)
         return self.kept(self.dir, way.name, lambda: run().network, asdict(settings))
 
