@@ -142,7 +142,9 @@ def _unlearned(
         settings = dataclasses.replace(settings, key=secrets.token_hex(32))
     reads = method.reads_with(settings)
     stored = [n for n in reads if replay is None or n != "retain"]
-    members: dict[str, tuple[Case, ...]] = {str(n): tuple(getattr(sets, n)) for n in stored}
+    members: dict[str, tuple[Case, ...]] = {
+        str(n): method.read_of(n, getattr(sets, n), settings) for n in stored
+    }
     studies = read_sets(
         members, sets.config, lambda n, total: report(Progress("read studies", n, total)), cancel,
         without=sets.untaught,

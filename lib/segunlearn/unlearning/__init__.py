@@ -8,9 +8,9 @@ ones is believed without an audit (``segunlearn.audit``).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -40,6 +40,7 @@ from segunlearn.unlearning.sets import (
     Study,
     UnlearningSets,
     cut_to_patch,
+    few,
     studies_of,
 )
 
@@ -55,6 +56,8 @@ __all__ = [
     "studies_of",
     "unlearn",
 ]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class Method:
         The sets it reads with given settings, where these decide it; None: always ``reads``.
     check
         ``(network, sets, settings)``: raises InvalidInputError for what it cannot treat.
+    most
+        Studies of a set that it reads at most with given settings; None: all of each.
     """
 
     run: Callable[..., nn.Module]
@@ -86,10 +91,22 @@ class Method:
     summary: str
     reads_for: Callable[[Any], tuple[SetName, ...]] | None = None
     check: Callable[[nn.Module, UnlearningSets, Any], None] | None = None
+    most: Callable[[Any], Mapping[SetName, int]] | None = None
 
     def reads_with(self, settings: Any) -> tuple[SetName, ...]:
         """Name the sets it reads with these settings; :func:`unlearn` gives it no others."""
         return self.reads if self.reads_for is None else self.reads_for(settings)
+
+    def read_of(self, name: SetName, studies: Sequence[T], settings: Any) -> tuple[T, ...]:
+        """Choose what it reads of a set with these settings; :func:`unlearn` gives it no more.
+
+        Parameters
+        ----------
+        studies
+            Of the set, read or not yet.
+        """
+        most = None if self.most is None else self.most(settings).get(name)
+        return tuple(studies) if most is None else few(studies, most, settings.seed)
 
 
 #: Every method by name.
@@ -173,8 +190,9 @@ METHODS: dict[str, Method] = {
         calibrated.READS,
         False,
         "bring the forget set to the loss of unseen people and no further: hides",
-        calibration.reads,
+        calibrated.reads,
         checks.adapters_and_calibration,
+        calibrated.most,
     ),
     "adversarial": Method(
         adversarial.adversarial,
@@ -284,6 +302,10 @@ def checked(
             f"{name} takes {method.settings.__name__}, not {type(settings).__name__}."
         )
     given = sets.only(method.reads_with(settings))
+    given = UnlearningSets(
+        sets.config,
+        **{n: method.read_of(n, getattr(given, n), settings) for n in method.reads_with(settings)},
+    )
     if method.check is not None:
         method.check(network, given, settings)
     return method, settings, given

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
+from typing import Final, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,13 +15,13 @@ from segunlearn.errors import InvalidInputError
 from segunlearn.unlearning.calibration import (
     Answers,
     Heir,
-    Retain,
     Terms,
     Weights,
-    check_common,
+    check_structure,
     study_losses,
     unseen_ranks,
 )
+from segunlearn.unlearning.hardness import hardness
 from segunlearn.unlearning.kept_layers import KeptLayers
 from segunlearn.unlearning.loop import (
     Cancel,
@@ -38,8 +38,12 @@ from segunlearn.unlearning.sets import SetName, Study, UnlearningSets
 
 READS: Final[tuple[SetName, ...]] = ("forget", "retain", "calibration")
 
+Retained = Literal["ranked", "stored", "none"]
+
 #: Step of the shares that are tried.
 _FINE: Final = 0.005
+#: No set is taken for harder: losses beyond those of all unseen people show, too.
+_HARDEST: Final = 0.87
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ class CalibratedSettings:
         Another loop of ``again`` steps follows, up to so many loops in all, until the mean rank of
         forget losses among the original's on C is this. The change that was made is then scaled by
         the share at which it is, and by ``furthest`` at most; 0: one loop, and it stays as it is.
-        So does that of a structure. Who is unseen loses a little, too: 0.5 is not enough.
+        So does that of a structure. Who is unseen loses a little, too: 0.5 is not enough. It is for
+        studies as hard as others; by what they are harder, it is higher.
     retain_weight, calibration_weight
         Of loss and distillation on R, and of distillation on C.
     noise
@@ -72,13 +77,17 @@ class CalibratedSettings:
     unseen
         Studies of C that are held, at most. The levels are of all.
     retain
-        ``"none"``: without R, which is then not read.
+        ``"ranked"``: some of R is read, to know how hard S is; see ``hardness``. ``"stored"``: all
+        of R is, to be held where it was, and S counts as hard as others. ``"none"``: so it does,
+        and R is not read; nor is it for a structure that is ranked.
+    ranked
+        Studies of R that are read for them, at most.
     steps, learning_rate, batch_size, seed
         Of the loop, one cycle; patches of each set.
 
     Notes
     -----
-    Chosen on four splits of the hippocampus that are not reported.
+    Chosen on splits of the hippocampus that are not reported.
     """
 
     structure: int = 0
@@ -89,7 +98,7 @@ class CalibratedSettings:
     up: float = 3.0
     back: float = 0.3
     beyond: float = 0.06
-    standing: float = 0.6
+    standing: float = 0.625
     rounds: int = 2
     again: int = 10
     furthest: float = 1.25
@@ -97,24 +106,43 @@ class CalibratedSettings:
     calibration_weight: float = 6.5
     noise: float = 0.0
     unseen: int = 8
-    retain: Retain = "none"
+    retain: Retained = "ranked"
+    ranked: int = 24
     steps: int = 20
     learning_rate: float = 8e-3
     batch_size: int = 2
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_common(self.structure, self.retain, heir=self.heir)
-        if self.rank < 0 or self.furthest < 0 or min(self.unseen, self.rounds, self.again) < 1:
+        check_structure(self.structure, self.heir)
+        if self.retain not in get_args(Retained):
+            known = ", ".join(get_args(Retained))
+            raise InvalidInputError(f"retain is {self.retain!r}, must be one of {known}.")
+        counts = (self.unseen, self.rounds, self.again, self.ranked)
+        if self.rank < 0 or self.furthest < 0 or min(counts) < 1:
             raise InvalidInputError(
-                "calibrated needs a rank and furthest >= 0, a round, a step of the next and an "
-                "unseen study at least."
+                "calibrated needs a rank and furthest >= 0, a round, a step of the next, an unseen "
+                "and a ranked study at least."
             )
         if self.structure and self.layers == "bottleneck":
             raise InvalidInputError(
                 "a structure does not leave by the deepest layers: give layers 'decoder' and a "
                 "rank, 8 for instance."
             )
+
+
+def _ranks(settings: CalibratedSettings) -> bool:
+    return settings.retain == "ranked" and settings.structure == 0
+
+
+def reads(settings: CalibratedSettings) -> tuple[SetName, ...]:
+    """Name the sets that are read with these settings."""
+    return READS if _ranks(settings) or settings.retain == "stored" else ("forget", "calibration")
+
+
+def most(settings: CalibratedSettings) -> dict[SetName, int]:
+    """Studies of a set that are read at most with these settings."""
+    return {"retain": settings.ranked} if _ranks(settings) else {}
 
 
 def calibrated(
@@ -130,9 +158,11 @@ def calibrated(
         \frac{1}{|S|} \sum_i a \, relu(q_i - l_i) + b \, relu(l_i - q_i)
         + w_R (L(R) + KL(\theta_o; R)) + w_C KL(\theta_o; C)
 
-    with :math:`q_i` the rank-matched quantile of the original's losses on C, and scale the change
-    until the :math:`l_i` stand among the losses on C as these do. With a structure c every term
-    is :math:`KL(p' \| p_s)` with p' of ``calibration.logits_without``.
+    with :math:`q_i` a quantile of the original's losses on C, and scale the change until the
+    :math:`l_i` stand among the losses on C as unseen studies so hard would: the quantile is the
+    ``hardness`` of S, or the one of the same rank where S is not known to be harder than others.
+    With a structure c every term is :math:`KL(p' \| p_s)` with p' of
+    ``calibration.logits_without``.
 
     For the level ``hidden``: outputs no longer show the studies, the weights still know them. The
     loss is our own; forgetting by an adapter on intact weights as in arXiv 2511.16574, the class
@@ -147,6 +177,11 @@ def calibrated(
     )
     order = np.random.default_rng(settings.seed).permutation(len(sets.calibration))
     held = tuple(sets.calibration[i] for i in order[: settings.unseen])
+    hard, standing = None, settings.standing
+    if _ranks(settings):
+        hard = hardness(network, sets.forget, sets.retain, sets.config, settings.seed)
+        sets = replace(sets, retain=())
+        standing = min(standing + hard - 0.5, _HARDEST)
     terms = Terms(
         network,
         sets,
@@ -157,6 +192,8 @@ def calibrated(
         settings.heir,
         held,
     )
+    if hard is not None:
+        terms.levels[:] = torch.quantile(terms.unseen, min(hard, _HARDEST))
     if settings.structure == 0:
         terms.levels = terms.levels + settings.beyond
     adapted = None
@@ -191,13 +228,11 @@ def calibrated(
             if not scaled:
                 break
             ended = losses(student)
-            if float(unseen_ranks(ended, terms.unseen).mean()) >= settings.standing:
+            if float(unseen_ranks(ended, terms.unseen).mean()) >= standing:
                 break
     made = adapted.merged() if adapted else student
     if scaled:
-        share_of = partial(
-            share_at, settings.standing, unseen=terms.unseen, furthest=settings.furthest
-        )
+        share_of = partial(share_at, standing, unseen=terms.unseen, furthest=settings.furthest)
         _scale(made, network, partial(losses, made), {0.0: terms.losses, 1.0: ended}, share_of)
     return made.requires_grad_(True).eval()
 

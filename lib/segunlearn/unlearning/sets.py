@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from segunlearn.transforms import preprocess, preprocess_label
 from segunlearn.volumes import read_volume
 
 SetName = Literal["forget", "retain", "calibration"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,14 @@ class UnlearningSets:
                 for studies in (self.forget, self.retain, self.calibration)
             ),
         )
+
+
+def few(studies: Sequence[T], most: int, seed: int) -> tuple[T, ...]:
+    """Choose so many of them at random, all where they are no more; in their order."""
+    if len(studies) <= most:
+        return tuple(studies)
+    chosen = np.random.default_rng(seed).choice(len(studies), most, replace=False)
+    return tuple(studies[i] for i in sorted(chosen))
 
 
 def check_disjoint(sets: dict[str, tuple[Study, ...]], config: ModelConfig) -> None:
