@@ -58,7 +58,7 @@ class Size:
 
 QUICK = Size(
     16, 4, 1, 1, 1,
-    Protocol(CONFIG, (1, 2), (0, 3), 2, 1, (1e-3, 1e-2), 2), Training(20, 5, 2, 1, 8),
+    Protocol(CONFIG, (1, 2), (0, 3), 2, 1, (1e-3, 1e-2), 2), Training(20, 5, 2, 1, 2, batch=8),
 )  # fmt: skip
 
 

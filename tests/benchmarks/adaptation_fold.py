@@ -44,6 +44,8 @@ class Training:
         More steps of it, for the one that is served and that adapters stand beside.
     iterations, generator_times
         Outer steps; see ``MetaSettings``.
+    alone
+        Outer steps of MAML without a generator, which is reported beside.
     batch
         Patches of a joint step; a virtual site changes four together.
     virtual
@@ -51,9 +53,10 @@ class Training:
     """
 
     joint_steps: int = 4500
-    longer: int = 0
-    iterations: int = 300
-    generator_times: int = 8
+    longer: int = 7500
+    iterations: int = 900
+    generator_times: int = 5
+    alone: int = 300
     batch: int = 16
     maml: MamlSettings = _MAML
     virtual: VirtualSettings = field(default_factory=VirtualSettings)
@@ -64,6 +67,7 @@ class Training:
             learn=("generator+maml",),
             iterations=self.iterations,
             generator_times=self.generator_times,
+            stepped_learning_rate=3e-3,
             episodes=EpisodeSettings(virtual=self.virtual, seed=seed),
             maml=self.maml,
         )
@@ -131,7 +135,7 @@ def train(
     started = clock()
     meta = meta_train(base, sources, config, both, base_sha256=BASE, start=early)
     meta_seconds = clock() - started
-    alone = dataclasses.replace(both, learn=("maml",))
+    alone = dataclasses.replace(both, learn=("maml",), iterations=training.alone)
     maml = meta_train(base, sources, config, alone, base_sha256=BASE, start=early)
     meta = dataclasses.replace(meta, initial=maml.initial, rates=maml.rates)
     without = dataclasses.replace(both, episodes=EpisodeSettings(virtual=None, seed=seed))
