@@ -62,7 +62,9 @@ QUICK = Size(
 )  # fmt: skip
 
 
-def one_fold(sites: Sites, number: int, seed: int, size: Size, *, ablate: bool) -> dict[str, Any]:
+def one_fold(
+    sites: Sites, number: int, seed: int, size: Size, folder: Path, *, ablate: bool
+) -> dict[str, Any]:
     """Leave sites out, tune on the next one, train on the others."""
     names = sorted(sites)
     names = names[number * size.left_out :] + names[: number * size.left_out]
@@ -75,6 +77,7 @@ def one_fold(sites: Sites, number: int, seed: int, size: Size, *, ablate: bool) 
         size.protocol,
         size.training,
         ablate=ablate,
+        folder=folder,
     )
     return {"fold": number, "tuned_on": tuning, "commit": commit(), **found}
 
@@ -90,7 +93,8 @@ def done_folds(
                 continue
             started, sites = time.monotonic(), slices.sites(regime, size.sites, seed)
             ablate = regime == "disagree" and seed == number == 0
-            write_json_durably(path, one_fold(sites, number, seed, size, ablate=ablate))
+            made = one_fold(sites, number, seed, size, path.with_suffix(""), ablate=ablate)
+            write_json_durably(path, made)
             minutes = (time.monotonic() - started) / 60
             sys.stdout.write(f"{path.stem}: {minutes:.0f} min\n")
             sys.stdout.flush()

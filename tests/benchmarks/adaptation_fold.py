@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
+from adaptation_kept import BASE, Kept
 from adaptation_ways import Protocol, Scores, Way, adapted, baselines, gated, scores, stock
 from torch import nn
 
@@ -26,7 +28,6 @@ from segunlearn.unlearning import Study
 from segunlearn.unlearning.loop import Steps, copy_of, descend, dice_ce
 
 Sites = Mapping[str, Sequence[Study]]
-BASE = "0" * 64
 _OURS: tuple[AdaptMethod, ...] = ("generator+maml", "generator+steps", "maml")
 #: The inner set was chosen on sites of another seed; pictures are small, so is the memory.
 _MAML = MamlSettings(inner_set="all", checkpointed=False, initial_rate=0.02)
@@ -120,32 +121,35 @@ def joint(
 
 
 def train(
-    sources: Sites, seed: int, protocol: Protocol, training: Training, *, ablate: bool
+    sources: Sites, seed: int, protocol: Protocol, training: Training, kept: Kept, *, ablate: bool
 ) -> Trained:
     """Joint and meta-training, and a joint one that takes as long as both."""
-    config = protocol.config
+    config, longer = protocol.config, training.longer
     studies = [s for people in sources.values() for s in people]
-    clock = time.process_time
-    started = clock()
-    early = joint(studies, protocol, training, seed)
-    joint_seconds = clock() - started
-    longer = training.longer
-    base = joint(studies, protocol, training, seed + 2, longer, early) if longer else early
+
+    def further(name: str, seed: int, steps: int, start: nn.Module) -> nn.Module:
+        make = partial(joint, studies, protocol, training, seed, steps, start)
+        return cast(nn.Module, kept.network(name, config, make)[0])
+
+    def learned(name: str, settings: MetaSettings) -> tuple[MetaModel, float]:
+        make = partial(
+            meta_train, base, sources, config, settings, base_sha256=BASE, start=early
+        )  # fmt: skip
+        return cast(tuple[MetaModel, float], kept.meta(name, make))
+
+    early, joint_seconds = kept.network(
+        "early", config, partial(joint, studies, protocol, training, seed)
+    )
+    base = further("base", seed + 2, longer, early) if longer else early
     both = training.meta(seed)
-    started = clock()
-    meta = meta_train(base, sources, config, both, base_sha256=BASE, start=early)
-    meta_seconds = clock() - started
+    meta, meta_seconds = learned("meta", both)
     alone = dataclasses.replace(both, learn=("maml",), iterations=training.alone)
-    maml = meta_train(base, sources, config, alone, base_sha256=BASE, start=early)
+    maml, _ = learned("maml", alone)
     meta = dataclasses.replace(meta, initial=maml.initial, rates=maml.rates)
     without = dataclasses.replace(both, episodes=EpisodeSettings(virtual=None, seed=seed))
-    ablation = (
-        meta_train(base, sources, config, without, base_sha256=BASE, start=early)
-        if ablate
-        else None
-    )
+    ablation = learned("ablation", without)[0] if ablate else None
     more = max(1, round(training.joint_steps * meta_seconds / max(joint_seconds, 1e-9)))
-    matched = joint(studies, protocol, training, seed + 1, more, base)
+    matched = further("matched", seed + 1, more, base)
     facts = {
         "joint_seconds": joint_seconds, "meta_seconds": meta_seconds,
         "matched_steps": training.joint_steps + longer + more,
@@ -162,6 +166,7 @@ def fold(
     training: Training,
     *,
     ablate: bool,
+    folder: Path | None = None,
 ) -> dict[str, Any]:
     """Train, tune, adapt; Dice by left-out site, method and person.
 
@@ -176,10 +181,31 @@ def fold(
         Sites that are adapted to.
     ablate
         Meta-train once more without virtual sites.
+    folder
+        Where what is made on the way is kept; a fold that was stopped goes on.
     """
-    config = protocol.config
-    trained = train(sources, seed, protocol, training, ablate=ablate)
-    both = AdaptSettings("generator+maml")
+    kept = Kept(folder)
+    trained = train(sources, seed, protocol, training, kept, ablate=ablate)
+    dice: dict[str, dict[str, dict[str, float]]] = {name: {} for name in out}
+    rates: dict[str, float] = {}
+    adopted: dict[str, float] = {}
+    for k in protocol.ks:
+        found = kept.figures(f"k-{k}", partial(at, k, trained, tuning, out, seed, protocol))
+        for site, of in found["dice"].items():
+            dice[site] |= of
+        rates |= found["rates"]
+        adopted |= found["adopted"]
+    return {
+        "out": list(out), "seed": seed, "dice": dice, "rates": rates, "adopted": adopted,
+        **trained.facts,
+    }  # fmt: skip
+
+
+def at(
+    k: int, trained: Trained, tuning: Sequence[Study], out: Sites, seed: int, protocol: Protocol
+) -> dict[str, Any]:
+    """Dice, tuned rates and shares of adopted adapters with so many people; see ``fold``."""
+    config, both = protocol.config, AdaptSettings("generator+maml")
     ours: dict[str, Way] = {
         method: adapted(trained.base, trained.meta, config, AdaptSettings(method))
         for method in _OURS
@@ -194,29 +220,22 @@ def fold(
     rates: dict[str, float] = {}
     adopted: dict[str, float] = {}
 
-    def keep(site: str, name: str, k: int, found: Scores) -> None:
+    def keep(site: str, name: str, found: Scores) -> None:
         for step, of in found.items():
             dice[site][f"{name} k={k} steps={step}"] = of
 
-    for k in protocol.ks:
-        for name, way_at in baselines(trained.matched, trained.base, protocol, seed).items():
-            best = tuned(way_at, tuning, k, protocol)
-            for rate, steps in best.items():
-                rates |= {f"{name} k={k} steps={step}": rate for step in steps}
-                for site, people in out.items():
-                    found = scores(way_at(rate), people, k, steps, protocol.draws, protocol)
-                    keep(site, name, k, found)
-        for (site, people), (name, way) in itertools.product(out.items(), ours.items()):
-            found = scores(way, people, k, protocol.steps, protocol.draws, protocol)
-            keep(site, name, k, found)
-        for site, people in out.items():
-            of, share = gated(trained.base, trained.meta, both, people, k, protocol)
-            keep(site, f"{both.method} gated", k, {both.steps: of})
-            adopted[f"{site} k={k}"] = share
-    return {
-        "out": list(out), "seed": seed, "dice": dice, "rates": rates, "adopted": adopted,
-        **trained.facts,
-    }  # fmt: skip
+    for name, way_at in baselines(trained.matched, trained.base, protocol, seed).items():
+        for rate, steps in tuned(way_at, tuning, k, protocol).items():
+            rates |= {f"{name} k={k} steps={step}": rate for step in steps}
+            for site, people in out.items():
+                keep(site, name, scores(way_at(rate), people, k, steps, protocol.draws, protocol))
+    for (site, people), (name, way) in itertools.product(out.items(), ours.items()):
+        keep(site, name, scores(way, people, k, protocol.steps, protocol.draws, protocol))
+    for site, people in out.items():
+        of, share = gated(trained.base, trained.meta, both, people, k, protocol)
+        keep(site, f"{both.method} gated", {both.steps: of})
+        adopted[f"{site} k={k}"] = share
+    return {"dice": dice, "rates": rates, "adopted": adopted}
 
 
 def tuned(

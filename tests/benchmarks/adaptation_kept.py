@@ -1,0 +1,79 @@
+"""What a fold has made so far, in a folder: a fold that was stopped goes on from there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load, save
+from torch import nn
+
+from segunlearn.adaptation import MetaModel
+from segunlearn.networks import ModelConfig, build_network
+from segunlearn.records.durable import read_json, write_durably, write_json_durably
+
+BASE = "0" * 64
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Networks, meta models and figures by name.
+
+    Parameters
+    ----------
+    folder
+        Where they are; None: nothing is kept.
+    """
+
+    folder: Path | None
+
+    def network(self, name: str, config: ModelConfig, make: Callable[[], nn.Module]) -> Any:
+        """Give a network and the CPU seconds that it took."""
+
+        def read(data: bytes) -> nn.Module:
+            network = build_network(config, 0)
+            network.load_state_dict(load(data))
+            return network.eval()
+
+        return self._made(name, make, lambda n: save(n.state_dict()), read)
+
+    def meta(self, name: str, make: Callable[[], MetaModel]) -> Any:
+        """Give a meta model and the CPU seconds that it took."""
+        return self._made(name, make, MetaModel.to_bytes, lambda d: MetaModel.from_bytes(d, BASE))
+
+    def figures(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Give figures."""
+        path = self._path(f"{name}.json")
+        if path is not None and path.is_file():
+            return dict(read_json(path))
+        found = make()
+        if path is not None:
+            write_json_durably(path, found)
+        return found
+
+    def _made(
+        self,
+        name: str,
+        make: Callable[[], Any],
+        to_bytes: Callable[[Any], bytes],
+        read: Callable[[bytes], Any],
+    ) -> tuple[Any, float]:
+        path, facts = self._path(f"{name}.safetensors"), self._path(f"{name}-seconds.json")
+        if path is not None and facts is not None and facts.is_file():
+            return read(path.read_bytes()), float(read_json(facts)["cpu"])
+        started = time.process_time()
+        made = make()
+        seconds = time.process_time() - started
+        if path is not None and facts is not None:
+            write_durably(path, to_bytes(made))
+            write_json_durably(facts, {"cpu": seconds})
+        return made, seconds
+
+    def _path(self, name: str) -> Path | None:
+        if self.folder is None:
+            return None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / name
