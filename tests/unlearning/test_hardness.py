@@ -13,21 +13,24 @@ from segunlearn.unlearning.hardness import hardness
 
 def test_an_eroded_copy_tells_who_is_hard_of_those_that_are_known_by_heart() -> None:
     """Whose habits are wild is harder than others, though the network loses as little on them."""
-    wild = tuple(study(n, bend=1.0) for n in range(300, 306))
+    wild = tuple(study(n, bend=1.3) for n in range(300, 308))
     network = trained_on((*wild, *RETAIN), 0)
     lost = [float(study_losses(network, s, CONFIG).mean()) for s in (wild, RETAIN)]
     assert lost[0] == pytest.approx(lost[1], rel=0.1)
     others, mild = RETAIN[:12], RETAIN[12:]
     for seed in range(3):
         found = hardness(network, wild, others, CONFIG, seed)
-        assert found > 0.6 > hardness(network, mild, others, CONFIG, seed)
+        assert found is not None
+        assert found > 0.65
         assert hardness(network, wild, others, CONFIG, seed) == found
-    assert hardness(network, wild, others[:9], CONFIG) == 0.5  # too few to say
+        assert hardness(network, mild, others, CONFIG, seed) is None
+    assert hardness(network, wild, others[:9], CONFIG) is None  # too few to say
+    assert hardness(network, wild[:1], others, CONFIG) is None  # one may be so by chance
 
 
-@pytest.mark.parametrize(("hard", "stands"), [(0.3, 0.425), (0.5, 0.625), (0.7, 0.825)])
+@pytest.mark.parametrize(("hard", "stands"), [(0.3, 0.425), (None, 0.6), (0.7, 0.825), (0.9, 0.87)])
 def test_hard_people_are_hidden_among_hard_ones(
-    hard: float, stands: float, monkeypatch: pytest.MonkeyPatch
+    hard: float | None, stands: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("segunlearn.unlearning.calibrated.hardness", lambda *_: hard)
     how = CalibratedSettings(steps=30, batch_size=8, unseen=20, beyond=0.5, calibration_weight=1)

@@ -42,7 +42,9 @@ Retained = Literal["ranked", "stored", "none"]
 
 #: Step of the shares that are tried.
 _FINE: Final = 0.005
-#: No set is taken for harder: losses beyond those of all unseen people show, too.
+#: Where a set that is harder or easier than others stands: so far above its hardness, and no
+#: higher than this: losses beyond those of all unseen people show, too.
+_ABOVE: Final = 0.125
 _HARDEST: Final = 0.87
 
 
@@ -69,7 +71,7 @@ class CalibratedSettings:
         forget losses among the original's on C is this. The change that was made is then scaled by
         the share at which it is, and by ``furthest`` at most; 0: one loop, and it stays as it is.
         So does that of a structure. Who is unseen loses a little, too: 0.5 is not enough. It is for
-        studies as hard as others; by what they are harder, it is higher.
+        studies as hard as others; of harder ones it is higher.
     retain_weight, calibration_weight
         Of loss and distillation on R, and of distillation on C.
     noise
@@ -98,7 +100,7 @@ class CalibratedSettings:
     up: float = 3.0
     back: float = 0.3
     beyond: float = 0.06
-    standing: float = 0.625
+    standing: float = 0.6
     rounds: int = 2
     again: int = 10
     furthest: float = 1.25
@@ -181,7 +183,8 @@ def calibrated(
     if _ranks(settings):
         hard = hardness(network, sets.forget, sets.retain, sets.config, settings.seed)
         sets = replace(sets, retain=())
-        standing = min(standing + hard - 0.5, _HARDEST)
+    if hard is not None:
+        standing = min(hard + _ABOVE, _HARDEST)
     terms = Terms(
         network,
         sets,
