@@ -54,7 +54,7 @@ PROTOCOL = Protocol(CONFIG, query=10)
 #: Cameras that make the same picture: none swaps bright and dark, and a vessel of two pixels' width
 #: is gone when it is drawn one narrower or on a coarser grid.
 _CAMERAS = VirtualSettings(monotone=1, resolution=0, border=0, part=0)
-TRAINING = Training(3000, 0, 150, 4, batch=8, virtual=_CAMERAS)
+TRAINING = Training(3000, 0, 150, 4, 150, batch=8, virtual=_CAMERAS)
 QUICK = (
     Protocol(CONFIG, (1, 2), (0, 3), 1, 1, (1e-3, 1e-2), 2, query=2),
     Training(5, 0, 2, 1, 2, batch=4),

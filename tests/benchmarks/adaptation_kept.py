@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from report import commit
 from safetensors.torch import load, save
 from torch import nn
 
@@ -20,7 +21,7 @@ BASE = "0" * 64
 
 @dataclass(frozen=True)
 class Kept:
-    """Networks, meta models and figures by name.
+    """Networks, meta models and figures by name, each with the commit that made it.
 
     Parameters
     ----------
@@ -49,7 +50,7 @@ class Kept:
         path = self._path(f"{name}.json")
         if path is not None and path.is_file():
             return dict(read_json(path))
-        found = make()
+        found = make() | {"commit": commit()}
         if path is not None:
             write_json_durably(path, found)
         return found
@@ -69,7 +70,7 @@ class Kept:
         seconds = time.process_time() - started
         if path is not None and facts is not None:
             write_durably(path, to_bytes(made))
-            write_json_durably(facts, {"cpu": seconds})
+            write_json_durably(facts, {"cpu": seconds, "commit": commit()})
         return made, seconds
 
     def _path(self, name: str) -> Path | None:

@@ -199,7 +199,8 @@ class ForgetSet:
                 asdict(settings),
             )
             reads = method.reads_with(settings)
-            self.audited(name, made, {r: len(getattr(self.sets, r)) for r in reads})
+            read = {r: len(method.read_of(r, getattr(self.sets, r), settings)) for r in reads}
+            self.audited(name, made, read)
         if thorough and self.name != "hard":
             self.faulty()
 

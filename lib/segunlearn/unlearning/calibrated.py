@@ -70,8 +70,8 @@ class CalibratedSettings:
         Another loop of ``again`` steps follows, up to so many loops in all, until the mean rank of
         forget losses among the original's on C is this. The change that was made is then scaled by
         the share at which it is, and by ``furthest`` at most; 0: one loop, and it stays as it is.
-        So does that of a structure. Who is unseen loses a little, too: 0.5 is not enough. It is for
-        studies as hard as others; of harder ones it is higher.
+        So does that of a structure. Who is unseen loses a little, too: 0.5 is not enough. Of a set
+        that is harder or easier than others, its ``hardness`` says where it stands instead.
     retain_weight, calibration_weight
         Of loss and distillation on R, and of distillation on C.
     noise
@@ -81,7 +81,7 @@ class CalibratedSettings:
     retain
         ``"ranked"``: some of R is read, to know how hard S is; see ``hardness``. ``"stored"``: all
         of R is, to be held where it was, and S counts as hard as others. ``"none"``: so it does,
-        and R is not read; nor is it for a structure that is ranked.
+        and R is not read. For a structure ``"ranked"`` reads none of it, either.
     ranked
         Studies of R that are read for them, at most.
     steps, learning_rate, batch_size, seed
@@ -89,7 +89,8 @@ class CalibratedSettings:
 
     Notes
     -----
-    Chosen on splits of the hippocampus that are not reported.
+    Chosen on splits of the hippocampus that are not reported; on the reported ones it was looked
+    at five times, as the documentation tells.
     """
 
     structure: int = 0
@@ -162,7 +163,7 @@ def calibrated(
 
     with :math:`q_i` a quantile of the original's losses on C, and scale the change until the
     :math:`l_i` stand among the losses on C as unseen studies so hard would: the quantile is the
-    ``hardness`` of S, or the one of the same rank where S is not known to be harder than others.
+    ``hardness`` of S, or the one of the same rank where S is not known to be harder or easier.
     With a structure c every term is :math:`KL(p' \| p_s)` with p' of
     ``calibration.logits_without``.
 
