@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from report import commit
-from safetensors.torch import load, save
 from torch import nn
 
 from segunlearn.adaptation import MetaModel
-from segunlearn.networks import ModelConfig, build_network
+from segunlearn.networks import ModelConfig, load_weights, save_weights
 from segunlearn.records.durable import read_json, write_durably, write_json_durably
 
 BASE = "0" * 64
@@ -33,17 +32,18 @@ class Kept:
 
     def network(self, name: str, config: ModelConfig, make: Callable[[], nn.Module]) -> Any:
         """Give a network and the CPU seconds that it took."""
-
-        def read(data: bytes) -> nn.Module:
-            network = build_network(config, 0)
-            network.load_state_dict(load(data))
-            return network.eval()
-
-        return self._made(name, make, lambda n: save(n.state_dict()), read)
+        return self._made(
+            name, make, lambda path, n: save_weights(n, path), lambda p: load_weights(p, config)
+        )
 
     def meta(self, name: str, make: Callable[[], MetaModel]) -> Any:
         """Give a meta model and the CPU seconds that it took."""
-        return self._made(name, make, MetaModel.to_bytes, lambda d: MetaModel.from_bytes(d, BASE))
+        return self._made(
+            name,
+            make,
+            lambda path, m: write_durably(path, m.to_bytes()),
+            lambda p: MetaModel.from_bytes(p.read_bytes(), BASE),
+        )
 
     def figures(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Give figures."""
@@ -59,17 +59,17 @@ class Kept:
         self,
         name: str,
         make: Callable[[], Any],
-        to_bytes: Callable[[Any], bytes],
-        read: Callable[[bytes], Any],
+        write: Callable[[Path, Any], object],
+        read: Callable[[Path], Any],
     ) -> tuple[Any, float]:
         path, facts = self._path(f"{name}.safetensors"), self._path(f"{name}-seconds.json")
         if path is not None and facts is not None and facts.is_file():
-            return read(path.read_bytes()), float(read_json(facts)["cpu"])
+            return read(path), float(read_json(facts)["cpu"])
         started = time.process_time()
         made = make()
         seconds = time.process_time() - started
         if path is not None and facts is not None:
-            write_durably(path, to_bytes(made))
+            write(path, made)
             write_json_durably(facts, {"cpu": seconds, "commit": commit()})
         return made, seconds
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
@@ -38,6 +38,7 @@ from segunlearn.unlearning.loop import Cancel, Report, never, no_report
 from segunlearn.unlearning.sets import (
     SetName,
     Study,
+    T,
     UnlearningSets,
     cut_to_patch,
     few,
@@ -56,8 +57,6 @@ __all__ = [
     "studies_of",
     "unlearn",
 ]
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -301,11 +300,12 @@ def checked(
         raise InvalidInputError(
             f"{name} takes {method.settings.__name__}, not {type(settings).__name__}."
         )
-    given = sets.only(method.reads_with(settings))
-    given = UnlearningSets(
-        sets.config,
-        **{n: method.read_of(n, getattr(given, n), settings) for n in method.reads_with(settings)},
-    )
+    reads = method.reads_with(settings)
+    given = sets.only(reads)
+    if method.most is not None:
+        given = UnlearningSets(
+            sets.config, **{n: method.read_of(n, getattr(given, n), settings) for n in reads}
+        )
     if method.check is not None:
         method.check(network, given, settings)
     return method, settings, given

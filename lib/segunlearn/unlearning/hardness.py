@@ -53,9 +53,10 @@ def hardness(
     Returns
     -------
     float or None
-        None where random people would be as hard or easy in nine of ten cases: the mean of m
-        people's ranks among n has a standard deviation of :math:`\sqrt{(m + n + 1) / (12 m n)}`
-        (Mann and Whitney 1947). Also with fewer than ten others.
+        None where it is no further from 1/2 than that of random people is in nine of ten cases:
+        the mean of m people's ranks among n has a standard deviation of
+        :math:`\sqrt{(m + n + 1) / (12 m n)}` (Mann and Whitney 1947). Also with fewer than ten
+        others.
 
     Notes
     -----
