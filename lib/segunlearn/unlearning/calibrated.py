@@ -17,7 +17,7 @@ from segunlearn.unlearning.calibration import (
     Heir,
     Terms,
     Weights,
-    check_structure,
+    check_common,
     study_losses,
     unseen_ranks,
 )
@@ -117,10 +117,7 @@ class CalibratedSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_structure(self.structure, self.heir)
-        if self.retain not in get_args(Retained):
-            known = ", ".join(get_args(Retained))
-            raise InvalidInputError(f"retain is {self.retain!r}, must be one of {known}.")
+        check_common(self.structure, self.retain, heir=self.heir, retains=get_args(Retained))
         counts = (self.unseen, self.rounds, self.again, self.ranked)
         if self.rank < 0 or self.furthest < 0 or min(counts) < 1:
             raise InvalidInputError(

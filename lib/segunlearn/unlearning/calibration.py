@@ -342,7 +342,11 @@ def check_structure(structure: int, heir: str) -> None:
 
 
 def check_common(
-    structure: int, retain: str, warm_up: float = 0.0, heir: str = "background"
+    structure: int,
+    retain: str,
+    warm_up: float = 0.0,
+    heir: str = "background",
+    retains: tuple[str, ...] = get_args(Retain),
 ) -> None:
     """Refuse settings that make no sense.
 
@@ -352,7 +356,7 @@ def check_common(
         As said.
     """
     check_structure(structure, heir)
-    if retain not in ("stored", "none"):
-        raise InvalidInputError(f"retain is {retain!r}, must be 'stored' or 'none'.")
+    if retain not in retains:
+        raise InvalidInputError(f"retain is {retain!r}, must be one of {', '.join(retains)}.")
     if not 0 <= warm_up <= 1:
         raise InvalidInputError(f"warm_up is {warm_up}, must be in [0, 1].")
