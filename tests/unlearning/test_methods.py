@@ -12,8 +12,10 @@ from torch import nn
 
 from memorising_task import CONFIG, FORGET, RETAIN, SETS, TEST, original, people, retrained
 from segunlearn.errors import CancelledError, InvalidInputError, NotFoundError, SegUnlearnError
+from segunlearn.inference import Segmenter
 from segunlearn.networks import build_network
 from segunlearn.records.runs import Progress
+from segunlearn.transforms import Preprocessed
 from segunlearn.unlearning import METHODS, UnlearningSets, unlearn
 from segunlearn.unlearning.erode_and_repair import ErodeAndRepairSettings
 from segunlearn.unlearning.erosion import eroded, keyed_weights
@@ -187,6 +189,29 @@ def test_one_pass_and_sliding_window_score_alike() -> None:
     slid = next(iter(log_probabilities(network, [wide], CONFIG)))
     for number in range(2):
         torch.testing.assert_close(slid[..., number], batched[0][..., 0], rtol=1e-3, atol=1e-4)
+
+
+def test_whole_volumes_are_scored_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen of them at once would need gigabytes; crops still go through together."""
+    scored: list[int] = []
+    real = Segmenter.probabilities_of
+
+    def counted(self: Segmenter, image: Preprocessed) -> torch.Tensor:
+        scored.append(1)
+        return real(self, image)
+
+    monkeypatch.setattr(Segmenter, "probabilities_of", counted)
+    network, small = build_network(CONFIG, 7).train(), people(0, 3)
+    wide = dataclasses.replace(
+        small[0], image=small[0].image.repeat(1, 1, 1, 2), label=small[0].label.repeat(1, 1, 2)
+    )
+    found = []
+    for logs in log_probabilities(network, [wide, small[1], wide], CONFIG):
+        found.append(logs)
+        assert (len(scored), network.training) == (len(found), True)
+    assert torch.equal(found[0], found[2])
+    list(log_probabilities(network, small, CONFIG))
+    assert len(scored) == 3
 
 
 def test_keyed_weights_are_distributed_as_torch_draws_them() -> None:

@@ -326,34 +326,46 @@ def log_probabilities(
 ) -> Iterator[torch.Tensor]:
     """Logarithm of the probability of each class, ``(K, X, Y, Z)`` for each study, on the CPU.
 
-    Studies of exactly one patch go through the network in batches; larger ones by sliding window.
+    Studies of exactly one patch go through the network in batches; larger ones by sliding window,
+    each when it is asked for: probabilities of a few whole volumes fill the memory.
     """
     for first in range(0, len(studies), _SCORED_TOGETHER):
-        yield from _scored_together(network, studies[first : first + _SCORED_TOGETHER], config)
+        group = studies[first : first + _SCORED_TOGETHER]
+        if of_one_patch(group, config):
+            yield from _scored_together(network, group, config)
+        else:
+            yield from (_scored_alone(network, study, config) for study in group)
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    was_training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(was_training)
 
 
 def _scored_together(
     network: nn.Module, group: Sequence[Study], config: ModelConfig
 ) -> list[torch.Tensor]:
-    axis, device, was_training = config.slice_axis, device_of(network), network.training
-    network.eval()
-    try:
-        if of_one_patch(group, config):
-            with torch.no_grad():
-                images = torch.stack([s.image for s in group]).to(device)
-                images = images if axis is None else images.squeeze(axis + 2)
-                logs = functional.log_softmax(network(images).float(), dim=1).cpu()
-            return list(logs if axis is None else logs.unsqueeze(axis + 2))
-        segmenter, found = Segmenter(network, config, device), []
-        for study in group:
-            shape = study.label.shape
-            size = (shape[0], shape[1], shape[2])
-            grid = Grid(size, np.eye(4), (0, 1, 2), (False, False, False), size)
-            probabilities = segmenter.probabilities_of(Preprocessed(study.image, grid))
-            found.append(probabilities.cpu().clamp_min(1e-12).log())
-        return found
-    finally:
-        network.train(was_training)
+    axis = config.slice_axis
+    with _evaluating(network), torch.no_grad():
+        images = torch.stack([s.image for s in group]).to(device_of(network))
+        images = images if axis is None else images.squeeze(axis + 2)
+        logs = functional.log_softmax(network(images).float(), dim=1).cpu()
+    return list(logs if axis is None else logs.unsqueeze(axis + 2))
+
+
+def _scored_alone(network: nn.Module, study: Study, config: ModelConfig) -> torch.Tensor:
+    shape = study.label.shape
+    size = (shape[0], shape[1], shape[2])
+    grid = Grid(size, np.eye(4), (0, 1, 2), (False, False, False), size)
+    with _evaluating(network):
+        segmenter = Segmenter(network, config, device_of(network))
+        probabilities = segmenter.probabilities_of(Preprocessed(study.image, grid))
+    return probabilities.cpu().clamp_min(1e-12).log()
 
 
 def masks_of(network: nn.Module, studies: Sequence[Study], config: ModelConfig) -> torch.Tensor:
