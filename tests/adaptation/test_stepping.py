@@ -114,3 +114,9 @@ def test_without_a_step_it_is_the_generator_and_steps_lower_the_loss() -> None:
 def test_reptile_cannot_step_from_a_generator() -> None:
     with pytest.raises(InvalidInputError, match="Reptile learns no rates"):
         MetaSettings(learn=("generator+maml",), maml=MamlSettings("reptile"))
+
+
+def test_steps_from_a_generator_need_a_network_that_learns() -> None:
+    """Where the network is fixed there is nothing to step on, which only showed after hours."""
+    with pytest.raises(InvalidInputError, match="train_network"):
+        MetaSettings(learn=("generator+maml",), train_network=False)

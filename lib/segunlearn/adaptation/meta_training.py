@@ -110,6 +110,11 @@ class MetaSettings:
                 "Reptile learns no rates, and none can start at a generator's weights. Choose "
                 "first or second order, or learn maml alone."
             )
+        if "generator+maml" in self.learn and not self.train_network:
+            raise InvalidInputError(
+                "generator+maml steps on the network's weights, and train_network=False fixes "
+                "them. Let the network be trained, or learn the generator alone."
+            )
 
     @property
     def phases(self) -> tuple[Learned, ...]:
