@@ -84,7 +84,7 @@ def test_nothing_happens_unless_it_is_asked_for(
     done = app.train(app.train_request(META_TRAIN, {**others, "client_id": "ann"}))
     assert done["planned"]
     sites = {site.split("|")[0]: people for site, people in done["plan"]["sites"].items()}
-    assert sites == {"north": 2, "south": 2}
+    assert sites == {"north": 2, "south": 1}, "one of four people validates"
     assert "max_epochs" not in app.train_request(META_TRAIN, others)
     assert [v.version for v in app.model.registry.versions()] == ["v0001"]
     info = app.info()
@@ -99,8 +99,8 @@ def test_nothing_happens_unless_it_is_asked_for(
     assert task is not None
     assert (task["status"], task["request"]) == ("DONE", {"model": META_TRAIN})
     mark(app, built[1][3])
-    plan = app.train(app.train_request(META_TRAIN, {}))["plan"]
-    assert (sorted(plan["sites"].values()), plan["marked"]) == ([1, 2], 1)
+    plan = app.train(app.train_request(META_TRAIN, {"seed": 1}))["plan"]
+    assert (list(plan["sites"].values()), plan["marked"]) == ([2], 1)
 
 
 def test_it_makes_the_version_that_the_command_makes(
@@ -204,3 +204,42 @@ def test_what_cannot_be_meta_learned_is_told_before_a_process_is_started(
     with pytest.raises(InvalidInputError, match="none of 2 sites has 2 people"):
         app.train_request(META_TRAIN, QUICK)
     assert app.records.runs.latest(kind=META_TRAIN) is None
+
+
+def test_who_validates_the_joint_training_is_not_counted(
+    app: SegUnlearnApp, built: tuple[Path, list[Study]]
+) -> None:
+    """Of two people of one site one validates: nothing is left to learn to adapt from."""
+    for study in built[1][2:]:
+        mark(app, study)
+    with pytest.raises(InvalidInputError, match="none of 1 sites has 2 people"):
+        app.train_request(META_TRAIN, QUICK)
+    assert app.records.runs.latest(kind=META_TRAIN) is None
+
+
+def test_one_site_without_virtual_sites_is_refused_before_the_training(app: SegUnlearnApp) -> None:
+    names = {"institution": {"st. north": "north", "south": "north"}}
+    (app.home.sites / "aliases.json").write_text(json.dumps(names))
+    plan = app.train(app.train_request(META_TRAIN, {}))["plan"]
+    assert list(plan["sites"].values()) == [3], "the fourth validates"
+    with pytest.raises(InvalidInputError, match="one site without virtual sites"):
+        app.train_request(META_TRAIN, {"virtual_sites": False})
+
+
+def test_reading_the_studies_is_told_and_can_be_stopped(
+    app: SegUnlearnApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[int, int]] = []
+    real = training_run.TrainingRun.report
+
+    def report_and_stop(run: training_run.TrainingRun, progress: Progress) -> None:
+        real(run, progress)
+        if progress.phase == "read":
+            read.append((progress.step, progress.total))
+            run.stopped = lambda: True
+
+    monkeypatch.setattr(training_run.TrainingRun, "report", report_and_stop)
+    with pytest.raises(CancelledError, match="while it read images"):
+        meta_train(app)
+    assert read == [(1, 3)]
+    assert app.model.version().version == "v0001"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from command_line import segunlearn
 from segunlearn.adaptation import AdaptSettings, adapt, read_meta_model
+from segunlearn.app import training_run
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.cases import People, cases_from_folder
@@ -21,6 +22,10 @@ from segunlearn.unlearning.sets import studies_of
 from tiny_training import write_cases
 
 PEOPLE = ("--person-regex", "^(.....)")
+
+
+def no_training(*_: object, **__: object) -> NoReturn:
+    pytest.fail("it trains, for hours, what can never succeed")
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +92,8 @@ def test_a_meta_training_is_a_version_that_can_be_adapted_and_a_row_of_all_it_sa
         (("--studies", "http://127.0.0.1:1/"), "--studies needs --from-active"),
         (("--data", "EMPTY"), "no folder of a site in it"),
         (("--data", "SITES", "--person-regex", "^(.)"), "none of 2 sites has 2 people"),
+        (("--data", "TWO", *PEOPLE), "none of 1 sites has 2 people"),  # one of them validates
+        (("--data", "ONE", *PEOPLE, "--no-virtual-sites"), "one site without virtual sites"),
     ],
 )
 def test_what_cannot_be_meta_learned_is_refused_before_any_training(
@@ -98,8 +105,12 @@ def test_what_cannot_be_meta_learned_is_refused_before_any_training(
     reason: str,
 ) -> None:
     (tmp_path / "empty").mkdir()
-    places = {"EMPTY": str(tmp_path / "empty"), "SITES": str(sites)}
+    write_cases(tmp_path / "two" / "north", 2)
+    write_cases(tmp_path / "one" / "north", 3)
+    folders = {"EMPTY": "empty", "TWO": "two", "ONE": "one"}
+    places = {"SITES": str(sites), **{k: str(tmp_path / v) for k, v in folders.items()}}
     given = [places.get(word, word) for word in words]
+    monkeypatch.setattr(training_run, "train", no_training)
     home = ("--home", tmp_path / "home")
     code = segunlearn(monkeypatch, "meta-train", *given, *home, "--labels", "ball,cube")
     assert code == 2

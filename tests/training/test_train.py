@@ -25,7 +25,7 @@ from segunlearn.errors import (
 from segunlearn.inference import Segmenter
 from segunlearn.networks import build_network, load_weights, read_tensors, save_weights
 from segunlearn.records.runs import Progress
-from segunlearn.training import TrainResult, TrainSettings, loop, parallel, train
+from segunlearn.training import TrainResult, TrainSettings, loop, parallel, split, train
 from segunlearn.training.data import Batches, prepare
 from segunlearn.volumes import Volume, read_volume, write_volume
 from tiny_training import PLAIN, QUICK, arrays, model_config, write_cases
@@ -123,9 +123,7 @@ def test_order_of_the_cases_and_memory_do_not_matter(cases: list[Case], tmp_path
 
 @pytest.mark.parametrize("seed", range(8))
 def test_no_person_is_in_both_sets(cases: list[Case], seed: int) -> None:
-    from segunlearn.training import _split
-
-    train_cases, val_cases = _split(cases, TrainSettings(seed=seed, val_fraction=0.4))
+    train_cases, val_cases = split(cases, TrainSettings(seed=seed, val_fraction=0.4))
     assert not set(persons_of(train_cases)) & set(persons_of(val_cases))
     assert sorted(c.series for c in [*train_cases, *val_cases]) == [c.series for c in cases]
     assert val_cases

@@ -252,11 +252,7 @@ def meta_train(
         ``cancel`` said so; a later call goes on from the last checkpoint.
     """
     refuse_batch_normalisation(network)
-    if len(sites) < 2 and settings.episodes.virtual is None:
-        raise InvalidInputError(
-            "meta-training on one site without virtual sites learns that site by heart. Give "
-            "studies of several sites, or leave virtual sites on."
-        )
+    refuse_one_site(len(sites), settings)
     phases = settings.phases
     steps = 1 if phases == ("generator",) else settings.maml.steps
     episodes = Episodes(sites, config, settings.episodes, steps)
@@ -287,6 +283,21 @@ def meta_train(
     }
     inner_set: InnerSet = settings.maml.inner_set
     return MetaModel(base_sha256, inner_set, about=about, **parts)
+
+
+def refuse_one_site(sites: int, settings: MetaSettings) -> None:
+    """Refuse a number of sites that is too small.
+
+    Raises
+    ------
+    InvalidInputError
+        It is one, and there are no virtual sites.
+    """
+    if sites < 2 and settings.episodes.virtual is None:
+        raise InvalidInputError(
+            "meta-training on one site without virtual sites learns that site by heart. Give "
+            "studies of several sites, or leave virtual sites on."
+        )
 
 
 def _learner(

@@ -10,20 +10,26 @@ from typing import Any, ClassVar, Final, cast
 from segunlearn.adaptation.episodes import EpisodeSettings
 from segunlearn.adaptation.inner import InnerSet
 from segunlearn.adaptation.maml import MamlSettings, Order
-from segunlearn.adaptation.meta_training import Learned, MetaSettings, meta_train
+from segunlearn.adaptation.meta_training import (
+    Learned,
+    MetaSettings,
+    meta_train,
+    refuse_one_site,
+)
 from segunlearn.adaptation.virtual_sites import VirtualSettings
 from segunlearn.app.adapter_support import HeaderOf
 from segunlearn.app.site_choice import Aliases
 from segunlearn.app.training_run import TrainingRun
 from segunlearn.cases import Case, number_of
 from segunlearn.dicom.site import SiteKey
-from segunlearn.errors import InvalidInputError
-from segunlearn.networks import load_weights
+from segunlearn.errors import CancelledError, InvalidInputError
+from segunlearn.networks import ModelConfig, load_weights
 from segunlearn.records.durable import write_durably
 from segunlearn.records.ledger import LedgerEntry
+from segunlearn.records.runs import Progress
 from segunlearn.records.version_info import META_MODEL
 from segunlearn.records.versions import VersionInfo
-from segunlearn.training import TrainResult
+from segunlearn.training import TrainResult, TrainSettings, split
 from segunlearn.training.parallel import devices_for
 from segunlearn.unlearning.sets import Study, studies_of
 
@@ -71,21 +77,42 @@ def people_by_site(cases: Sequence[Case]) -> dict[str, int]:
     return {site: len({number_of(c.person) for c in cases if c.site == site}) for site in sites}
 
 
-def check_sites(cases: Sequence[Case], support_people: Sequence[int]) -> None:
+def check_sites(
+    cases: Sequence[Case], settings: TrainSettings, meta: MetaSettings
+) -> dict[str, int]:
     """Refuse, before the joint training, cases from which nothing could be meta-learned.
+
+    Parameters
+    ----------
+    cases
+        With their sites.
+    settings
+        Of the joint training: who validates it is not learned from.
+    meta
+        Of the meta-training.
+
+    Returns
+    -------
+    dict
+        Number of people to learn from, by site.
 
     Raises
     ------
     InvalidInputError
-        No site has people enough.
+        No site has people enough, or there is one site alone and no virtual ones.
     """
-    people, need = people_by_site(cases), min(support_people) + 1
+    train_cases, val_cases = split(cases, settings)
+    people, need = people_by_site(train_cases), min(meta.episodes.support_people) + 1
     if not any(count >= need for count in people.values()):
         raise InvalidInputError(
-            f"none of {len(people)} sites has {need} people: {need - 1} to adapt to and one to be "
-            "judged on. Annotate more people of a site. Images without a DICOM header belong to "
-            "none: 'segunlearn meta-train --data' takes a folder for each site."
+            f"none of {len(people_by_site(cases))} sites has {need} people to learn from: "
+            f"{need - 1} to adapt to and one to be judged on. "
+            f"{len({number_of(c.person) for c in val_cases})} people, who validate the joint "
+            "training, do not count. Annotate more people of a site. Images without a DICOM header "
+            "belong to none: 'segunlearn meta-train --data' takes a folder for each site."
         )
+    refuse_one_site(len(people), meta)
+    return people
 
 
 @dataclass
@@ -109,12 +136,7 @@ class MetaTrainingRun(TrainingRun):
         return {**super()._parameters(), "meta": self.meta.to_json()}
 
     def _publish(self, result: TrainResult) -> VersionInfo:
-        cases = [c for c in result.train_cases if c.site]
-        read = studies_of(cases, result.config, without=self.settings.without)
-        by_site: dict[str, list[Study]] = {}
-        for case, study in zip(cases, read, strict=True):
-            study = replace(study, person=number_of(study.person))  # in support or query, not both
-            by_site.setdefault(case.site, []).append(study)
+        by_site = self._read([c for c in result.train_cases if c.site], result.config)
         network = load_weights(result.weights, result.config, result.sha256)
         made = meta_train(
             network.to(devices_for(result.settings)[0]),
@@ -137,6 +159,20 @@ class MetaTrainingRun(TrainingRun):
             },
         }
         return super()._publish(result)
+
+    def _read(self, cases: Sequence[Case], config: ModelConfig) -> dict[str, list[Study]]:
+        by_site: dict[str, list[Study]] = {}
+        for number, case in enumerate(cases, start=1):
+            if self.should_stop():
+                raise CancelledError(
+                    "the meta-training was stopped while it read images; start it again to go on."
+                )
+            for study in studies_of([case], config, without=self.settings.without):
+                # in support or query, not both
+                study = replace(study, person=number_of(study.person))
+                by_site.setdefault(case.site, []).append(study)
+            self.report(Progress("read", number, len(cases), {}))
+        return by_site
 
     def _entry(self, outcome: str, result: TrainResult | None = None) -> LedgerEntry:
         entry = super()._entry(outcome, result)

@@ -15,7 +15,6 @@ from segunlearn.app.meta_run import (
     MetaTrainingRun,
     check_sites,
     meta_settings,
-    people_by_site,
     with_sites,
 )
 from segunlearn.app.site_choice import Aliases
@@ -26,6 +25,7 @@ from segunlearn.app.training_run import TrainingRun
 from segunlearn.cases import Case
 from segunlearn.networks import ModelConfig
 from segunlearn.records.versions import VersionInfo
+from segunlearn.training import TrainSettings
 from segunlearn.training.planning import RECIPES, recipe
 
 logger = logging.getLogger(__name__)
@@ -79,13 +79,13 @@ class MetaTrainTask(SegmentationTrainTask):
         Raises
         ------
         InvalidInputError
-            No site has people enough.
+            As ``check_sites``.
         """
         studies, meta = self._every_study(), _meta(options)
         cases = labelled_cases(studies)
         kept = self._sited(self._records.without_forgotten(cases), studies)
-        check_sites(kept, meta.episodes.support_people)
-        sites, marked = people_by_site(kept), len(cases) - len(kept)
+        sites = check_sites(kept, self._joint(options), meta)
+        marked = len(cases) - len(kept)
         plan = {
             "sites": sites, "studies": len(kept), "marked": marked, "learn": list(meta.learn),
             "iterations": meta.iterations, "virtual_sites": meta.episodes.virtual is not None,
@@ -93,7 +93,8 @@ class MetaTrainTask(SegmentationTrainTask):
         counts = ", ".join(f"{site} ({people} people)" for site, people in sites.items())
         without = sum(not c.site for c in kept)
         lines = [
-            f"{len(kept)} labelled studies of {len(sites)} sites: {counts}"
+            f"{len(kept)} labelled studies; beside who validates the joint training there are to "
+            f"learn from, of {len(sites)} sites: {counts}"
             + (f"; {without} of no known site, which only shape the joint model" if without else "")
             + (f"; left out: {marked} marked for forgetting" if marked else ""),
             "first a joint training, whose version serves every site without an adapter; then "
@@ -131,19 +132,22 @@ class MetaTrainTask(SegmentationTrainTask):
     def _run(
         self, options: Mapping[str, Any], active: VersionInfo | None
     ) -> tuple[TrainingRun, str]:
-        name, epochs = str(options["joint_recipe"]), options["joint_epochs"]
-        settings = replace(recipe(name).settings, seed=options["seed"], device=self._options.device)
         run = MetaTrainingRun(
             model=self._model.name,
             home=self._home,
             records=self._records,
-            settings=replace(settings, epochs=epochs) if epochs else settings,
+            settings=self._joint(options),
             parent=active if options["from_active"] else None,
             requested_by=str(options.get("client_id", "")),
             orphan=starter_gone(),
             meta=_meta(options),
         )
-        return run, name
+        return run, str(options["joint_recipe"])
+
+    def _joint(self, options: Mapping[str, Any]) -> TrainSettings:
+        chosen, epochs = recipe(str(options["joint_recipe"])).settings, options["joint_epochs"]
+        settings = replace(chosen, seed=options["seed"], device=self._options.device)
+        return replace(settings, epochs=epochs) if epochs else settings
 
     def _select(
         self,
@@ -155,7 +159,7 @@ class MetaTrainTask(SegmentationTrainTask):
         cases, config = super()._select(run, active, recipe_name, datastore)
         sited = self._sited(cases, datastore)
         if isinstance(run, MetaTrainingRun):
-            check_sites(sited, run.meta.episodes.support_people)
+            check_sites(sited, run.settings, run.meta)
         return sited, config
 
     def _sited(self, cases: Sequence[Case], studies: StudiesDatastore) -> list[Case]:

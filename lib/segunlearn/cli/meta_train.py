@@ -159,7 +159,7 @@ def meta_train(
 
     def select(_run: TrainingRun) -> tuple[Sequence[Case], ModelConfig]:
         kept = without_forgotten(records, cases)
-        check_sites(kept, meta.episodes.support_people)
+        check_sites(kept, settings, meta)
         if parent is not None:
             return kept, ModelConfig.from_json(parent.config)
         names = names_of(labels) if labels else names_in(data or Path(), kept)

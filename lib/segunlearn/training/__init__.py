@@ -43,6 +43,7 @@ __all__ = [
     "TrainSettings",
     "learning_rate_at",
     "make_loss",
+    "split",
     "train",
 ]
 
@@ -105,7 +106,7 @@ def train(
     run_dir.mkdir(parents=True, exist_ok=True)
     report = progress or (lambda _: None)
     stop = cancel or (lambda: False)
-    train_cases, val_cases = _split(cases, settings)
+    train_cases, val_cases = split(cases, settings)
     throttle = Throttle()
 
     def prepared(done: int, total: int) -> None:
@@ -189,7 +190,14 @@ def _parent(weights: Path | None, sha256: str | None) -> tuple[Path, str] | None
     return Path(weights), sha256 or file_sha256(weights)
 
 
-def _split(cases: Sequence[Case], settings: TrainSettings) -> tuple[list[Case], list[Case]]:
+def split(cases: Sequence[Case], settings: TrainSettings) -> tuple[list[Case], list[Case]]:
+    """Divide into cases to train on and to validate on, by person, as ``train`` does.
+
+    Raises
+    ------
+    InvalidInputError
+        There is none, one is given twice, or there are too few people.
+    """
     cases = sorted(cases, key=lambda c: c.series)
     if not cases:
         raise InvalidInputError("no cases to train on. Annotate studies first.")
