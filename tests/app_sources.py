@@ -24,6 +24,8 @@ import requests
 from pydicom.dataset import Dataset
 
 from dicom_sources import make_series, set_pixels
+from segunlearn.app.from_active import held_out_details
+from segunlearn.dicom.identifiers import Pseudonyms, load_or_create_key
 from segunlearn.dicom.segmentation import write_segmentation
 from segunlearn.networks import ModelConfig, build_network, save_weights
 from segunlearn.records.durable import read_json, write_json_durably
@@ -123,6 +125,15 @@ def put_meta_model(info: VersionInfo, data: bytes, recorded: bytes | None = None
     manifest = info.path / "manifest.json"
     write_json_durably(
         manifest, {**read_json(manifest), "details": {"meta_model": {"sha256": digest}}}
+    )
+
+
+def put_held_out(info: VersionInfo, home: Path, *people: str) -> None:
+    """Say in a version's manifest that these people were kept out."""
+    pseudonyms, manifest = Pseudonyms(load_or_create_key(home / "site.key")), "manifest.json"
+    details = held_out_details([pseudonyms.of(person) for person in people], pseudonyms)
+    write_json_durably(
+        info.path / manifest, {**read_json(info.path / manifest), "details": details}
     )
 
 

@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from app_sources import LABELS, Study, make_study, publish_tiny, write_dicom, write_segmentations
+from app_sources import (
+    LABELS,
+    Study,
+    make_study,
+    publish_tiny,
+    put_held_out,
+    write_dicom,
+    write_segmentations,
+)
 from segunlearn.adaptation import LeaveOneOut, read_meta_model
 from segunlearn.app import adapter_run, meta_run, training_run, watched_run
 from segunlearn.app.adapter_run import SITE_ADAPT
@@ -215,6 +223,22 @@ def test_who_validates_the_joint_training_is_not_counted(
     with pytest.raises(InvalidInputError, match="none of 1 sites has 2 people"):
         app.train_request(META_TRAIN, QUICK)
     assert app.records.runs.latest(kind=META_TRAIN) is None
+
+
+def test_whom_the_active_version_kept_out_stays_out(
+    app: SegUnlearnApp, built: tuple[Path, list[Study]]
+) -> None:
+    person = str(built[1][3].datasets[0].PatientID)
+    put_held_out(app.model.version(), app.home.root, person)
+    told = app.train(app.train_request(META_TRAIN, {"seed": 1}))
+    assert (list(told["plan"]["sites"].values()), told["plan"]["held_out"]) == ([2], 1)
+    assert "1 of the 1 people whom v0001 kept out" in " ".join(told["lines"])
+    alone = app.train_request(META_TRAIN, {"from_active": False})
+    assert app.train(alone)["plan"]["held_out"] == 0
+    done = meta_train(app, seed=1)
+    used = {c.series for c in app.records.ledger.cases_of(done["run_id"])}
+    assert used == {study.series for study in built[1][:3]}
+    assert done["held_out_people"] == len(app.model.version().details["held_out_pseudonyms"]) == 1
 
 
 def test_one_site_without_virtual_sites_is_refused_before_the_training(app: SegUnlearnApp) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app_sources import LABELS, Study, make_study, publish_tiny, write_files
+from app_sources import LABELS, Study, make_study, publish_tiny, put_held_out, write_files
 from segunlearn.app.application import SegUnlearnApp
 from segunlearn.errors import CancelledError, ConflictError, InvalidInputError
 from segunlearn.records.runs import Progress
@@ -63,6 +63,32 @@ def test_a_forgotten_study_trains_nothing_and_validates_nothing(app: SegUnlearnA
     run = app.records.runs.get(done["run_id"])
     assert run.state == "done"
     assert not any(app.home.runs.iterdir())
+
+
+def test_whom_the_active_version_kept_out_stays_out(app: SegUnlearnApp) -> None:
+    """Else nobody could say how well the next version does on people it never saw."""
+    put_held_out(app.model.version(), app.home.root, "person2", "somebody else")
+    kept_out = app.model.version().details
+    done = app.train(OPTIONS)
+    assert set(rows(app, done["sha256"])) == {"person0", "person1", "person3"}
+    assert done["held_out_people"] == 2
+    version = app.model.version()
+    assert {k: version.details[k] for k in kept_out} == kept_out
+    progress = app.records.runs.get(done["run_id"]).progress
+    assert progress is not None
+    assert progress.metrics["held_out"] == 1
+    for number in (0, 1, 3):
+        mark(app, f"person{number}")
+    with pytest.raises(InvalidInputError, match="v0002 kept out every one of these people"):
+        app.train(OPTIONS)
+
+
+def test_from_random_weights_nobody_was_kept_out(app: SegUnlearnApp) -> None:
+    put_held_out(app.model.version(), app.home.root, "person2")
+    done = app.train({**OPTIONS, "pretrained": False})
+    assert len(rows(app, done["sha256"])) == 4
+    assert done["held_out_people"] == 0
+    assert app.model.version().details["held_out_pseudonyms"] == []
 
 
 def test_a_mark_during_the_training_keeps_its_result_out_of_service(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
+from app_sources import publish_tiny, put_held_out
 from command_line import segunlearn
 from segunlearn.adaptation import AdaptSettings, adapt, read_meta_model
-from segunlearn.app import training_run
+from segunlearn.app import locks, training_run
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.cases import People, cases_from_folder
@@ -19,7 +22,7 @@ from segunlearn.errors import IntegrityError
 from segunlearn.networks import ModelConfig, load_weights
 from segunlearn.records.versions import VersionRegistry, file_sha256
 from segunlearn.unlearning.sets import studies_of
-from tiny_training import write_cases
+from tiny_training import model_config, write_cases
 
 PEOPLE = ("--person-regex", "^(.....)")
 
@@ -83,6 +86,56 @@ def test_a_meta_training_is_a_version_that_can_be_adapted_and_a_row_of_all_it_sa
     assert adapted.structures == ("ball", "cube")
     with pytest.raises(IntegrityError, match="made for weights"):
         read_meta_model(replace(version, sha256="0" * 64))
+
+
+def test_from_the_active_version_whom_it_kept_out_stays_out(
+    sites: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first = publish_tiny(tmp_path, config=model_config())
+    put_held_out(first, tmp_path, "np001")
+    words = (
+        "--data", sites, "--home", tmp_path, *PEOPLE, "--recipe", "sample", "--epochs", 1,
+        "--iterations", 1, "--inner-steps", 1, "--device", "cpu", "--from-active", "--json",
+    )  # fmt: skip
+    assert segunlearn(monkeypatch, "meta-train", *words) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["held_out_people"] == 1
+    assert "1 of the 1 people whom v0001 kept out" in " ".join(err.split())
+    registry, records = (
+        VersionRegistry(tmp_path / "models" / "segmentation"),
+        Records(Home(tmp_path)),
+    )
+    second = registry.active()
+    assert second is not None
+    people = {c.person for c in records.ledger.cases_of(second.run_id)}
+    assert len(people) == 5
+    assert "np001" not in people
+    kept_out = registry.get("v0001").details["held_out_pseudonyms"]
+    assert second.details["held_out_pseudonyms"] == kept_out
+
+
+def test_a_version_that_was_published_meanwhile_is_not_passed_over(
+    sites: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = model_config()
+    publish_tiny(tmp_path, config=config)
+
+    @contextmanager
+    def after_another(*_: object) -> Iterator[None]:
+        publish_tiny(tmp_path, 2, config)
+        yield
+
+    monkeypatch.setattr(locks, "training_lock", after_another)
+    monkeypatch.setattr(training_run, "train", no_training)
+    words = ("--data", sites, "--home", tmp_path, *PEOPLE, "--from-active")
+    assert segunlearn(monkeypatch, "meta-train", *words) == 2
+    assert "changed from v0001 to v0002 before this training" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any, Final
 from segunlearn.adaptation.meta_training import MetaSettings
 from segunlearn.app import train_options
 from segunlearn.app.datastores import StudiesDatastore
+from segunlearn.app.from_active import keep_out
 from segunlearn.app.meta_run import (
     META_TRAIN,
     MetaTrainingRun,
@@ -83,12 +84,16 @@ class MetaTrainTask(SegmentationTrainTask):
         """
         studies, meta = self._every_study(), _meta(options)
         cases = labelled_cases(studies)
-        kept = self._sited(self._records.without_forgotten(cases), studies)
+        free, told = self._records.without_forgotten(cases), list[str]()
+        marked = len(cases) - len(free)
+        parent = self._model.registry.active() if options["from_active"] else None
+        free, held_out = keep_out(free, parent, self._records.pseudonyms, told.append)
+        kept = self._sited(free, studies)
         sites = check_sites(kept, self._joint(options), meta)
-        marked = len(cases) - len(kept)
         plan = {
-            "sites": sites, "studies": len(kept), "marked": marked, "learn": list(meta.learn),
-            "iterations": meta.iterations, "virtual_sites": meta.episodes.virtual is not None,
+            "sites": sites, "studies": len(kept), "marked": marked, "held_out": held_out,
+            "learn": list(meta.learn), "iterations": meta.iterations,
+            "virtual_sites": meta.episodes.virtual is not None,
         }  # fmt: skip
         counts = ", ".join(f"{site} ({people} people)" for site, people in sites.items())
         without = sum(not c.site for c in kept)
@@ -97,6 +102,7 @@ class MetaTrainTask(SegmentationTrainTask):
             f"learn from, of {len(sites)} sites: {counts}"
             + (f"; {without} of no known site, which only shape the joint model" if without else "")
             + (f"; left out: {marked} marked for forgetting" if marked else ""),
+            *told,
             "first a joint training, whose version serves every site without an adapter; then "
             "outer steps: " + ", ".join(f"{meta.iterations_of(p)} of {p}" for p in meta.phases),
         ]

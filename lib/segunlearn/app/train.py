@@ -9,6 +9,7 @@ from typing import Any
 
 from segunlearn.app import train_options
 from segunlearn.app.datastores import StudiesDatastore
+from segunlearn.app.from_active import held_out_details, held_out_of, keep_out
 from segunlearn.app.locks import training_lock
 from segunlearn.app.studies_task import LOCK_SECONDS, StudiesTask, starter_gone
 from segunlearn.app.train_stats import training_stats_of
@@ -52,7 +53,8 @@ class SegmentationTrainTask(StudiesTask):
         Returns
         -------
         dict
-            ``run_id``, ``version``, ``sha256``, ``best_dice``, numbers of cases.
+            ``run_id``, ``version``, ``sha256``, ``best_dice``, numbers of cases and of people whom
+            the version keeps out.
 
         Raises
         ------
@@ -79,6 +81,7 @@ class SegmentationTrainTask(StudiesTask):
             "best_dice": result.best_dice,
             "train_cases": len(result.train_cases),
             "val_cases": len(result.val_cases),
+            "held_out_people": len(run.details["held_out_pseudonyms"]),
         }
 
     def _run(
@@ -123,14 +126,16 @@ class SegmentationTrainTask(StudiesTask):
                 f"there is nothing to train on: {len(selection.skipped)} labelled images cannot "
                 f"be read, the others are none. {next(iter(selection.skipped.values()), '')}"
             )
-        if (
-            len({number_of(c.person) for c in selection.cases}) == 1
-            and run.settings.val_fraction > 0
-        ):
+        pseudonyms, total = self._records.pseudonyms, len(selection.cases)
+        cases, left_out = keep_out(selection.cases, run.parent, pseudonyms, logger.info)
+        run.details = held_out_details(held_out_of(run.parent, pseudonyms), pseudonyms)
+        if left_out:
+            run.report(Progress("fetch", total, total, {"held_out": float(left_out)}))
+        if len({number_of(c.person) for c in cases}) == 1 and run.settings.val_fraction > 0:
             logger.warning("one person only: nothing is held out for validation")
             run.settings = replace(run.settings, val_fraction=0.0)
         known = run.parent or active
         if known is not None:
-            return selection.cases, ModelConfig.from_json(known.config)
-        network = plan(selection.cases, labels, name=self._model.name, recipe=recipe(recipe_name))
-        return selection.cases, network
+            return cases, ModelConfig.from_json(known.config)
+        network = plan(cases, labels, name=self._model.name, recipe=recipe(recipe_name))
+        return cases, network

@@ -23,8 +23,7 @@ from rich.progress import (
 
 from segunlearn.app.options import DEFAULT_HOME, Home
 from segunlearn.cases import Case, People, cases_from_folder
-from segunlearn.dicom.identifiers import Pseudonyms
-from segunlearn.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
+from segunlearn.errors import ConflictError, InvalidInputError, NotFoundError
 from segunlearn.records.runs import Progress as RunProgress
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 
@@ -76,8 +75,6 @@ StudiesOption = Annotated[
 ]
 
 DEFAULT = DEFAULT_HOME
-#: No person: its pseudonym tells whether the site's key is still the same.
-_KEY_PROBE = "people kept out"
 #: Progress goes to stderr, so that stdout can be piped.
 console = Console(stderr=True)
 
@@ -262,32 +259,6 @@ def records_of(home: Home, store: str) -> Records:
     if not home.database.is_file() and not store:
         raise InvalidInputError(f"{home.root}: no store is here. Name the home of the server.")
     return Records(home, store)
-
-
-def held_out_details(held_out: Sequence[str], pseudonyms: Pseudonyms) -> dict[str, Any]:
-    """Say in a version's manifest who was kept out, by pseudonym."""
-    return {
-        "held_out_pseudonyms": sorted(held_out),
-        "held_out_key": pseudonyms.of(_KEY_PROBE) if held_out else None,
-    }
-
-
-def held_out_of(info: VersionInfo, pseudonyms: Pseudonyms) -> set[str]:
-    """Pseudonyms of the people that ``train --holdout`` kept out of a version.
-
-    Raises
-    ------
-    IntegrityError
-        They were made with another key, so that nobody could be recognised.
-    """
-    found = set(info.details.get("held_out_pseudonyms") or ())
-    if found and info.details.get("held_out_key") != pseudonyms.of(_KEY_PROBE):
-        raise IntegrityError(
-            f"{info.version}: the people it kept out are named by another site's key, so they "
-            "cannot be told from others. Put the file site.key of the home it was trained in back."
-        )
-    # older manifests name the people themselves
-    return found | {pseudonyms.of(person) for person in info.details.get("held_out") or ()}
 
 
 def without_forgotten(records: Records, cases: Sequence[Case]) -> list[Case]:

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from segunlearn.app.from_active import held_out_of
 from segunlearn.cases import cases_from_folder, persons_of
 from segunlearn.cli.common import (
     DEFAULT,
@@ -23,7 +24,6 @@ from segunlearn.cli.common import (
     RegexOption,
     StoreOption,
     axes_of,
-    held_out_of,
     home_of,
     modality_of,
     people_of,

@@ -10,6 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
+from segunlearn.app.from_active import (
+    check_still_active,
+    held_out_details,
+    held_out_of,
+    keep_out,
+)
 from segunlearn.cases import Case, cases_from_folder
 from segunlearn.cli.common import (
     DEFAULT,
@@ -91,7 +97,8 @@ def meta_train(
         bool,
         typer.Option(
             "--from-active",
-            help="Start the joint model from the active version: its weights, labels and network.",
+            help="Start the joint model from the active version: its weights, labels, network and "
+            "people kept out.",
         ),
     ] = False,
     learn: Annotated[
@@ -156,9 +163,12 @@ def meta_train(
     else:
         raise InvalidInputError("--studies needs --from-active, which says what the labels mean.")
     records = Records(place, store)
+    pseudonyms = records.pseudonyms
+    held_out = held_out_of(parent, pseudonyms)
 
     def select(_run: TrainingRun) -> tuple[Sequence[Case], ModelConfig]:
         kept = without_forgotten(records, cases)
+        kept, _ = keep_out(kept, parent, pseudonyms, console.print)
         check_sites(kept, settings, meta)
         if parent is not None:
             return kept, ModelConfig.from_json(parent.config)
@@ -170,15 +180,18 @@ def meta_train(
         stop_on_interrupt() as interrupted,
         progress_bar(as_json) as bar,
     ):
+        check_still_active(place, model, parent)
         run = MetaTrainingRun(
             model=model, home=place, records=records, settings=settings, parent=parent,
             requested_by="command line", on_progress=with_loss(bar), stopped=interrupted, meta=meta,
+            details=held_out_details(held_out, pseudonyms),
         )  # fmt: skip
         version, result = run.execute(select)
     figures: dict[str, Any] = {
         "version": version.version, "sha256": version.sha256, "run_id": run.run_id,
         "best_dice": result.best_dice, "train_cases": len(result.train_cases),
-        "val_cases": len(result.val_cases), "meta_model": version.details["meta_model"],
+        "val_cases": len(result.val_cases), "held_out_people": len(held_out),
+        "meta_model": version.details["meta_model"],
     }  # fmt: skip
     if as_json:
         print_json(figures)

@@ -11,7 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
-from segunlearn.app.options import Home
+from segunlearn.app.from_active import (
+    check_still_active,
+    held_out_details,
+    held_out_of,
+    keep_out,
+)
 from segunlearn.cases import Case, cases_from_folder, persons_of, split_by_person
 from segunlearn.cli.common import (
     DEFAULT,
@@ -27,8 +32,6 @@ from segunlearn.cli.common import (
     assumed_in_training,
     axes_of,
     console,
-    held_out_details,
-    held_out_of,
     home_of,
     modality_of,
     names_of,
@@ -40,8 +43,7 @@ from segunlearn.cli.common import (
     warn,
     without_forgotten,
 )
-from segunlearn.dicom.identifiers import Pseudonyms
-from segunlearn.errors import ConflictError, InvalidInputError
+from segunlearn.errors import InvalidInputError
 from segunlearn.records.versions import VersionInfo
 
 #: To wait for another training of the model that is about to end.
@@ -133,10 +135,14 @@ def train(
         _check_against_parent(like, names, holdout, "--again" if again else "--from-active")
     records = Records(place, store)
     pseudonyms = records.pseudonyms
-    cases, held_out = _keep_out(cases, holdout, seed, like, pseudonyms)
+    held_out = held_out_of(like, pseudonyms)
+    if holdout > 0:
+        cases, kept_out = split_by_person(cases, (1 - holdout, holdout), seed)
+        held_out = {pseudonyms.of(person) for person in persons_of(kept_out)}
 
     def select(_run: TrainingRun) -> tuple[Sequence[Case], ModelConfig]:
         kept = without_forgotten(records, cases)
+        kept, _ = keep_out(kept, like, pseudonyms, console.print)
         if like is not None:
             return kept, ModelConfig.from_json(like.config)
         return kept, planning.plan(kept, names or names_in(data, kept), name=model, recipe=chosen)
@@ -146,7 +152,7 @@ def train(
         stop_on_interrupt() as interrupted,
         progress_bar(as_json) as bar,
     ):
-        _check_still_active(place, like, model)
+        check_still_active(place, model, like)
         warnings: list[str] = []
         assumed = (ASSUMED["CT"], ASSUMED["MR"])
 
@@ -202,38 +208,6 @@ def _check_against_parent(
             f"--holdout: {parent.version} has perhaps seen these people. With {option} the people "
             "that it kept out stay out; leave --holdout away."
         )
-
-
-def _check_still_active(place: Home, parent: VersionInfo | None, model: str) -> None:
-    """Refuse to pass over a version that another training has published meanwhile."""
-    now = version_of(place, model, None) if parent is not None else None
-    if parent is not None and now is not None and now.sha256 != parent.sha256:
-        raise ConflictError(
-            f"{now.version} was published while this training of {parent.version} was about to "
-            "begin. Start it again, it goes on from the new one."
-        )
-
-
-def _keep_out(
-    cases: Sequence[Case],
-    holdout: float,
-    seed: int,
-    parent: VersionInfo | None,
-    pseudonyms: Pseudonyms,
-) -> tuple[list[Case], list[str]]:
-    """Divide into cases to train on, and pseudonyms of the people that are kept out."""
-    if parent is not None:
-        out = held_out_of(parent, pseudonyms)
-        kept = [c for c in cases if pseudonyms.of(c.person) not in out]
-        if not kept:
-            raise InvalidInputError(
-                f"{parent.version} kept out every one of these people. Give images of others."
-            )
-        return kept, sorted(out)
-    if holdout == 0:
-        return list(cases), []
-    kept, held_out = split_by_person(cases, (1 - holdout, holdout), seed)
-    return kept, [pseudonyms.of(person) for person in persons_of(held_out)]
 
 
 def names_in(data: Path, cases: Sequence[Case]) -> tuple[str, ...]:
