@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from app_sources import put_meta_model
+from app_sources import put_held_out, put_meta_model
 from audit_home import MODEL, Site
 from segunlearn.adaptation import AdaptSettings, LeaveOneOut, MetaModel, adapt
 from segunlearn.adaptation.generator import Generator, film_layers
@@ -234,16 +234,27 @@ def rewrite(place: Place, case: Case, change: Callable[[Any], Any]) -> None:
 
 
 def held_out_people(place: Place) -> dict[str, Any]:
-    manifest = place.site.registry.active().path / "manifest.json"
-    data = read_json(manifest)
-    pseudonym = place.site.records.pseudonyms.of(place.south[1].person)
-    manifest.write_text(json.dumps({**data, "details": {"held_out_pseudonyms": [pseudonym]}}))
+    active = place.site.registry.active()
+    put_held_out(active, place.site.home.root, place.south[1].person)
     return {}
 
 
 def held_out_people_with_their_issuer(place: Place) -> dict[str, Any]:
     held_out_people(place)
     place.site.unseen[1] = replace(place.south[1], person=f"{place.south[1].person}^^^St. Anna")
+    return {}
+
+
+def held_out_people_of_another_key(place: Place) -> dict[str, Any]:
+    other = place.site.home.root.parent / "another home"
+    put_held_out(place.site.registry.active(), other, place.south[1].person)
+    return {}
+
+
+def held_out_people_of_an_older_manifest(place: Place) -> dict[str, Any]:
+    manifest = place.site.registry.active().path / "manifest.json"
+    details = {"held_out": [place.south[1].person]}
+    manifest.write_text(json.dumps({**read_json(manifest), "details": details}))
     return {}
 
 
@@ -280,6 +291,8 @@ BAD: list[tuple[Change, type[SegUnlearnError], str]] = [
     (empty_labels, LabelError, "nothing to adapt to"),
     (held_out_people, InvalidInputError, "1 people of the support were kept out"),
     (held_out_people_with_their_issuer, InvalidInputError, "1 people of the support were kept"),
+    (held_out_people_of_another_key, IntegrityError, "site.key"),
+    (held_out_people_of_an_older_manifest, InvalidInputError, "1 people of the support were kept"),
     (marked_study, ConflictError, "1 of the named studies are marked"),
     (all_marked, LabelError, "3 are marked"),
     (no_site_by_its_name, InvalidInputError, "names no site"),

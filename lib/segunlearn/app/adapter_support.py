@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
 from segunlearn.adaptation import AdaptSettings
+from segunlearn.app.from_active import held_out_numbers
 from segunlearn.app.records import Records
 from segunlearn.app.site_choice import AUTO, BASE, Aliases
 from segunlearn.cases import Case, number_of
@@ -261,15 +262,7 @@ def _key_of(
 
 
 def _refuse_held_out(cases: Sequence[Case], records: Records, info: VersionInfo) -> None:
-    held_out = set(info.details.get("held_out_pseudonyms") or ())
-    if not held_out:
-        return
-    of = records.pseudonyms.of
-    people = {
-        number_of(c.person)
-        for c in cases
-        if not held_out.isdisjoint((of(c.person), of(number_of(c.person))))
-    }
+    people = held_out_numbers(cases, info, records.pseudonyms)
     if people:
         raise InvalidInputError(
             f"{len(people)} people of the support were kept out of {info.version} to judge it: a "
