@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
+from app_sources import put_meta_model
 from audit_home import MODEL, Site
-from segunlearn.adaptation import LeaveOneOut
+from segunlearn.adaptation import LeaveOneOut, MetaModel
 from segunlearn.app import adapter_run, background, wiring
+from segunlearn.app.adapter_list import AdapterControl
 from segunlearn.app.adapter_run import SITE_ADAPT
 from segunlearn.app.adapter_store import SiteAdapters
 from segunlearn.app.application import SegUnlearnApp
@@ -27,6 +30,8 @@ from segunlearn.app.unlearn_undo import Undo
 from segunlearn.cli import app as command_line
 from segunlearn.cli import main
 from segunlearn.errors import ConflictError, InvalidInputError, LabelError, SegUnlearnError
+from segunlearn.networks import ModelConfig, load_weights
+from segunlearn.records.versions import VersionInfo
 from unlearn_site import PERSON, copy_of, known_site
 
 SITE = "south|||"
@@ -234,6 +239,40 @@ def test_a_study_that_only_an_adapter_saw_is_forgotten_and_purged(
     assert weights(site) == []
     purged = Undo(site.home, site.records, MODEL, "test").purge(ids[0])
     assert [p for p in purged["places"] if p["kind"] == "site adapter"] == []
+
+
+def test_a_site_of_another_meta_model_gets_the_base_until_it_is_adapted_again(
+    app: SegUnlearnApp, site: Site
+) -> None:
+    """The joint weights of a second meta-training are the same; what adapting goes on from not."""
+    put_meta_model(app.model.version(), meta_model(app.model.version(), 1.01))
+    result = adapt(app, site, adapt_method="maml")
+    image = site.unseen[3].series
+    assert said(app, image) == result["adapter"]
+    again = site.publish(1, site.retain, row=False)
+    put_meta_model(again, meta_model(again, 1.02))
+    assert said(app, image, site="auto") == "base"
+    with pytest.raises(ConflictError, match="another meta model"):
+        said(app, image)
+    control = AdapterControl(app.home, MODEL)
+    assert [line.serves for line in control.lines()] == [False]
+    (made,) = refit(app, "all")
+    assert (made["outcome"], said(app, image)) == ("adopted", made["adapter"])
+    assert [line.serves for line in control.lines()] == [False, True]
+
+
+def meta_model(version: VersionInfo, factor: float) -> bytes:
+    """Weights away from the joint ones, and rates for the head."""
+    network = load_weights(version.weights, ModelConfig.from_json(version.config), version.sha256)
+    away = {name: p.detach() * factor for name, p in network.named_parameters()}
+    rates = {name: torch.full((1,), 0.01) for name in away if name.startswith("final_conv")}
+    return MetaModel(version.sha256, "head", away, rates).to_bytes()
+
+
+def said(app: SegUnlearnApp, image: str, site: str = "South") -> str:
+    reply = app.infer({"model": MODEL, "image": image, "site": site})
+    Path(reply["file"]).unlink()
+    return str(reply["params"]["adapter"])
 
 
 # -- routes --------------------------------------------------------------------------------------

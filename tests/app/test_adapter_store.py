@@ -8,26 +8,30 @@ from pathlib import Path
 import pytest
 import torch
 
-from app_sources import TINY
-from segunlearn.adapters.site import SiteAdapter
+from app_sources import TINY, version_of
+from segunlearn.adapters.site import SiteAdapter, Start
 from segunlearn.app.adapter_store import AdapterInfo, SiteAdapters, site_digest
 from segunlearn.errors import ConflictError, IntegrityError, NotFoundError
 from segunlearn.networks import build_network
+from segunlearn.records.durable import read_json, write_json_durably
 
-BASE, OTHER = "a" * 64, "b" * 64
+BASE, OTHER, META = "a" * 64, "b" * 64, "c" * 64
+SERVED = version_of(BASE)
 SITE = "north||ct 64|1"
 HEAD = "final_conv.weight"
 
 
-def adapter(value: float, base: str = BASE) -> SiteAdapter:
+def adapter(value: float, base: str = BASE, meta: str = "") -> SiteAdapter:
     shape = build_network(TINY, 1).get_parameter(HEAD).shape
-    return SiteAdapter(base, {HEAD: torch.full(shape, value)}, {"k": 3})
+    start = Start("initial", meta) if meta else None
+    return SiteAdapter(base, {HEAD: torch.full(shape, value)}, {"k": 3}, start)
 
 
-def put(store: SiteAdapters, value: float, base: str = BASE, *, activate: bool = True):
-    return store.put(
-        SITE, adapter(value, base), run_id="r", note=lambda folder: None, activate=activate
-    )
+def put(
+    store: SiteAdapters, value: float, base: str = BASE, *, meta: str = "", activate: bool = True
+):
+    made = adapter(value, base, meta)
+    return store.put(SITE, made, run_id="r", note=lambda folder: None, activate=activate)
 
 
 @pytest.fixture
@@ -45,12 +49,12 @@ def test_the_pointer_goes_forward_and_back(store: SiteAdapters) -> None:
     first, second = put(store, 1.0), put(store, 2.0)
     assert (first.version, second.version, served(store)) == ("v0001", "v0002", "v0002")
     assert float(second.load().tensors[HEAD].mean()) == 2.0
-    assert store.roll_back(SITE, BASE).version == "v0001"
-    assert store.roll_back(SITE, BASE) is None
+    assert store.roll_back(SITE, SERVED).version == "v0001"
+    assert store.roll_back(SITE, SERVED) is None
     assert served(store) == "base"
     with pytest.raises(ConflictError, match="served by the base already"):
-        store.roll_back(SITE, BASE)
-    assert store.activate(SITE, "v0002", BASE).state == "current"
+        store.roll_back(SITE, SERVED)
+    assert store.activate(SITE, "v0002", SERVED).state == "current"
     assert [i.state for i in store.versions(SITE)] == ["available", "current"]
     assert store.sites() == [SITE]
     assert store.site_of(site_digest(SITE)) == SITE
@@ -63,7 +67,7 @@ def test_rolling_back_passes_over_retired_ones_and_other_bases(store: SiteAdapte
     fourth = put(store, 4.0)
     store.retire([third], "marked")
     assert served(store) == fourth.version
-    assert store.roll_back(SITE, BASE).version == "v0001"
+    assert store.roll_back(SITE, SERVED).version == "v0001"
 
 
 def test_a_retired_one_leaves_at_once_and_never_comes_back(store: SiteAdapters) -> None:
@@ -72,7 +76,7 @@ def test_a_retired_one_leaves_at_once_and_never_comes_back(store: SiteAdapters) 
     store.retire([second], "a study was marked")
     assert served(store) == "v0001"
     with pytest.raises(ConflictError, match="a study was marked"):
-        store.activate(SITE, "v0002", BASE)
+        store.activate(SITE, "v0002", SERVED)
     third = put(store, 3.0)
     assert third.version == "v0003"  # a number is never used twice
     store.retire([store.get(SITE, "v0001"), third], "both")
@@ -102,9 +106,40 @@ def test_destroyed_tensors_are_gone_and_their_record_says_so(store: SiteAdapters
 
 def test_another_base_is_refused(store: SiteAdapters) -> None:
     put(store, 1.0, OTHER, activate=False)
-    with pytest.raises(ConflictError, match="was made for weights"):
-        store.activate(SITE, "v0001", BASE)
+    with pytest.raises(ConflictError, match="was made for other weights"):
+        store.activate(SITE, "v0001", SERVED)
     assert served(store) == "base"
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "older record"])
+def test_another_meta_model_beside_the_same_weights_is_refused(
+    store: SiteAdapters, recorded: bool
+) -> None:
+    """Training on a CPU repeats to the bit: other meta options give another meta model alone."""
+    put(store, 1.0)
+    second = put(store, 2.0, meta=META)
+    if not recorded:
+        about = read_json(second.path / "about.json")
+        about.pop("meta")
+        write_json_durably(second.path / "about.json", about)
+    mine, other = version_of(BASE, META), version_of(BASE, "d" * 64)
+    assert store.activate(SITE, "v0002", mine).fits(mine)
+    for served_now in (other, SERVED):
+        with pytest.raises(ConflictError, match="another meta model"):
+            store.activate(SITE, "v0002", served_now)
+    put(store, 3.0)
+    assert store.roll_back(SITE, other).version == "v0001"
+
+
+def test_what_serves_after_a_retired_one_could_serve_beside_it(store: SiteAdapters) -> None:
+    put(store, 1.0, meta=META)
+    put(store, 2.0, meta="d" * 64)
+    third = put(store, 3.0, meta=META)
+    store.retire([third], "marked")
+    assert served(store) == "v0001"
+    fourth = put(store, 4.0)
+    store.retire([fourth], "marked")
+    assert served(store) == "v0002"
 
 
 @pytest.mark.parametrize("how", ["changed", "missing"])
@@ -117,7 +152,7 @@ def test_a_changed_file_is_never_loaded(store: SiteAdapters, how: str) -> None:
     with pytest.raises(IntegrityError, match="changed"):
         info.load()
     with pytest.raises(IntegrityError):
-        store.activate(SITE, "v0001", BASE)
+        store.activate(SITE, "v0001", SERVED)
 
 
 @pytest.mark.parametrize(

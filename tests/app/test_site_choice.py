@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from segunlearn.adapters.site import SiteAdapter
+from app_sources import version_of
+from segunlearn.adapters.site import SiteAdapter, Start
 from segunlearn.app.adapter_store import SiteAdapters, site_digest
 from segunlearn.app.site_choice import Aliases, SiteChoice, choose_site
 from segunlearn.dicom.site import SiteKey
 from segunlearn.errors import ConflictError, IntegrityError, NotFoundError
+from segunlearn.records.version_info import VersionInfo
 
-BASE = "a" * 64
+BASE, META = "a" * 64, "c" * 64
+SERVED = version_of(BASE)
 HEADER = SiteKey("st. mary's", "siemens healthineers", "avanto", "42")
 SCANNER, WIDER, KIND = "st. mary's||avanto|42", "st. mary's||avanto|", "|siemens|avanto|"
 
@@ -24,13 +27,18 @@ def store(tmp_path: Path) -> SiteAdapters:
     return SiteAdapters(tmp_path / "segmentation")
 
 
-def put(store: SiteAdapters, site: str, base: str = BASE) -> str:
-    adapter = SiteAdapter(base, {"x": torch.zeros(1)}, {})
+def put(store: SiteAdapters, site: str, base: str = BASE, start: Start | None = None) -> str:
+    adapter = SiteAdapter(base, {"x": torch.zeros(1)}, {}, start)
     return store.put(site, adapter, run_id="r", note=lambda _: None).name
 
 
-def choose(store: SiteAdapters, header: SiteKey | None = HEADER, asked: str = "") -> SiteChoice:
-    return choose_site(store, Aliases.read(store.root.parent), header, asked, BASE)
+def choose(
+    store: SiteAdapters,
+    header: SiteKey | None = HEADER,
+    asked: str = "",
+    served: VersionInfo = SERVED,
+) -> SiteChoice:
+    return choose_site(store, Aliases.read(store.root.parent), header, asked, served)
 
 
 def test_the_narrowest_key_that_has_an_adapter_wins(store: SiteAdapters) -> None:
@@ -40,7 +48,7 @@ def test_the_narrowest_key_that_has_an_adapter_wins(store: SiteAdapters) -> None
         name = put(store, site)
         found = choose(store)
         assert (found.params()["adapter"], found.site, found.rule) == (name, site, rule)
-    store.roll_back(SCANNER, BASE)
+    store.roll_back(SCANNER, SERVED)
     assert choose(store).rule == "institution"
 
 
@@ -76,7 +84,7 @@ def test_a_person_can_choose_a_site_or_the_base(store: SiteAdapters) -> None:
         assert (found.params()["adapter"], found.rule) == (name, "override")
     with pytest.raises(NotFoundError, match=r"st\. mary's\|\|avanto\|42"):
         choose(store, asked="nowhere")
-    store.roll_back(SCANNER, BASE)
+    store.roll_back(SCANNER, SERVED)
     with pytest.raises(NotFoundError, match="with one: none"):
         choose(store, asked=SCANNER)
 
@@ -86,10 +94,23 @@ def test_an_adapter_of_other_weights_never_serves(store: SiteAdapters) -> None:
     found = choose(store)
     assert found.adapter is None
     assert "made for other weights" in found.why
-    with pytest.raises(ConflictError, match="made for weights"):
+    with pytest.raises(ConflictError, match="made for other weights"):
         choose(store, asked=SCANNER)
     name = put(store, WIDER)
     assert choose(store).params()["adapter"] == name
+
+
+def test_an_adapter_that_goes_on_from_another_meta_model_never_serves(
+    store: SiteAdapters,
+) -> None:
+    name = put(store, SCANNER, start=Start("initial", META))
+    assert choose(store, served=version_of(BASE, META)).params()["adapter"] == name
+    for other in (version_of(BASE, "d" * 64), SERVED):
+        found = choose(store, served=other)
+        assert found.adapter is None
+        assert "another meta model" in found.why
+        with pytest.raises(ConflictError, match="another meta model"):
+            choose(store, asked=SCANNER, served=other)
 
 
 def test_aliases_join_spellings_and_name_sites(store: SiteAdapters) -> None:

@@ -106,7 +106,7 @@ def serve(home: Home, repeats: int) -> dict[str, Any]:
         model._adapted.clear()
 
         def activate() -> None:
-            model.adapters.activate("south|||", kept.version, info.sha256)
+            model.adapters.activate("south|||", kept.version, info)
             model.adapted(info, base, kept)
 
         activations.append(timed(activate)[:2])

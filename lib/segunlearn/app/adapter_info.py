@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+
+from safetensors import SafetensorError, safe_open
 
 from segunlearn.errors import IntegrityError
 from segunlearn.records.durable import read_json
@@ -17,6 +20,9 @@ if TYPE_CHECKING:  # they load torch
     from segunlearn.inference import Segmenter
 
 AdapterState = Literal["current", "available", "retired"]
+
+#: The tensors, in an adapter's folder.
+FILE: Final = "adapter.safetensors"
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class AdapterInfo:
         Name, ``v0001`` and on; counted for each site.
     sha256, base
         Digests of its file and of the weights it was made for.
+    meta
+        Digest of the meta model beside these weights that it goes on from; empty: of none.
     created, run_id
         UTC, ISO 8601; the run that made it.
     state
@@ -50,6 +58,7 @@ class AdapterInfo:
     version: str
     sha256: str
     base: str
+    meta: str
     created: str
     run_id: str
     state: AdapterState
@@ -71,7 +80,29 @@ class AdapterInfo:
     @property
     def file(self) -> Path:
         """The tensors' file."""
-        return self.path / "adapter.safetensors"
+        return self.path / FILE
+
+    def misfit(self, served: VersionInfo) -> str:
+        """Say why it does not serve with a version; empty where it does."""
+        if self.base != served.sha256:
+            return (
+                f"was made for other weights ({self.base[:12]}…) than are served "
+                f"({served.sha256[:12]}…)"
+            )
+        if self.meta not in ("", served.meta_sha256):
+            return (
+                f"goes on from another meta model ({self.meta[:12]}…) than is beside the weights "
+                f"that are served ({served.meta_sha256[:12] or 'none'})"
+            )
+        return ""
+
+    def fits(self, served: VersionInfo) -> bool:
+        """Whether it was made for these weights, and for the meta model beside them."""
+        return not self.misfit(served)
+
+    def goes_with(self, other: AdapterInfo) -> bool:
+        """Whether there can be a version that both fit."""
+        return self.base == other.base and len({"", self.meta, other.meta}) < 3
 
     def load(self) -> SiteAdapter:
         """Read the tensors; digest and content come from one reading of the file.
@@ -135,11 +166,21 @@ def read_adapter(folder: Path, site: str, *, current: bool) -> AdapterInfo:
             state = "current"
         return AdapterInfo(
             folder.parents[1].name, site, folder.name, data["sha256"], data["base"],
-            data["created"], data["run_id"], state, data["weights"] == "here", data["why"],
-            data["about"], folder,
+            data["meta"] if "meta" in data else _meta_in(folder), data["created"],
+            data["run_id"], state, data["weights"] == "here", data["why"], data["about"], folder,
         )  # fmt: skip
     except (KeyError, TypeError) as error:
         raise IntegrityError(
             f"site adapter {folder.parent.name}/{folder.name}: its record lacks {error}; restore "
             "it."
         ) from error
+
+
+def _meta_in(folder: Path) -> str:
+    """Read from the tensors' file what the records of older programs do not say."""
+    try:
+        with safe_open(folder / FILE, "numpy") as file:
+            start = json.loads(file.metadata()["segunlearn"])["about"]["start"]
+            return str(start["meta_sha256"]) if start is not None else ""
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return ""  # destroyed, or damaged: loading it is an error

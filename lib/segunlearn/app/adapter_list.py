@@ -10,7 +10,7 @@ from segunlearn.app.adapter_store import AdapterInfo, AdapterState, SiteAdapters
 from segunlearn.app.options import Home
 from segunlearn.app.site_choice import Aliases, find_site
 from segunlearn.errors import ConflictError, NotFoundError
-from segunlearn.records.versions import VersionRegistry
+from segunlearn.records.versions import VersionInfo, VersionRegistry
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,7 @@ class AdapterControl:
             A record is damaged.
         """
         active = VersionRegistry(self.home.model(self.model)).active()
-        base = active.sha256 if active else ""
-        return [line_of(info, base) for info in self.store.all()]
+        return [line_of(info, active) for info in self.store.all()]
 
     def activate(self, site: str, version: str) -> AdapterLine:
         """Let an adapter serve its site.
@@ -83,12 +82,12 @@ class AdapterControl:
         NotFoundError
             There is no such site or adapter.
         ConflictError
-            It is retired, or made for other weights than are served.
+            It is retired, or made for other weights or another meta model than are served.
         IntegrityError
             Its file was changed.
         """
-        base = self._base()
-        return line_of(self.store.activate(self._site(site), version, base), base)
+        served = self._served()
+        return line_of(self.store.activate(self._site(site), version, served), served)
 
     def roll_back(self, site: str) -> AdapterLine | None:
         """Let the adapter before serve; None: the base.
@@ -100,9 +99,9 @@ class AdapterControl:
         ConflictError
             The base serves already.
         """
-        base = self._base()
-        info = self.store.roll_back(self._site(site), base)
-        return line_of(info, base) if info is not None else None
+        served = self._served()
+        info = self.store.roll_back(self._site(site), served)
+        return line_of(info, served) if info is not None else None
 
     def _site(self, asked: str) -> str:
         known = self.store.sites()
@@ -114,17 +113,17 @@ class AdapterControl:
             )
         return site
 
-    def _base(self) -> str:
+    def _served(self) -> VersionInfo:
         active = VersionRegistry(self.home.model(self.model)).active()
         if active is None:
             raise ConflictError(f"model {self.model!r} has no trained version. Train it first.")
-        return active.sha256
+        return active
 
 
-def line_of(info: AdapterInfo, base_sha256: str) -> AdapterLine:
+def line_of(info: AdapterInfo, served: VersionInfo | None) -> AdapterLine:
     """Show one adapter."""
     return AdapterLine(
         info.site, info.key, info.version, info.state,
-        info.state == "current" and info.here and info.base == base_sha256,
+        info.state == "current" and info.here and served is not None and info.fits(served),
         info.sha256, info.base, info.created, info.run_id, info.here, info.why, info.about,
     )  # fmt: skip

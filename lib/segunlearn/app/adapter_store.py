@@ -4,7 +4,7 @@
 
     home/sites/<model>/<site>/site.json                  {"site"}: the key it stands for
     home/sites/<model>/<site>/v0001/adapter.safetensors  changed tensors, see adapters.site
-    home/sites/<model>/<site>/v0001/about.json           digest, base, run, state, how it was made
+    home/sites/<model>/<site>/v0001/about.json           digest, base, meta model, run, state, about
     home/sites/<model>/<site>/v0001/cases.json           pseudonyms of what it saw: checkpoints
     home/sites/<model>/<site>/current                    {"version", "sha256"}; empty: the base
 
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from segunlearn.app.adapter_info import AdapterInfo, AdapterState, read_adapter
+from segunlearn.app.adapter_info import FILE, AdapterInfo, AdapterState, read_adapter
 from segunlearn.errors import ConflictError, IntegrityError, NotFoundError
 from segunlearn.records.durable import (
     read_json,
@@ -30,6 +30,7 @@ from segunlearn.records.durable import (
     write_json_durably,
 )
 from segunlearn.records.numbered import add_folder, created_now, locked, names_in, number_of
+from segunlearn.records.version_info import VersionInfo
 
 if TYPE_CHECKING:  # it loads torch
     from segunlearn.adapters.site import SiteAdapter
@@ -158,6 +159,7 @@ class SiteAdapters:
         manifest = {
             "sha256": adapter.sha256,
             "base": adapter.base,
+            "meta": adapter.start.meta_sha256 if adapter.start is not None else "",
             "created": created_now(),
             "run_id": run_id,
             "state": "available",
@@ -167,7 +169,7 @@ class SiteAdapters:
         }
 
         def fill(staging: Path) -> None:
-            write_durably(staging / "adapter.safetensors", adapter.content)
+            write_durably(staging / FILE, adapter.content)
             write_json_durably(staging / "about.json", manifest)
             note(staging)
 
@@ -182,7 +184,7 @@ class SiteAdapters:
                 self._point_to(site, info)
             return self._info(site, name, self._pointer(site))
 
-    def activate(self, site: str, version: str, base_sha256: str) -> AdapterInfo:
+    def activate(self, site: str, version: str, served: VersionInfo) -> AdapterInfo:
         """Choose an adapter for its site; its digest is checked first.
 
         Raises
@@ -190,7 +192,7 @@ class SiteAdapters:
         NotFoundError
             There is none.
         ConflictError
-            It is retired, or made for other weights than are served.
+            It is retired, or made for other weights or another meta model than are served.
         IntegrityError
             Its file was changed.
         """
@@ -201,19 +203,19 @@ class SiteAdapters:
                     f"site adapter {info.name} is retired ({info.why}) and does not serve again. "
                     "Adapt the site again."
                 )
-            if info.base != base_sha256:
+            if misfit := info.misfit(served):
                 raise ConflictError(
-                    f"site adapter {info.name} was made for weights {info.base[:12]}…, served are "
-                    f"{base_sha256[:12]}…. Adapt the site again, or activate that version first."
+                    f"site adapter {info.name} {misfit}. Adapt the site again, or activate that "
+                    "version first."
                 )
             info.load()
             self._point_to(site, info)
             return self._info(site, version, self._pointer(site))
 
-    def roll_back(self, site: str, base_sha256: str) -> AdapterInfo | None:
+    def roll_back(self, site: str, served: VersionInfo) -> AdapterInfo | None:
         """Choose the adapter before the current one; the base where there is none before.
 
-        Adapters that are retired, or made for other weights than are served, are passed over.
+        Adapters that are retired, or do not fit the version that is served, are passed over.
 
         Returns
         -------
@@ -232,10 +234,10 @@ class SiteAdapters:
                     f"site {site!r:.200} is served by the base already; there is nothing to roll "
                     "back."
                 )
-            return self._fall_back(site, pointer[0], base_sha256)
+            return self._fall_back(site, pointer[0], lambda info: info.fits(served))
 
     def retire(self, infos: list[AdapterInfo], why: str) -> None:
-        """Take adapters out of service for good; an earlier one of the same base serves, or none.
+        """Take adapters out of service for good; an earlier one that goes with it serves, or none.
 
         Their tensors stay until ``destroy``. First the records say it, and what they say is served
         to nobody; then the pointers move.
@@ -248,7 +250,7 @@ class SiteAdapters:
             for info in infos:
                 pointer = self._pointer(info.site)
                 if pointer is not None and pointer[0] == info.version:
-                    self._fall_back(info.site, info.version, info.base)
+                    self._fall_back(info.site, info.version, info.goes_with)
 
     def destroy(self, infos: list[AdapterInfo], why: str) -> None:
         """Retire adapters and remove their tensors; doing it again finishes or changes nothing."""
@@ -259,14 +261,16 @@ class SiteAdapters:
                 sync_folder(info.path)
                 self._rewrite(info, weights="destroyed")
 
-    def _fall_back(self, site: str, version: str, base_sha256: str) -> AdapterInfo | None:
+    def _fall_back(
+        self, site: str, version: str, may_serve: Callable[[AdapterInfo], bool]
+    ) -> AdapterInfo | None:
         earlier = [
             i
             for i in self.versions(site)
             if number_of(i.version) < number_of(version)
             and i.state != "retired"
             and i.here
-            and i.base == base_sha256
+            and may_serve(i)
         ]
         self._point_to(site, earlier[-1] if earlier else None)
         return self.current(site)

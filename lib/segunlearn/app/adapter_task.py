@@ -28,6 +28,7 @@ from segunlearn.app.train_options import Option
 from segunlearn.cases import Case
 from segunlearn.errors import CancelledError, LabelError, SegUnlearnError
 from segunlearn.records.runs import Progress
+from segunlearn.records.version_info import VersionInfo
 
 logger = logging.getLogger(__name__)
 
@@ -143,14 +144,14 @@ class SiteAdaptTask(StudiesTask):
         def adapt(order: AdaptOrder) -> dict[str, Any]:
             return self._adapt(self._run(order, by), studies)
 
-        base, adapters = self._model.version().sha256, self._model.adapters
+        served, adapters = self._model.version(), self._model.adapters
         return [
             refit(adapters, info, self._records, self._options.device, adapt)
-            for info in to_refit(adapters, base, outdated=outdated)
+            for info in to_refit(adapters, served, outdated=outdated)
         ]
 
 
-def to_refit(adapters: SiteAdapters, base_sha256: str, *, outdated: bool) -> list[AdapterInfo]:
+def to_refit(adapters: SiteAdapters, served: VersionInfo, *, outdated: bool) -> list[AdapterInfo]:
     """Find the newest adapter of each site that forgetting took and that was not made again.
 
     A site that a person rolled back to the base is left alone.
@@ -159,18 +160,18 @@ def to_refit(adapters: SiteAdapters, base_sha256: str, *, outdated: bool) -> lis
     ----------
     adapters
         Of the model.
-    base_sha256
-        Of the weights that are served.
+    served
+        Of the model.
     outdated
-        Also those that could not be made again, and those in service that were made for other
-        weights and so serve nobody.
+        Also those that could not be made again, and those in service that do not fit what is
+        served, and so serve nobody.
     """
     found = []
     for site in adapters.sites():
         newest = adapters.versions(site)[-1]
         taken = newest.state == "retired" and newest.why in (MARKED, SEALED)
         tried = newest.state == "retired" and newest.why.startswith((MARKED, SEALED))
-        other = newest.state == "current" and newest.base != base_sha256
+        other = newest.state == "current" and not newest.fits(served)
         if taken or (outdated and (tried or other)):
             found.append(newest)
     return found

@@ -213,7 +213,7 @@ class SegUnlearnApp(MONAILabelApp):
             self._once(again)
         try:
             info = self.model.registry.active()
-            taken = to_refit(self.model.adapters, info.sha256, outdated=False) if info else []
+            taken = to_refit(self.model.adapters, info, outdated=False) if info else []
         except SegUnlearnError as error:
             logger.error("nobody can say which sites are to be adapted again: %s", error)
             return
@@ -503,9 +503,9 @@ class SegUnlearnApp(MONAILabelApp):
             A site is named that has no adapter, or one of other weights.
         """
         served = self.served_model(model)
-        base = served.version().sha256
+        info = served.version()
         request = check_batch(model, images, options, self.datastore())
-        choose_site(served.adapters, Aliases.read(self.home.sites), None, request["site"], base)
+        choose_site(served.adapters, Aliases.read(self.home.sites), None, request["site"], info)
         return request
 
     # -- runs -----------------------------------------------------------------------------------

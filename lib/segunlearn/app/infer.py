@@ -136,7 +136,7 @@ class SegmentationInferTask(InferTask):
         def choose(info: VersionInfo) -> AdapterInfo | None:
             adapters = self._model.adapters
             aliases = Aliases.read(adapters.root.parent)
-            chosen.append(choose_site(adapters, aliases, header, asked, info.sha256))
+            chosen.append(choose_site(adapters, aliases, header, asked, info))
             return chosen[-1].adapter
 
         older = self._older(request)  # before a large image is read

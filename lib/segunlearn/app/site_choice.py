@@ -11,6 +11,7 @@ from segunlearn.app.adapter_store import AdapterInfo, SiteAdapters, site_digest
 from segunlearn.dicom.site import Rule, SiteKey, normalise
 from segunlearn.errors import ConflictError, IntegrityError, NotFoundError
 from segunlearn.records.durable import read_json
+from segunlearn.records.version_info import VersionInfo
 
 #: Words of the parameter ``site`` that are no site.
 AUTO: Final = "auto"
@@ -122,7 +123,7 @@ def choose_site(
     aliases: Aliases,
     header: SiteKey | None,
     asked: str,
-    base_sha256: str,
+    served: VersionInfo,
 ) -> SiteChoice:
     """Choose the adapter for an image.
 
@@ -136,22 +137,22 @@ def choose_site(
         What the image's header says; None where it has none (NIfTI, NRRD).
     asked
         ``auto`` or empty, ``base`` or ``none``, or a site's name, key or folder.
-    base_sha256
-        Of the weights that are served.
+    served
+        What segments without an adapter.
 
     Raises
     ------
     NotFoundError
         A person asks for a site that has no adapter.
     ConflictError
-        A person asks for one whose adapter was made for other weights.
+        A person asks for one whose adapter was made for other weights or another meta model.
     IntegrityError
         A record is damaged.
     """
     if asked in (BASE, "none"):
         return SiteChoice(None, "", "override", "the base was asked for.")
     if asked not in ("", AUTO):
-        return _asked_for(adapters, aliases, asked, base_sha256)
+        return _asked_for(adapters, aliases, asked, served)
     if header is None:
         return SiteChoice(None, "", "none", "the image has no DICOM header; name a site (site=).")
     rungs = aliases.of(header).rungs()
@@ -168,15 +169,12 @@ def choose_site(
     )
     for rule, key in rungs:
         info = adapters.current(str(key))
-        if info is not None and info.base == base_sha256:
+        if info is not None and info.fits(served):
             said = {"scanner": "this scanner", "institution": "its institution and model",
                     "model": "its manufacturer and model"}  # fmt: skip
             return SiteChoice(info, str(key), rule, f"an adapter of {said[rule]} is in service.")
         if info is not None:
-            also += (
-                f" Adapter {info.name} was made for other weights ({info.base[:12]}…): adapt the "
-                "site again."
-            )
+            also += f" Adapter {info.name} {info.misfit(served)}: adapt the site again."
     return SiteChoice(
         None,
         str(rungs[0][1]),
@@ -186,7 +184,7 @@ def choose_site(
 
 
 def _asked_for(
-    adapters: SiteAdapters, aliases: Aliases, asked: str, base_sha256: str
+    adapters: SiteAdapters, aliases: Aliases, asked: str, served: VersionInfo
 ) -> SiteChoice:
     known = adapters.sites()
     site = find_site(known, aliases, asked)
@@ -197,10 +195,9 @@ def _asked_for(
             f"site {asked!r:.200} has no adapter in service; sites with one: {there}. Ask for "
             "site=base, or adapt the site."
         )
-    if info.base != base_sha256:
+    if misfit := info.misfit(served):
         raise ConflictError(
-            f"site adapter {info.name} was made for weights {info.base[:12]}…, served are "
-            f"{base_sha256[:12]}…. Ask for site=base, or adapt the site again."
+            f"site adapter {info.name} {misfit}. Ask for site=base, or adapt the site again."
         )
     return SiteChoice(info, site, "override", "this site was asked for.")
 

@@ -143,7 +143,7 @@ def adapt(
     if refit:
         if plan or support or site != "auto":
             raise InvalidInputError("--refit is about every site; give it alone.")
-        taken = to_refit(adapters, info.sha256, outdated=True)
+        taken = to_refit(adapters, info, outdated=True)
         results = [fit_again(adapters, i, records, device, done) for i in taken]
         if as_json:
             print_json({"sites": results})

@@ -77,7 +77,7 @@ def infer(
     datasets = _series_in(source) if source.is_dir() else []
     header = SiteKey.read(datasets[0]) if datasets else None
     adapters, aliases = SiteAdapters(place.sites / model), Aliases.read(place.sites)
-    chosen = choose_site(adapters, aliases, header, site.strip(), info.sha256)
+    chosen = choose_site(adapters, aliases, header, site.strip(), info)
     if datasets:
         image = volume_from_datasets(datasets)
     else:
