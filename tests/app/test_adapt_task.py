@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,15 @@ from typer.testing import CliRunner
 from app_sources import put_meta_model
 from audit_home import MODEL, Site
 from segunlearn.adaptation import LeaveOneOut, MetaModel
-from segunlearn.app import adapter_run, background, wiring
+from segunlearn.app import adapter_run, adapter_task, background, wiring
 from segunlearn.app.adapter_list import AdapterControl
 from segunlearn.app.adapter_run import SITE_ADAPT
-from segunlearn.app.adapter_store import SiteAdapters
+from segunlearn.app.adapter_store import SiteAdapters, site_digest
+from segunlearn.app.adapter_task import to_refit
 from segunlearn.app.application import SegUnlearnApp
+from segunlearn.app.checkpoints import MARKED
+from segunlearn.app.datastores import StudiesDatastore
+from segunlearn.app.locks import training_lock
 from segunlearn.app.routes import adapters, tasks
 from segunlearn.app.routes.common import current_app
 from segunlearn.app.unlearn_order import UnlearnOrder
@@ -29,8 +34,16 @@ from segunlearn.app.unlearn_run import UnlearnRun
 from segunlearn.app.unlearn_undo import Undo
 from segunlearn.cli import app as command_line
 from segunlearn.cli import main
-from segunlearn.errors import ConflictError, InvalidInputError, LabelError, SegUnlearnError
+from segunlearn.errors import (
+    ConflictError,
+    InvalidInputError,
+    LabelError,
+    NotFoundError,
+    SegUnlearnError,
+    UnavailableError,
+)
 from segunlearn.networks import ModelConfig, load_weights
+from segunlearn.records.durable import write_json_durably
 from segunlearn.records.versions import VersionInfo
 from unlearn_site import PERSON, copy_of, known_site
 
@@ -226,6 +239,67 @@ def test_the_server_adapts_again_by_itself_after_a_mark(
     assert len(started) == 1
 
 
+@pytest.mark.parametrize("obstacle", ["training", "archive"])
+def test_what_passes_does_not_end_the_adapting_again(
+    app: SegUnlearnApp, site: Site, obstacle: str
+) -> None:
+    adapt(app, site)
+    site.mark(site.unseen[:1], approve=False)
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as held:
+        if obstacle == "training":
+            patch.setattr(adapter_task, "LOCK_SECONDS", 0.1)
+            held.enter_context(training_lock(site.home, MODEL, "test", 1.0))
+        else:
+            patch.setattr(StudiesDatastore, "trainable", unreachable)
+        (result,) = refit(app)
+    assert result["outcome"] == "not made again"
+    assert [line.why for line in AdapterControl(app.home, MODEL).lines()] == [MARKED]
+    (result,) = refit(app)
+    assert (result["outcome"], served(site)) == ("adopted", "v0002")
+
+
+def unreachable(*_: Any, **__: Any) -> Any:
+    raise UnavailableError("the archive does not answer.")
+
+
+def test_a_mark_while_a_site_is_adapted_again_leads_to_another_adapter(
+    app: SegUnlearnApp, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[dict[str, Any]] = []
+    monkeypatch.setattr(background, "start", lambda kind, request: started.append(request))
+    app.forget_service.after_change = app._refit
+    adapt(app, site, support=support(site, 4))
+    site.mark(site.unseen[:1], approve=False)
+    app.forgetting.wake()
+
+    def marked_meanwhile(*_: Any) -> LeaveOneOut:
+        site.mark(site.unseen[1:2], approve=False)
+        app.forgetting.wake()
+        return LeaveOneOut((0.8, 0.6), (0.5, 0.5))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adapter_run, "leave_one_out", marked_meanwhile)
+        (result,) = app.train(started[0])["sites"]
+    assert "while the site was adapted" in result["why"]
+    assert (len(started), served(site)) == (2, "base")
+    (result,) = app.train(started[1])["sites"]
+    assert (result["outcome"], result["people"], served(site)) == ("adopted", 2, "v0002")
+
+
+@pytest.mark.parametrize("outdated", [False, True])
+def test_a_site_whose_first_adapter_was_never_finished_is_passed_over(
+    app: SegUnlearnApp, site: Site, outdated: bool
+) -> None:
+    """The key is written before the first adapter: a kill or a full disk may come between."""
+    adapters = SiteAdapters(site.home.sites / MODEL)
+    write_json_durably(adapters.root / site_digest(SITE) / "site.json", {"site": SITE})
+    assert to_refit(adapters, app.model.version(), outdated=outdated) == []
+    app.forget_service.after_change = app._refit
+    app.forgetting.wake()
+    with pytest.raises(NotFoundError, match="no adapter in service"):
+        said(app, site.unseen[3].series)
+
+
 def test_a_study_that_only_an_adapter_saw_is_forgotten_and_purged(
     app: SegUnlearnApp, site: Site
 ) -> None:
@@ -387,9 +461,6 @@ def test_a_mistake_is_one_sentence(
 
 
 def test_trainings_wait_for_each_other(app: SegUnlearnApp, site: Site) -> None:
-    from segunlearn.app import adapter_task
-    from segunlearn.app.locks import training_lock
-
     with pytest.MonkeyPatch.context() as patch, training_lock(site.home, MODEL, "test", 1.0):
         patch.setattr(adapter_task, "LOCK_SECONDS", 0.1)
         with pytest.raises(ConflictError, match="another training"):

@@ -26,7 +26,13 @@ from segunlearn.app.studies_task import (
 )
 from segunlearn.app.train_options import Option
 from segunlearn.cases import Case
-from segunlearn.errors import CancelledError, LabelError, SegUnlearnError
+from segunlearn.errors import (
+    CancelledError,
+    ConflictError,
+    LabelError,
+    SegUnlearnError,
+    UnavailableError,
+)
 from segunlearn.records.runs import Progress
 from segunlearn.records.version_info import VersionInfo
 
@@ -161,14 +167,14 @@ def to_refit(adapters: SiteAdapters, served: VersionInfo, *, outdated: bool) -> 
     adapters
         Of the model.
     served
-        Of the model.
+        The version that is.
     outdated
         Also those that could not be made again, and those in service that do not fit what is
         served, and so serve nobody.
     """
     found = []
-    for site in adapters.sites():
-        newest = adapters.versions(site)[-1]
+    # a site may have none: its key is written before its first adapter
+    for newest in [i for site in adapters.sites() for i in adapters.versions(site)[-1:]]:
         taken = newest.state == "retired" and newest.why in (MARKED, SEALED)
         tried = newest.state == "retired" and newest.why.startswith((MARKED, SEALED))
         other = newest.state == "current" and not newest.fits(served)
@@ -185,6 +191,10 @@ def refit(
     adapt: Callable[[AdaptOrder], dict[str, Any]],
 ) -> dict[str, Any]:
     """Adapt a site again as it was, without what is marked now; a failure is told, not raised.
+
+    What passes (a training under way, another mark meanwhile, an archive that does not answer) is
+    tried again at the next change of a request. Anything else is noted, and only ``outdated`` of
+    ``to_refit`` finds the site again.
 
     Parameters
     ----------
@@ -221,6 +231,8 @@ def refit(
     except SegUnlearnError as error:
         logger.warning("site adapter %s is not made again: %s", info.name, error)
         result = {"outcome": "not made again", "why": str(error)}
+        if isinstance(error, ConflictError | UnavailableError):
+            return {**told, **result}
     if result["outcome"] != "adopted" and info.state == "retired":  # or each mark would try again
         why = info.why.split("; not made again")[0]
         adapters.retire([info], f"{why}; not made again: {result['why']}"[:1000])
