@@ -32,6 +32,7 @@ from segunlearn.app.routes.common import current_app
 from segunlearn.app.unlearn_order import UnlearnOrder
 from segunlearn.app.unlearn_run import UnlearnRun
 from segunlearn.app.unlearn_undo import Undo
+from segunlearn.cases import Case
 from segunlearn.cli import app as command_line
 from segunlearn.cli import main
 from segunlearn.errors import (
@@ -286,6 +287,83 @@ def test_a_mark_while_a_site_is_adapted_again_leads_to_another_adapter(
     assert (result["outcome"], result["people"], served(site)) == ("adopted", 2, "v0002")
 
 
+def test_the_rest_of_a_support_goes_on_where_a_label_is_gone(
+    app: SegUnlearnApp, site: Site
+) -> None:
+    adapt(app, site, support=support(site, 4))
+    label = site.unseen[1].label
+    assert label is not None
+    final = studies_of(site) / "labels" / "final" / label.name
+    site.mark(site.unseen[:1], approve=False)
+    final.unlink()
+    try:
+        (result,) = refit(app)
+    finally:
+        final.hardlink_to(label)
+    assert (result["outcome"], result["studies"], result["unlabelled"]) == ("adopted", 2, 1)
+
+
+@pytest.mark.parametrize("named", ["file", "study"])
+def test_what_is_kept_of_a_failure_names_no_study(
+    app: SegUnlearnApp,
+    site: Site,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    named: str,
+) -> None:
+    """The id of a study that is a file may be a name."""
+    adapt(app, site)
+    site.mark(site.unseen[:1], approve=False)
+
+    def broken(case: Any, *_: Any, **__: Any) -> Any:
+        text = "Name-0201_1.nii.gz" if named == "file" else "'Name-0201_1'"
+        raise LabelError(f"{text}: is damaged in 1 place.")
+
+    monkeypatch.setattr(adapter_run, "studies_of", broken)
+    (result,) = refit(app)
+    pseudonym = site.records.pseudonyms.of("Name-0201_1")
+    assert f"{pseudonym}" in result["why"]
+    (line,) = AdapterControl(app.home, MODEL).lines()
+    assert "in 1 place" in line.why
+    for text in (result["why"], line.why, caplog.text):
+        assert "Name-" not in text
+
+
+def test_the_pseudonym_of_a_series_is_not_that_of_its_study(site: Site) -> None:
+    of = site.records.pseudonyms.of
+    case = Case("1.2.840.1.1", "1.2.840.1", "p", Path("i"))
+    text = adapter_task._without_ids("1.2.840.1.1 of 1.2.840.1: bad.", [case], site.records)
+    assert text == f"{of(case.series)} of {of(case.study)}: bad."
+
+
+def test_a_method_that_is_not_there_any_more_is_chosen_anew(app: SegUnlearnApp, site: Site) -> None:
+    put_meta_model(app.model.version(), meta_model(app.model.version(), 1.01))
+    adapt(app, site, adapt_method="maml", adapt_rate=0.5, adapt_steps=0)
+    site.publish(2, site.retain)
+    (result,) = refit(app, "all")
+    assert result["outcome"] == "adopted", result["why"]
+    info = SiteAdapters(site.home.sites / MODEL).current(SITE)
+    assert info is not None
+    about = {k: info.about[k] for k in ("method", "steps", "learning_rate")}
+    assert about == {"method": "fine_tune", "steps": 5, "learning_rate": None}
+
+
+@pytest.mark.parametrize("which", ["forgotten", "all"])
+def test_a_refit_is_planned_unless_it_is_asked_for(
+    app: SegUnlearnApp, site: Site, which: str
+) -> None:
+    adapt(app, site)
+    site.publish(2, site.retain)
+    request = app.train_request(SITE_ADAPT, {"refit": which})
+    told = app.train(request)
+    assert told["planned"]
+    sites = [SITE] if which == "all" else []
+    assert told["plan"] == {"refit": which, "sites": sites}
+    assert told["lines"][-1] == f"{len(sites)} sites would be adapted again"
+    assert ("other weights" in told["lines"][0]) == (which == "all")
+    assert len(SiteAdapters(site.home.sites / MODEL).all()) == 1
+
+
 @pytest.mark.parametrize("outdated", [False, True])
 def test_a_site_whose_first_adapter_was_never_finished_is_passed_over(
     app: SegUnlearnApp, site: Site, outdated: bool
@@ -440,6 +518,31 @@ def test_the_commands(app: SegUnlearnApp, site: Site, monkeypatch: pytest.Monkey
     left = [w for c in site.unseen[1:3] for w in ("--support", c.series)]
     kept = run(site, "adapt", *where, "--site", "South", *left, "--steps", "1")
     assert (kept.exit_code, "base kept" in kept.stdout) == (3, True)
+
+
+def test_the_command_adapts_again_what_a_person_confirms(app: SegUnlearnApp, site: Site) -> None:
+    where = ["--studies", str(studies_of(site)), "--person-regex", PERSON, "--device", "cpu"]
+    adapt(app, site)
+    site.mark(site.unseen[:2], approve=False)
+    again = run(site, "adapt", *where, "--refit")
+    assert (again.exit_code, "one person" in again.stdout) == (3, True)
+    again = run(site, "adapt", *where, "--refit", "--json")
+    assert (again.exit_code, len(json.loads(again.stdout)["sites"])) == (3, 1)
+    chosen = ["--confirm-one", "--method", "fine_tune"]
+    again = run(site, "adapt", *where, "--refit", *chosen)
+    assert (again.exit_code, "adopted" in again.stdout) == (0, True), again.output
+    again = run(site, "adapt", *where, "--refit")
+    assert (again.exit_code, "0 sites" in again.stdout) == (0, True)
+
+
+def test_the_command_refuses_what_means_nothing_with_refit(app: SegUnlearnApp, site: Site) -> None:
+    for words in (
+        ["--plan"], ["--site", "auto"], ["--support", "x"], ["--most", "5"], ["--steps", "5"],
+        ["--width", "model"], ["--rate", "0.1"], ["--inner-set", "head"], ["--seed", "0"],
+    ):  # fmt: skip
+        told = run(site, "adapt", "--studies", str(studies_of(site)), "--refit", *words)
+        assert isinstance(told.exception, InvalidInputError)
+        assert words[0] in str(told.exception)
 
 
 def test_a_mistake_is_one_sentence(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, get_args
 
-from segunlearn.adaptation import AdaptSettings
+from segunlearn.adaptation import AdaptSettings, read_meta_model
 from segunlearn.adaptation.adapt import AdaptMethod
 from segunlearn.app import train_options
 from segunlearn.app.adapter_run import SITE_ADAPT, AdaptRun
@@ -112,7 +113,8 @@ class SiteAdaptTask(StudiesTask):
         Returns
         -------
         dict
-            Of a plan ``plan`` and ``lines``; of a refit ``sites``, one result each; else see
+            Of a plan, also of a refit, ``plan`` and ``lines``; of a refit ``sites``, one result
+            each, see ``refit``; else see
             ``AdaptRun.execute``.
 
         Raises
@@ -122,11 +124,12 @@ class SiteAdaptTask(StudiesTask):
         """
         options = train_options.check(request, OPTIONS)
         by, studies = str(request.get("client_id") or ""), self._every_study()
-        if not options["adapt_now"]:
-            return self._plan(self.order(options), by, studies)
+        order = self.order(options)
         if options["refit"] != "no":
-            return {"sites": self._refit(by, studies, outdated=options["refit"] == "all")}
-        return self._adapt(self._run(self.order(options), by), studies)
+            return self._refit(order, by, studies, options)
+        if not options["adapt_now"]:
+            return self._plan(order, by, studies)
+        return self._adapt(self._run(order, by), studies)
 
     def _run(self, order: AdaptOrder, by: str = "") -> AdaptRun:
         return AdaptRun(
@@ -146,15 +149,21 @@ class SiteAdaptTask(StudiesTask):
                 "people": support.people, "method": settings.method}  # fmt: skip
         return self.record_plan(order.to_json(), plan, lines, by)
 
-    def _refit(self, by: str, studies: StudiesDatastore, *, outdated: bool) -> list[dict[str, Any]]:
+    def _refit(
+        self, order: AdaptOrder, by: str, studies: StudiesDatastore, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
         def adapt(order: AdaptOrder) -> dict[str, Any]:
             return self._adapt(self._run(order, by), studies)
 
         served, adapters = self._model.version(), self._model.adapters
-        return [
-            refit(adapters, info, self._records, self._options.device, adapt)
-            for info in to_refit(adapters, served, outdated=outdated)
-        ]
+        taken = to_refit(adapters, served, outdated=options["refit"] == "all")
+        if not options["adapt_now"]:
+            lines = [f"site {i.site}: {i.name} {i.why or i.misfit(served)}" for i in taken]
+            lines.append(f"{len(taken)} sites would be adapted again")
+            plan = {"refit": options["refit"], "sites": [i.site for i in taken]}
+            return self.record_plan(order.to_json(), plan, lines, by)
+        again = [refit(i, served, self._records, studies, order, adapt) for i in taken]
+        return {"sites": again}
 
 
 def to_refit(adapters: SiteAdapters, served: VersionInfo, *, outdated: bool) -> list[AdapterInfo]:
@@ -184,10 +193,11 @@ def to_refit(adapters: SiteAdapters, served: VersionInfo, *, outdated: bool) -> 
 
 
 def refit(
-    adapters: SiteAdapters,
     info: AdapterInfo,
+    served: VersionInfo,
     records: Records,
-    device: str,
+    studies: StudiesDatastore,
+    order: AdaptOrder,
     adapt: Callable[[AdaptOrder], dict[str, Any]],
 ) -> dict[str, Any]:
     """Adapt a site again as it was, without what is marked now; a failure is told, not raised.
@@ -198,45 +208,83 @@ def refit(
 
     Parameters
     ----------
-    adapters, info
-        Of the model; the adapter that was taken, or is of other weights.
+    info
+        The adapter that was taken, or does not fit what is served.
+    served
+        The version that is: where it has not the adapter's method, one is chosen anew.
     records
         The ledger knows its support.
-    device
-        Of the new one.
+    studies
+        Tell which of these have a finished label still; the others are left out.
+    order
+        Device, confirmation, and a method where it shall be another one.
     adapt
         Does it.
+
+    Returns
+    -------
+    dict
+        ``site``, ``replaces``, ``unlabelled``: how many studies have no finished label any more,
+        and what ``adapt`` gives; else ``outcome`` (``"not made again"``) and ``why``, which names
+        studies by their pseudonyms.
 
     Raises
     ------
     CancelledError
         A person stopped it.
     """
-    told = {"site": info.site, "replaces": info.name}
+    told = {"site": info.site, "replaces": info.name, "unlabelled": 0}
+    rows: list[Case] = []
     try:
         cases = records.ledger.cases_of(info.run_id)
         rows = [Case(c.series, c.study, c.person, info.path) for c in cases]
+        labelled = {c.series for c in labelled_cases(studies)}
         kept = records.without_forgotten(rows)
-        if not kept:
-            raise LabelError("no study of its support is left: the base serves.")
-        about = info.about
-        settings = {k: about[k] for k in ("steps", "inner_set", "learning_rate", "seed")}
-        order = AdaptOrder(
-            info.model, site=info.site, support=tuple(c.series for c in kept),
-            width=about["width"], method=about["method"], settings=settings, device=device,
-        )  # fmt: skip
-        result = adapt(order)
+        support = tuple(c.series for c in kept if c.series in labelled)
+        told["unlabelled"] = len(kept) - len(support)
+        if not support:
+            raise LabelError(
+                "no study of its support is left that is labelled and not marked: the base serves."
+            )
+        result = adapt(_as_before(info, served, order, support))
     except CancelledError:
         raise
     except SegUnlearnError as error:
-        logger.warning("site adapter %s is not made again: %s", info.name, error)
-        result = {"outcome": "not made again", "why": str(error)}
+        why = _without_ids(str(error), rows, records)
+        logger.warning("site adapter %s is not made again: %s", info.name, why)
+        result = {"outcome": "not made again", "why": why}
         if isinstance(error, ConflictError | UnavailableError):
             return {**told, **result}
     if result["outcome"] != "adopted" and info.state == "retired":  # or each mark would try again
         why = info.why.split("; not made again")[0]
+        adapters = SiteAdapters(info.path.parents[1])
         adapters.retire([info], f"{why}; not made again: {result['why']}"[:1000])
     return {**told, **result}
+
+
+def _as_before(
+    info: AdapterInfo, served: VersionInfo, order: AdaptOrder, support: tuple[str, ...]
+) -> AdaptOrder:
+    """Order what an adapter was; another method takes the settings of its own."""
+    about, meta = info.about, read_meta_model(served)
+    there = ("fine_tune", *(meta.methods if meta else ()))
+    method = order.method or (about["method"] if about["method"] in there else "")
+    settings = {"steps": OPTIONS["adapt_steps"].default, "seed": about["seed"]}
+    if method == about["method"]:
+        settings = {k: about[k] for k in ("steps", "inner_set", "learning_rate", "seed")}
+    return replace(
+        order, site=info.site, support=support, width=about["width"], method=method,
+        settings=settings,
+    )  # fmt: skip
+
+
+def _without_ids(text: str, cases: Sequence[Case], records: Records) -> str:
+    """Put pseudonyms in the place of series and studies: the id of a file may be a name."""
+    names = {i for c in cases for i in (c.series, c.study)}
+    for name in sorted(names, key=len, reverse=True):  # a series' UID may begin with its study's
+        pseudonym = records.pseudonyms.of(name)
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", pseudonym, text)
+    return text
 
 
 def fetching(

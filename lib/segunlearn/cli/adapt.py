@@ -6,7 +6,7 @@ import getpass
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -58,7 +58,14 @@ class InnerName(StrEnum):
     ALL = "all"
 
 
+#: Options about one new adapter: one that is made again is as it was.
+_NOT_AGAIN: Final = (
+    "site", "support", "most", "width", "steps", "rate", "inner_set", "seed", "plan"
+)  # fmt: skip
+
+
 def adapt(
+    ctx: typer.Context,
     studies: Annotated[str, typer.Option(help="DICOMweb URL or folder, as for 'serve'.")],
     site: Annotated[
         str, typer.Option(help="Name or key of the site; auto: that of the support's headers.")
@@ -109,7 +116,8 @@ def adapt(
     """Fit the served model to a site; the adapter serves if it does not harm held-out people.
 
     Each person of the support is held out once. Where Dice falls against the base, the base stays
-    and the reason is shown (exit code 3). Studies marked for forgetting are never taken.
+    and the reason is shown (exit code 3). Studies marked for forgetting are never taken. With
+    --refit each adapter is made as it was; exit code 3 says that one was not made again.
     """
     from segunlearn.app.adapter_run import AdaptRun
     from segunlearn.app.adapter_store import SiteAdapters
@@ -121,6 +129,15 @@ def adapt(
     from segunlearn.app.studies_task import header_of, labelled_cases
     from segunlearn.records.versions import VersionRegistry
 
+    if refit:
+        sources = {name: ctx.get_parameter_source(name) for name in _NOT_AGAIN}
+        given = [n for n, source in sources.items() if source and source.name == "COMMANDLINE"]
+        if given:
+            words = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise InvalidInputError(
+                f"{words}: no meaning with --refit, which makes the adapters of all sites as they "
+                "were; of these options only --method and --confirm-one go with it. Leave it out."
+            )
     place = home_of(home)
     info = version_of(place, model, None)
     records = Records(place, store)
@@ -140,18 +157,6 @@ def adapt(
             fetch = fetching(opened, served, run)
             return run.execute(labelled_cases(opened), header_of(opened), fetch)
 
-    if refit:
-        if plan or support or site != "auto":
-            raise InvalidInputError("--refit is about every site; give it alone.")
-        taken = to_refit(adapters, info, outdated=True)
-        results = [fit_again(adapters, i, records, device, done) for i in taken]
-        if as_json:
-            print_json({"sites": results})
-            return
-        for result in results:
-            _print_result(result)
-        typer.echo(f"{len(results)} sites were to be adapted again.")
-        return
     order = AdaptOrder(
         model, site=site, support=tuple(support or ()), most=most,
         width=width.value if width else "", method=method.value if method else "",
@@ -159,6 +164,18 @@ def adapt(
                   "seed": seed},
         confirm_one=confirm_one, device=device,
     )  # fmt: skip
+    if refit:
+        taken = to_refit(adapters, info, outdated=True)
+        results = [fit_again(i, info, records, opened, order, done) for i in taken]
+        if as_json:
+            print_json({"sites": results})
+        else:
+            for result in results:
+                _print_result(result)
+            typer.echo(f"{len(results)} sites were to be adapted again.")
+        if any(result["outcome"] != "adopted" for result in results):
+            raise typer.Exit(3)
+        return
     if plan:
         _, chosen, settings = work(order).prepare(labelled_cases(opened), header_of(opened))
         lines = plan_of(chosen, settings, adapters)
@@ -192,5 +209,7 @@ def _opened(
 
 def _print_result(result: Mapping[str, Any]) -> None:
     typer.echo(f"{result['outcome']}: site {result['site']}. {result['why']}")
+    if result.get("unlabelled"):
+        typer.echo(f"left out: {result['unlabelled']} studies without a finished label any more")
     if result.get("adapter"):
         typer.echo(f"adapter {result['adapter']} is in service; roll back: segunlearn adapters")
