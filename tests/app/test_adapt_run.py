@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,11 +34,14 @@ from segunlearn.errors import (
     LabelError,
     NotFoundError,
     SegUnlearnError,
+    UnavailableError,
 )
 from segunlearn.inference import Segmenter
 from segunlearn.networks import ModelConfig, load_weights
 from segunlearn.records.durable import read_json
+from segunlearn.records.forget_set import ForgetSet
 from segunlearn.records.runs import Progress
+from segunlearn.records.trail import Trail
 from segunlearn.records.version_info import META_MODEL
 from segunlearn.unlearning.sets import studies_of
 from segunlearn.volumes import Volume, read_volume, write_volume
@@ -492,6 +497,94 @@ def test_a_mark_while_it_runs_keeps_the_adapter_out(
     assert place.served == "base"
     assert not [i for i in place.store.all() if i.here]
     assert not list(place.site.home.sites.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_structure_marked_while_it_runs_keeps_the_adapter_out(
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    adopted: Callable[[LeaveOneOut], None],
+    moment: str,
+) -> None:
+    (label,) = place.site.registry.active().config["labels"]
+
+    def mark(*_: Any) -> None:
+        place.site.records.forget_set.mark("structure", label, "quality", actor="a", model=MODEL)
+
+    real = SiteAdapters.put
+
+    def put(store: SiteAdapters, *given: Any, **named: Any) -> Any:
+        info = real(store, *given, **named)
+        mark()
+        return info
+
+    run = place.run(site="south")
+    if moment == "before":
+        run.on_progress = lambda p: mark() if (p.phase, p.step) == ("adapt", 0) else None
+    else:
+        monkeypatch.setattr(SiteAdapters, "put", put)
+    with pytest.raises(ConflictError, match=f"{label} was marked for forgetting while the site"):
+        run.execute(place.site.unseen, place.header_of)
+    assert place.served == "base"
+    assert not list(place.site.home.sites.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("end", ["made", "undone"])
+def test_a_mark_that_is_half_made_is_waited_for(
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    adopted: Callable[[LeaveOneOut], None],
+    end: str,
+) -> None:
+    """It has looked for adapters and found none, and nobody can read it before it is committed."""
+    half_made, go_on = threading.Event(), threading.Event()
+    real = SiteAdapters.put
+    on_change = Trail.on_change
+
+    def pause(trail: Trail, *given: Any) -> None:
+        half_made.set()
+        assert go_on.wait(30)
+        if end == "undone":
+            raise UnavailableError("the disk is full.")
+        on_change(trail, *given)
+
+    def mark() -> None:
+        with suppress(UnavailableError):
+            place.site.mark([place.south[0]], approve=False)
+
+    marking = threading.Thread(target=mark)
+
+    def put(store: SiteAdapters, *given: Any, **named: Any) -> Any:
+        marking.start()
+        assert half_made.wait(30)
+        threading.Timer(0.5, go_on.set).start()
+        return real(store, *given, **named)
+
+    monkeypatch.setattr(Trail, "on_change", pause)
+    monkeypatch.setattr(SiteAdapters, "put", put)
+    with nullcontext() if end == "undone" else pytest.raises(ConflictError, match="were marked"):
+        place.adapt()
+    marking.join()
+    assert place.served == ("v0001" if end == "undone" else "base")
+    assert len(list(place.site.home.sites.rglob("*.safetensors"))) == (end == "undone")
+
+
+def test_an_adapter_is_not_kept_when_nobody_can_say_whether_it_may_be(
+    place: Place, monkeypatch: pytest.MonkeyPatch, adopted: Callable[[LeaveOneOut], None]
+) -> None:
+    def unavailable(_: ForgetSet) -> None:
+        raise UnavailableError("the store does not answer.")
+
+    monkeypatch.setattr(ForgetSet, "wait_for_marks", unavailable)
+    with pytest.raises(UnavailableError):
+        place.adapt()
+    assert place.served == "base"
+    assert not list(place.site.home.sites.rglob("*.safetensors"))
+
+
+def test_a_method_that_is_not_there_is_told_before_anything_is_read(place: Place) -> None:
+    with pytest.raises(NotFoundError, match="was not meta-trained"):
+        place.run(site="south", method="maml").prepare(place.site.unseen, place.header_of)
 
 
 def test_a_training_under_way_is_waited_for(place: Place) -> None:

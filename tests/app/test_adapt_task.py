@@ -158,7 +158,11 @@ BAD: list[tuple[dict[str, Any], type[SegUnlearnError]]] = [
 
 
 def test_bad_options_are_told_before_a_process_starts(app: SegUnlearnApp, site: Site) -> None:
-    for options, error in [*BAD, ({"support": support(site, 1)}, InvalidInputError)]:
+    more: list[tuple[dict[str, Any], type[SegUnlearnError]]] = [
+        ({"support": support(site, 1)}, InvalidInputError),
+        ({"adapt_method": "maml"}, NotFoundError),
+    ]
+    for options, error in [*BAD, *more]:
         request = {**NOW, "support": support(site), **options}
         with pytest.raises(error):
             app.train_request(SITE_ADAPT, request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,26 @@ def test_a_mark_is_there_with_all_it_says(forget_set: ForgetSet, store_place: st
     assert (found.marked_by, found.marked_role, found.source) == ("anna", "annotator", "person")
     (entry,) = forget_set.history(request.request_id)
     assert (entry.from_state, entry.to_state, entry.actor) == ("", "requested", "anna")
+
+
+def test_a_mark_that_is_half_made_can_be_waited_for(store: Store, forget_set: ForgetSet) -> None:
+    """Until its transaction ends its hooks have run, and nobody reads it."""
+    half_made, go_on = threading.Event(), threading.Event()
+
+    def pause(*_: object) -> None:
+        half_made.set()
+        assert go_on.wait(30)
+
+    slow = ForgetSet(store, on_change=pause)
+    marking = threading.Thread(target=mark, args=(slow, "study", STUDY))
+    marking.start()
+    assert half_made.wait(30)
+    assert forget_set.exclude([case()])[0] == [case()]
+    threading.Timer(0.3, go_on.set).start()
+    forget_set.wait_for_marks()
+    assert forget_set.exclude([case()])[0] == []
+    marking.join()
+    forget_set.wait_for_marks()
 
 
 def test_marking_twice_is_the_same_request(forget_set: ForgetSet) -> None:

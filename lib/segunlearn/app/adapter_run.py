@@ -19,6 +19,7 @@ from segunlearn.adaptation import (
     leave_one_out,
     read_meta_model,
 )
+from segunlearn.adaptation.meta_model import need
 from segunlearn.adapters.site import SiteAdapter, Start, differing
 from segunlearn.app import checkpoints
 from segunlearn.app.adapter_store import AdapterInfo, SiteAdapters
@@ -116,7 +117,10 @@ class AdaptRun(WatchedRun):
         aliases = Aliases.read(self.home.sites)
         support = choose_support(self.order, cases, header_of, self.records, info, aliases)
         meta = read_meta_model(info)
-        return info, support, self.order.settings_for(meta.methods if meta else ())
+        settings = self.order.settings_for(meta.methods if meta else ())
+        if settings.method != "fine_tune":
+            need(meta, settings.method)
+        return info, support, settings
 
     def execute(
         self,
@@ -142,7 +146,7 @@ class AdaptRun(WatchedRun):
         Raises
         ------
         ConflictError
-            A training of this model runs, or a study was marked meanwhile.
+            A training of this model runs, or a study or structure was marked meanwhile.
         CancelledError
             A person stopped it; nothing is changed.
         InvalidInputError, LabelError, GeometryError, IntegrityError
@@ -202,7 +206,7 @@ class AdaptRun(WatchedRun):
         adapted = adapt(network, meta, studies, config, settings, self.tell, self.should_stop)
         about = self._about(support, settings, adapted, held_out)
         adapter = _adapter(info, meta, network, adapted, settings.method, about)
-        published = self._publish(info, support, adapter)
+        published = self._publish(info, support, adapter, left_out)
         self.records.runs.finish(
             self.run_id, "done", f"adapter {published.name} is in service: {why}"[:1900]
         )
@@ -250,10 +254,12 @@ class AdaptRun(WatchedRun):
             "versions": dict(library_versions()),
         }
 
-    def _publish(self, info: VersionInfo, support: Support, adapter: SiteAdapter) -> AdapterInfo:
+    def _publish(
+        self, info: VersionInfo, support: Support, adapter: SiteAdapter, left_out: Collection[str]
+    ) -> AdapterInfo:
         """Write the ledger row, then the adapter: none is there that the ledger does not know."""
         self.tell(Progress("publish", 0, 1, {}))
-        self._refuse_marked(support)
+        self._refuse_marked(info, support, left_out)
         self._append(info, support, "done", adapter.sha256)
         pseudonyms = self.records.pseudonyms
         published = self.store.put(
@@ -263,20 +269,29 @@ class AdaptRun(WatchedRun):
             note=lambda folder: checkpoints.note(folder, support.cases, pseudonyms),
         )
         try:  # a mark between the question and the adapter found no adapter to retire
-            self._refuse_marked(support)
-        except ConflictError:
+            self.records.forget_set.wait_for_marks()
+            self._refuse_marked(info, support, left_out)
+        except SegUnlearnError:  # one there was, or nobody can say
             self.store.destroy([published], checkpoints.MARKED)
             raise
         self.tell(Progress("publish", 1, 1, {}))
         return published
 
-    def _refuse_marked(self, support: Support) -> None:
+    def _refuse_marked(
+        self, info: VersionInfo, support: Support, left_out: Collection[str]
+    ) -> None:
         kept = self.records.without_forgotten(support.cases)
         if len(kept) < len(support.cases):
             raise ConflictError(
                 f"{len(support.cases) - len(kept)} studies of the support were marked for "
                 "forgetting while the site was adapted, so nothing is published. Start it again, "
                 "it leaves them out."
+            )
+        now = withdrawn(self.records, self.order.model, info.config["labels"])
+        if new := sorted(set(now).difference(left_out)):
+            raise ConflictError(
+                f"{', '.join(new)} was marked for forgetting while the site was adapted, so "
+                "nothing is published. Start it again, it leaves the label out."
             )
 
     def _append(

@@ -16,7 +16,16 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, insert, literal_column, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    func,
+    insert,
+    literal_column,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from segunlearn.cases import Case
@@ -137,6 +146,22 @@ class ForgetSet:
         return self._enter(
             target, "requested", "person", reason, note, actor, role, study, person, needed, opaque
         )
+
+    def wait_for_marks(self) -> None:
+        """Return once every mark under way is made or undone; later readers see those made.
+
+        ``on_change`` acts on what it finds, in a transaction that nobody sees before it ends. So
+        who puts something in its way asks again after this, and meanwhile holds no lock that such
+        a hook takes.
+
+        Raises
+        ------
+        UnavailableError
+            A mark takes too long.
+        """
+        with self._store.write() as connection:  # SQLite lets one write at a time
+            if self._store.dialect == "postgresql":
+                connection.execute(text(f"LOCK TABLE {FORGET_REQUEST.name} IN SHARE MODE"))
 
     def propose(
         self,
