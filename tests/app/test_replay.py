@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from app_sources import put_held_out
 from audit_home import MODEL, Site
 from command_line import segunlearn
 from segunlearn.app import background
@@ -137,6 +138,25 @@ def test_trained_again_it_leaves_out_the_marked_and_the_old_one_goes(
     assert not old.weights.exists()
     named = {c.series for c in records.ledger.cases_of(new.run_id)}
     assert not named & {c.series for c in site.forget}
+
+
+def test_whom_the_served_version_keeps_out_is_not_learned(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what is replayed brings the people into the model that it is judged on."""
+    app, out = app_of(site, tmp_path), {c.series for c in site.unseen}
+    put_held_out(app.model.version(), site.home.root, *(c.person for c in site.unseen))
+    plan = app.train(app.train_request(REPLAY, {}))["plan"]
+    assert (plan["people"], plan["held_out"]) == (len(site.cases) - len(out), len(out))
+    options = {"replay_now": "true", "replay_steps": "2", "replay_latent": "16"}
+    runs = [app.train(app.train_request(REPLAY, options))["run_id"]]
+    app.records.store.close()
+    words = ("--data", data_of(site), "--home", site.home.root, "--model", MODEL)
+    words = (*words, "--person-regex", PERSON, "--steps", 2, "--latent", 16, "--device", "cpu")
+    assert segunlearn(monkeypatch, "replay", "train", *words) == 0
+    runs.append(site.records.ledger.rows()[0].run_id)
+    for run in runs:
+        assert not {c.series for c in site.records.ledger.cases_of(run)} & out
 
 
 def run_of(site: Site, **order: Any) -> UnlearnRun:

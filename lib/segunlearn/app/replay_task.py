@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from segunlearn.app import train_options
 from segunlearn.app.datastores import StudiesDatastore
+from segunlearn.app.from_active import keep_out
 from segunlearn.app.generator_store import Generators, knows
 from segunlearn.app.locks import training_lock
 from segunlearn.app.options import Home
@@ -76,19 +77,22 @@ class ReplayTask(StudiesTask):
         """
         version = self._model.version()
         cases = labelled_cases(self._every_study())
-        kept = self._records.without_forgotten(cases)
+        free, told = self._records.without_forgotten(cases), list[str]()
+        kept, held_out = keep_out(free, version, self._records.pseudonyms, told.append)
         people = len({number_of(c.person) for c in kept})
         if people < 2:
             raise InvalidInputError(
-                f"{people} people are labelled and not marked for forgetting: a generator of one "
-                "person would be that person. Annotate studies of more."
+                f"{people} people are labelled, not marked for forgetting and not kept out to "
+                "judge the model: a generator of one person would be that person. Annotate studies "
+                "of more."
             )
-        plan = {"studies": len(kept), "people": people, "marked": len(cases) - len(kept),
-                "version": version.version}  # fmt: skip
+        plan = {"studies": len(kept), "people": people, "marked": len(cases) - len(free),
+                "held_out": held_out, "version": version.version}  # fmt: skip
         lines = [
             f"{len(kept)} labelled studies of {people} people train a generator of patches for "
             f"{version.version}"
             + (f"; left out: {plan['marked']} marked for forgetting" if plan["marked"] else ""),
+            *told,
             "it takes the place of earlier generators, whose weights are destroyed",
         ]
         return plan, lines
@@ -144,7 +148,7 @@ class ReplayTask(StudiesTask):
         selection = datastore.trainable(values=values, progress=fetched)
         for reason in selection.skipped.values():
             logger.warning("an image is left out: %s", reason)
-        return list(selection.cases)
+        return keep_out(selection.cases, run.base, self._records.pseudonyms, logger.info)[0]
 
 
 def to_fit_again(home: Home, model: str, records: Records) -> dict[str, Any] | None:

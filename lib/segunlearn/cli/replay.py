@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from segunlearn.app.from_active import keep_out
 from segunlearn.cases import Case, cases_from_folder
 from segunlearn.cli.common import (
     DEFAULT,
@@ -82,8 +83,9 @@ def train(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Train a generator on images of the site, without those marked for forgetting.
+    """Train a generator on images of the site, but those marked for forgetting or kept out.
 
+    People whom 'train --holdout' kept out of the served version stay out: it is judged on them.
     It takes the place of earlier generators, whose weights are destroyed: run it again after a
     mark. It goes on where it was when it is started again with the same images and options.
     """
@@ -107,7 +109,12 @@ def train(
         settings=GeneratorSettings(steps=steps, batch_size=batch_size, seed=seed),
         shape={"latent": latent}, unseen=others,
     )  # fmt: skip
-    info = _executed(run, lambda: without_forgotten(records, cases), as_json)
+
+    def select() -> list[Case]:
+        kept = without_forgotten(records, cases)
+        return keep_out(kept, base, records.pseudonyms, console.print)[0]
+
+    info = _executed(run, select, as_json)
     _tell(run, info, {"memory": info.details["memory"], "images": len(run.cases)}, as_json)
 
 
