@@ -54,7 +54,7 @@ class Training:
     """
 
     joint_steps: int = 4500
-    longer: int = 7500
+    longer: int = 28_000
     iterations: int = 900
     generator_times: int = 5
     alone: int = 300
