@@ -112,6 +112,20 @@ def adopted(monkeypatch: pytest.MonkeyPatch) -> Callable[[LeaveOneOut], None]:
     return say
 
 
+def test_no_site_is_adapted_from_what_only_hides_a_study(place: Place) -> None:
+    """An adapter's masks are served, and a few steps may show again what was hidden."""
+    forget_set = place.site.records.forget_set
+    person = place.site.forget[0].person
+    request, _ = forget_set.mark("patient", person, "wrong_label", actor="test")
+    place.run(site="south").prepare(place.site.unseen, place.header_of)  # marked: as before
+    for state in ("approved", "working"):
+        forget_set.transition(request.request_id, state, actor="test")
+    forget_set.transition(request.request_id, "fulfilled", actor="test", reached="hidden")
+    with pytest.raises(ConflictError, match=f"{request.request_id}.*from random weights"):
+        place.adapt()
+    assert place.nothing_published()
+
+
 def test_from_the_support_to_the_adapter_in_service(place: Place) -> None:
     """Nothing is replaced here: base, studies, gate and adapter are real ones."""
     weights = place.site.registry.active().weights

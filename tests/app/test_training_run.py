@@ -191,6 +191,41 @@ def test_what_is_marked_meanwhile_is_never_published(site: Site) -> None:
     assert site.records.ledger.verify() == []
 
 
+def hidden(site: Site, person: str = "p001") -> str:
+    """Say that what is served only hides a person."""
+    forget_set = site.records.forget_set
+    request, _ = forget_set.mark("patient", person, "wrong_label", actor="dpo")
+    for state in ("approved", "working"):
+        forget_set.transition(request.request_id, state, actor="dpo")
+    forget_set.transition(request.request_id, "fulfilled", actor="dpo", reached="hidden")
+    return request.request_id
+
+
+def test_no_training_goes_on_from_what_only_hides_a_study(site: Site) -> None:
+    """Thirty steps on other people bring it back, and no audit would look."""
+    site.run()
+    request = hidden(site)
+    prepared: list[Progress] = []
+    with pytest.raises(ConflictError, match=f"{request}.*'pretrained' off"):
+        site.run(from_active=True, during=lambda _, progress: prepared.append(progress))
+    assert not prepared  # before any work
+    assert (site.state(), site.versions()) == ("refused", ["v0001"])
+    site.run()  # from random weights
+    assert site.versions() == ["v0001", "v0002"]
+    site.run(from_active=True)
+    assert site.versions() == ["v0001", "v0002", "v0003"]
+
+
+def test_nor_is_it_published_when_the_study_was_hidden_meanwhile(site: Site) -> None:
+    site.run()
+    rest = [case for case in site.cases if case.person != "p001"]
+    with pytest.raises(ConflictError, match="at most hides"):
+        site.run(
+            from_active=True, during=in_training(lambda _: str(hidden(site))), chosen=lambda: rest
+        )
+    assert (site.state(), site.versions(), site.folders()) == ("refused", ["v0001"], [])
+
+
 def test_a_cancelled_run_stands_in_the_ledger_and_is_resumed(site: Site, tmp_path: Path) -> None:
     other = Site(tmp_path / "other", site.cases)
     other.run(QUICK)

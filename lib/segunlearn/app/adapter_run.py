@@ -30,6 +30,7 @@ from segunlearn.app.records import Records
 from segunlearn.app.site_choice import Aliases
 from segunlearn.app.structures import untaught, withdrawn
 from segunlearn.app.train_ledger import library_versions, machine
+from segunlearn.app.training_run import refuse_hidden
 from segunlearn.app.watched_run import WatchedRun
 from segunlearn.cases import Case, number_of
 from segunlearn.errors import CancelledError, ConflictError, SegUnlearnError
@@ -105,15 +106,19 @@ class AdaptRun(WatchedRun):
         Raises
         ------
         ConflictError
-            Nothing was trained yet, or a named study is marked.
+            Nothing was trained yet, what is served only hides what was forgotten, or a named study
+            is marked.
         SegUnlearnError
             See ``choose_support``; the method needs a meta model that is not there.
         """
-        info = VersionRegistry(self.home.model(self.order.model)).active()
+        registry = VersionRegistry(self.home.model(self.order.model))
+        info = registry.active()
         if info is None:
             raise ConflictError(
                 f"model {self.order.model!r} has no trained version to adapt. Train it first."
             )
+        instead = "Train again from random weights, and adapt the version that comes out."
+        refuse_hidden(self.records, registry, info, instead)
         aliases = Aliases.read(self.home.sites)
         support = choose_support(self.order, cases, header_of, self.records, info, aliases)
         meta = read_meta_model(info)

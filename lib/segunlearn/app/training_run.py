@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from segunlearn.app.audit_files import Audits
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.app.resumable_run import ResumableRun
 from segunlearn.app.structures import withdrawn
 from segunlearn.app.train_ledger import entry_of
+from segunlearn.app.unlearn_reach import show_what_was_forgotten
 from segunlearn.cases import Case
 from segunlearn.errors import ConflictError
 from segunlearn.networks import ModelConfig
@@ -24,6 +26,36 @@ from segunlearn.records.versions import VersionInfo, VersionRegistry
 from segunlearn.training import TrainResult, TrainSettings, train
 
 logger = logging.getLogger(__name__)
+
+
+def refuse_hidden(
+    records: Records, registry: VersionRegistry, base: VersionInfo, instead: str
+) -> None:
+    """Refuse to go on from a version that at most hides what was taken out of service.
+
+    A few steps bring it back, and no audit looks at what trainings and adaptations make.
+
+    Parameters
+    ----------
+    records, registry
+        Of the installation.
+    base
+        What would be gone on from.
+    instead
+        Sentence that says what to do.
+
+    Raises
+    ------
+    ConflictError
+        It was taught what a live forget request took out of service.
+    """
+    audits = Audits(records.home)
+    for request, _ in show_what_was_forgotten(audits, records, registry, [base], hidden=True):
+        raise ConflictError(
+            f"{base.version} was taught what forget request {request.request_id} is about and at "
+            f"most hides it (reached: {request.reached}): going on from it could show that again, "
+            f"and no audit would look. {instead}"
+        )
 
 
 @dataclass
@@ -93,13 +125,15 @@ class TrainingRun(ResumableRun):
         Raises
         ------
         ConflictError
-            A case was marked for forgetting while the training ran, or its result is retired.
+            A case was marked for forgetting while the training ran, its result is retired, or the
+            parent only hides what was forgotten.
         CancelledError
             A person stopped it.
         InvalidInputError, LabelError, GeometryError
             Cases, settings and configuration do not fit together.
         """
         with self._recorded():
+            self._refuse_hidden()
             cases, config = select(self)
             self.cases = list(cases)
             left_out = withdrawn(self.records, self.model, config.labels)
@@ -130,8 +164,22 @@ class TrainingRun(ResumableRun):
         self._metrics.update(progress.metrics)
         self.tell(replace(progress, metrics=dict(self._metrics)))
 
+    def _refuse_hidden(self) -> None:
+        if self.parent is not None:
+            instead = (
+                "Train from random weights: switch 'pretrained' off (of a meta-training: "
+                "'from_active'; on the command line leave --from-active out, 'segunlearn train "
+                "--again' keeps labels and network)."
+            )
+            refuse_hidden(self.records, self.registry, self.parent, instead)
+
     def _publish(self, result: TrainResult) -> VersionInfo:
         self.report(Progress("publish", 0, 1, {}))
+        try:
+            self._refuse_hidden()
+        except ConflictError:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
         kept = {c.series for c in self.records.without_forgotten(self.cases)}
         marked = [c for c in [*result.train_cases, *result.val_cases] if c.series not in kept]
         if marked:
