@@ -11,13 +11,16 @@ from typing import Any
 
 import pytest
 
-from audit_home import MODEL, site_in
+from audit_home import MODEL, Site, site_in
+from segunlearn.app import unlearn_run
 from segunlearn.app.unlearn_finish import Finisher
 from segunlearn.app.unlearn_journal import journals
+from segunlearn.app.unlearn_run import UnlearnRun
 from segunlearn.app.unlearn_settle import settle
 from segunlearn.app.unlearn_undo import Undo
 from segunlearn.records.forget_set import ForgetSet
-from unlearn_storm import Storm, restore_quickly, unlearn_quickly
+from segunlearn.records.versions import VersionRegistry
+from unlearn_storm import ORDER, Storm, quick_make, restore_quickly, unlearn_quickly
 
 
 class Killed(BaseException):
@@ -131,3 +134,63 @@ def test_every_moment(tmp_path: Path, what: str) -> None:
         if countdown.left > 0:
             return  # it ended before it could die
     pytest.fail("it never came to an end")
+
+
+def refused(site: Site, request: str) -> None:
+    """An unlearning whose candidate goes on from the original, and does not pass."""
+    verdict = {"outcome": "refused", "reached": "none", "needed": "", "reasons": ["remembered"]}
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(unlearn_run, "make", lambda *a: replace(quick_make(*a), exact=False))
+        patches.setattr(
+            UnlearnRun, "_audited", lambda *_: {"verdict": verdict, "about": {"audit_id": "0" * 32}}
+        )
+        order = replace(ORDER, requests=(request,))
+        UnlearnRun(order, site.home, site.records, "test").execute(site.cases)
+
+
+def test_every_moment_of_a_refusal(tmp_path: Path) -> None:
+    """The weights of what was refused never stay, nor do they stand in the way of the next try."""
+    first = site_in(tmp_path, forget=1, retain=2, unseen=6)
+    first.publish(1, [*first.forget, *first.retain])
+    (request,) = first.mark(first.forget)
+    for fatal in range(1, 200):
+        root = tmp_path / str(fatal)
+        shutil.copytree(first.home.root, root)
+        site = replace(first, home=replace(first.home, root=root))
+        with pytest.MonkeyPatch.context() as patches:
+            countdown = Countdown(patches, fatal)
+            with contextlib.suppress(Killed):
+                refused(site, request)
+        settle(site.home, site.records)
+        assert not list(journals(site.home)), fatal
+        for version in site.registry.versions()[1:]:
+            assert (version.state, version.weights_state) == ("retired", "destroyed"), fatal
+            assert not version.weights.exists(), fatal
+        assert unlearn_quickly(site, request)["outcome"] == "published", fatal
+        if countdown.left > 0:
+            return  # it ended before it could die
+    pytest.fail("it never came to an end")
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_what_earlier_versions_left_of_a_refusal_goes_with_the_next_one(
+    tmp_path: Path, left: bool
+) -> None:
+    """A discarded candidate whose manifest says that its weights are here, rightly or not."""
+    site = site_in(tmp_path, forget=1, retain=2, unseen=6)
+    site.publish(1, [*site.forget, *site.retain])
+    (request,) = site.mark(site.forget)
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(VersionRegistry, "discard", VersionRegistry.retire)
+        refused(site, request)
+    candidate = site.registry.get("v0002")
+    assert (candidate.state, candidate.weights_state) == ("retired", "here")
+    if not left:
+        candidate.weights.unlink()
+    assert unlearn_quickly(site, request)["outcome"] == "published"
+    states = [(v.version, v.weights_state, v.weights.exists()) for v in site.registry.versions()]
+    assert states[:2] == [("v0001", "sealed", False), ("v0002", "destroyed", False)]
+    Undo(site.home, site.records, MODEL, "test").restore(request)
+    active = site.registry.active()
+    assert active is not None
+    assert active.version == "v0001"

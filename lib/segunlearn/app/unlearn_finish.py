@@ -75,7 +75,8 @@ class Finisher:
         if journal.kind == "restore":
             self._close_original(journal, registry)
         for info in registry.versions():
-            if info.run_id == journal.run_id and info.state == "candidate":
+            mine = info.run_id == journal.run_id and info.unpromoted
+            if mine and info.weights_state != "destroyed":  # killed while it was discarded, too
                 registry.discard(info.version)
         for request_id in journal.requests:
             request = self.records.forget_set.get(request_id)
@@ -106,8 +107,8 @@ class Finisher:
     def _take_out(journal: Journal, registry: VersionRegistry) -> None:
         for version in journal.retire:
             # a candidate that was refused before knew the studies too, and is destroyed already
-            if registry.retire(version).weights_state != "destroyed":
-                registry.destroy_weights(version, sealed=True)
+            if (info := registry.retire(version)).weights_state != "destroyed":
+                registry.destroy_weights(version, sealed=not info.unpromoted)
 
     def _seal(self, journal: Journal, registry: VersionRegistry) -> None:
         """Seal what is taken out of service, by the keys of what it is taken out for."""
@@ -118,7 +119,8 @@ class Finisher:
             pass
         else:
             return
-        here = [i for i in map(registry.get, journal.retire) if i.weights_state == "here"]
+        retire = map(registry.get, journal.retire)  # what was never served does not come back
+        here = [i for i in retire if i.weights_state == "here" and not i.unpromoted]
         if not here:
             return
         for request_id in requests:
