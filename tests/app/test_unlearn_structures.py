@@ -6,11 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from audit_home import MODEL, Site
+from segunlearn.adapters.site import SiteAdapter
 from segunlearn.app import unlearn_make, unlearn_run
 from segunlearn.app.activation import activate
+from segunlearn.app.adapter_store import SiteAdapters
 from segunlearn.app.audit_studies import sets_of
+from segunlearn.app.checkpoints import SEALED, note
 from segunlearn.app.structures import untaught, versions_that_know_structure
 from segunlearn.app.unlearn_order import UnlearnOrder
 from segunlearn.app.unlearn_run import UnlearnRun
@@ -95,6 +99,25 @@ def test_trained_again_the_older_ones_are_sealed_and_can_come_back(site: Site) -
     Undo(site.home, site.records, MODEL, "test").restore(request, why="a mistake")
     first = site.registry.get("v0001")
     assert (first.state, first.weights_state) == ("available", "here")
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_adapters_of_what_is_sealed_go_with_it(site: Site, noted: bool) -> None:
+    """They hold tensors of it; one of another base stays, whoever can read whom it saw."""
+    served = site.publish(2, site.retain, without=(LESION,))
+    store, tensors = SiteAdapters(site.home.sites / MODEL), {"final_conv.weight": torch.ones(2)}
+    for base in (site.registry.get("v0001"), served):
+        made = SiteAdapter(base.sha256, tensors, {"k": 1})
+        store.put(
+            base.version, made, run_id="a" * 32,
+            note=lambda folder: note(folder, site.unseen[:1], site.records.pseudonyms)
+            if noted else None,
+        )  # fmt: skip
+    run(site, marked(site))
+    kept = {info.base: (info.here, info.why) for info in store.all()}
+    assert kept == {
+        site.registry.get("v0001").sha256: (False, SEALED), served.sha256: (True, "")
+    }  # fmt: skip
 
 
 def test_what_came_back_by_another_request_is_not_served(site: Site) -> None:

@@ -95,20 +95,20 @@ def drop(home: Home, connection: Connection, targets: Iterable[Target]) -> list[
     OSError
         A folder cannot be deleted.
     """
-    wanted = [t for t in targets if t.kind != "structure"]
-    if not wanted or not left_behind(home):
+    if not left_behind(home):
         return []
     pseudonyms = Pseudonyms(load_or_create_key(home.site_key))
-    named = named_by(wanted, pseudonyms)
+    named = named_by((t for t in targets if t.kind != "structure"), pseudonyms)
     dropped = []
-    for run_id in Runs.ended(connection, TRAININGS, [p.name for p in _folders(home.runs)]):
-        if saw(home.runs / run_id, named, pseudonyms):
-            _remove(home.runs / run_id)
-            logger.info("the checkpoint of run %s saw what was marked: deleted", run_id)
-            dropped.append(run_id)
-    for folder in _folders(home.audits / "work"):
-        if saw(folder, named, pseudonyms):
-            _drop_references(home, folder)
+    if named:
+        for run_id in Runs.ended(connection, TRAININGS, [p.name for p in _folders(home.runs)]):
+            if saw(home.runs / run_id, named, pseudonyms):
+                _remove(home.runs / run_id)
+                logger.info("the checkpoint of run %s saw what was marked: deleted", run_id)
+                dropped.append(run_id)
+        for folder in _folders(home.audits / "work"):
+            if saw(folder, named, pseudonyms):
+                _drop_references(home, folder)
     for store in adapters_in(home):
         _destroy_adapters(home, store, named, pseudonyms)
     return dropped
@@ -124,7 +124,7 @@ def _destroy_adapters(
     open_bases = {v.sha256 for v in versions if v.weights_state == "here"}
     sealed = {v.sha256 for v in versions} - open_bases
     for info in store.all():
-        marked = saw(info.path, named, pseudonyms)
+        marked = bool(named) and saw(info.path, named, pseudonyms)
         if info.here and (marked or info.base in sealed):
             store.destroy([info], MARKED if marked else SEALED)
             logger.info("site adapter %s knew what was marked or sealed: destroyed", info.name)
