@@ -16,6 +16,7 @@ from segunlearn.records.forget_set import ForgetSet
 from segunlearn.records.ledger import Ledger, LedgerCase, LedgerEntry
 from segunlearn.records.outbox import Outbox
 from segunlearn.records.store import Store, open_store
+from segunlearn.records.trail import Trail
 
 STUDY = "1.2.840.1"
 
@@ -82,6 +83,9 @@ def test_life_of_a_request(shell: Shell, store: Store) -> None:
     # what the command line does reaches the PACS like everything else
     states = [item.payload["state"] for item in Outbox(store).list()]
     assert states == ["requested", "approved", "withdrawn"]
+    # and stands in the trail
+    steps = [(row.action, row.role, row.what) for row in Trail(store).rows()]
+    assert steps == [(a, "command line", name) for a in ("withdraw", "approve", "mark")]
 
 
 def test_ids_of_files_have_no_documents(shell: Shell, store: Store) -> None:
@@ -89,6 +93,7 @@ def test_ids_of_files_have_no_documents(shell: Shell, store: Store) -> None:
     assert shell.run(*words).exit_code == 2
     assert shell.run(*words, "--files").exit_code == 0
     assert Outbox(store).list() == []
+    assert [row.action for row in Trail(store).rows()] == ["mark"]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from segunlearn.app.unlearn_finish import Finisher
 from segunlearn.app.unlearn_run import UnlearnRun
 from segunlearn.errors import CancelledError
 from segunlearn.networks import load_weights
+from segunlearn.records.outbox import Outbox
 from unlearn_site import PERSON, copy_of, everything, known_site, let_it_pass
 from unlearn_storm import passing_audit
 
@@ -153,6 +154,19 @@ def test_published_restored_published_purged(site: Site, shell: Shell) -> None:
     assert not Finisher(site.home, site.records).keys.has(again[0])
     code, _, err = shell("restore", again[1])
     assert (code, "has no deposit" in err) == (2, True)
+
+
+@pytest.mark.usefixtures("passing")
+def test_each_step_waits_to_be_told_to_the_pacs(site: Site, shell: Shell) -> None:
+    """The server that is connected to it sends what a command did, too."""
+    (request,) = site.mark(site.forget[:1])  # by records without a PACS: nothing is told of these
+    assert shell.unlearn("--run", "--method", "fine_tune")[0] == 0
+    assert shell("restore", request)[0] == 0
+    (request,) = site.mark(site.forget[:1])
+    assert shell.unlearn("--run", "--method", "fine_tune")[0] == 0
+    assert shell("purge", request, "--yes")[0] == 0
+    states = [item.payload["state"] for item in Outbox(site.records.store).list()]
+    assert states == ["working", "fulfilled", "restored", "working", "fulfilled", "purged"]
 
 
 @pytest.mark.usefixtures("passing")

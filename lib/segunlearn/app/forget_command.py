@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -16,14 +16,14 @@ from rich.table import Table
 
 from segunlearn.app.options import DEFAULT_HOME, Home
 from segunlearn.errors import InvalidInputError, SegUnlearnError
-from segunlearn.records.forget_set import ForgetRequest, ForgetSet
+from segunlearn.records.forget_set import ForgetRequest
 from segunlearn.records.forget_states import Reason
-from segunlearn.records.ledger import Ledger
 from segunlearn.records.numbered import NUMBERED
-from segunlearn.records.outbox import Outbox
-from segunlearn.records.store import Store, open_store
 from segunlearn.records.targets import check_issuer, make_target
 from segunlearn.records.versions import VersionRegistry
+
+if TYPE_CHECKING:
+    from segunlearn.app.records import Records
 
 forget = typer.Typer(no_args_is_help=True, help="Mark studies for forgetting, and follow them.")
 ledger = typer.Typer(no_args_is_help=True, help="Which studies shaped which version.")
@@ -43,8 +43,13 @@ RequestArgument = Annotated[str, typer.Argument(help="Id of the request, 32 digi
 
 
 @contextmanager
-def records(home: Path, url: str) -> Iterator[Store]:
-    """Open the store; our errors become one sentence on stderr and exit code 2."""
+def records(home: Path, url: str, *, files: bool = False) -> Iterator[Records]:
+    """Open the records; our errors become one sentence on stderr and exit code 2.
+
+    Every change is told to the PACS, but for those of ``files``, which none holds.
+    """
+    from segunlearn.app.records import Records
+
     store = None
     try:
         root = home.expanduser().resolve()
@@ -52,23 +57,15 @@ def records(home: Path, url: str) -> Iterator[Store]:
             raise InvalidInputError(
                 f"{root}: no store is here. Name the home folder of the server with --home."
             )
-        store = open_store(url or Home(root).database)
-        yield store
+        found = Records(Home(root), url, reports=not files)
+        store = found.store
+        yield found
     except SegUnlearnError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
     finally:
         if store is not None:
             store.close()
-
-
-def _forget_set(store: Store, home: Path, *, files: bool = False) -> ForgetSet:
-    """Forget set whose marks are told to the PACS, and delete checkpoints that saw the target."""
-    from segunlearn.app.checkpoints import dropping
-    from segunlearn.app.forgetting import in_turn, reporting
-
-    tidy = dropping(Home(home.expanduser().resolve()))
-    return ForgetSet(store, on_change=tidy if files else in_turn(tidy, reporting(Outbox(store))))
 
 
 @forget.command()
@@ -88,11 +85,10 @@ def mark(
 ) -> None:
     """Mark a study, series, patient or structure; from now on it is left out of training."""
     kind, target = _one_target(study=study, series=series, patient=patient, structure=structure)
-    with records(home, url) as store:
+    with records(home, url, files=files) as found:
         if kind == "patient":
-            check_issuer(make_target(kind, target), Ledger(store).issuers_of(target))
-        forget_set = _forget_set(store, home, files=files)
-        request, created = forget_set.mark(
+            check_issuer(make_target(kind, target), found.ledger.issuers_of(target))
+        request, created = found.forget_set.mark(
             kind,
             target,
             reason,
@@ -119,8 +115,8 @@ def list_requests(
 ) -> None:
     """List requests, newest first."""
     states = state or []
-    with records(home, url) as store:
-        forget_set = ForgetSet(store)
+    with records(home, url) as opened:
+        forget_set = opened.forget_set
         found = forget_set.list(states=states, reason=reason, limit=limit, offset=offset)
         total = forget_set.count(states=states, reason=reason)
     _say(found, as_json, f"{len(found)} of {total} requests.")
@@ -134,8 +130,8 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show a request with its history."""
-    with records(home, url) as store:
-        forget_set = ForgetSet(store)
+    with records(home, url) as opened:
+        forget_set = opened.forget_set
         request, history = forget_set.get(request_id), forget_set.history(request_id)
     if as_json:
         _json({**_plain(request), "history": [asdict(step) for step in history]})
@@ -154,8 +150,8 @@ def withdraw(
     as_json: Json = False,
 ) -> None:
     """Take a request back, before any unlearning."""
-    with records(home, url) as store:
-        request = _forget_set(store, home).withdraw(
+    with records(home, url) as opened:
+        request = opened.forget_set.withdraw(
             request_id, actor=_actor(), role="command line", why=why
         )
     _say([request], as_json, f"{request_id}: withdrawn.")
@@ -169,8 +165,8 @@ def approve(
     as_json: Json = False,
 ) -> None:
     """Approve a request, so that it may be unlearned."""
-    with records(home, url) as store:
-        forget_set = _forget_set(store, home)
+    with records(home, url) as opened:
+        forget_set = opened.forget_set
         who = {"actor": _actor(), "role": "command line"}
         if forget_set.get(request_id).state == "proposed":
             forget_set.transition(request_id, "requested", **who)
@@ -232,8 +228,8 @@ def show_rows(
     as_json: Json = False,
 ) -> None:
     """Show rows, newest first."""
-    with records(home, url) as store:
-        book = Ledger(store)
+    with records(home, url) as opened:
+        book = opened.ledger
         rows = [book.row(run)] if run else book.rows(limit=limit, offset=offset)
         cases = [asdict(case) for case in book.cases_of(run)] if run else []
         total = book.head().rows
@@ -256,8 +252,8 @@ def show_rows(
 @ledger.command()
 def verify(home: HomeOption = DEFAULT_HOME, url: StoreOption = "", as_json: Json = False) -> None:
     """Recompute every digest; exit code 1 when a row was changed, removed or inserted."""
-    with records(home, url) as store:
-        book = Ledger(store)
+    with records(home, url) as opened:
+        book = opened.ledger
         head, faults = book.head(), book.verify()
     if as_json:
         _json({**head._asdict(), "faults": [asdict(fault) for fault in faults]})
@@ -281,11 +277,11 @@ def studies(
     as_json: Json = False,
 ) -> None:
     """List the studies that shaped a version, through all its ancestors."""
-    with records(home, url) as store:
+    with records(home, url) as opened:
         if NUMBERED.fullmatch(version):
             registry = VersionRegistry(Home(home.expanduser().resolve()).model(model))
             version = registry.get(version).sha256
-        found = Ledger(store).studies_of(version)
+        found = opened.ledger.studies_of(version)
     if as_json:
         _json([study._asdict() for study in found])
         return
@@ -304,8 +300,8 @@ def versions(
 ) -> None:
     """List the versions that a study, series or person shaped."""
     kind, target = _one_target(study=study, series=series, person=person)
-    with records(home, url) as store:
-        found = Ledger(store).versions_that_saw(**{kind: target})
+    with records(home, url) as opened:
+        found = opened.ledger.versions_that_saw(**{kind: target})
     if as_json:
         _json([version._asdict() for version in found])
         return

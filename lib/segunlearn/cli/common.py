@@ -247,7 +247,9 @@ def labelled_cases(
 
 
 def records_of(home: Home, store: str) -> Records:
-    """Open the records of a home.
+    """Open the records of a home; each change of a forget request waits to be told to the PACS.
+
+    Ids that are no UIDs, as of files, name nothing there and are not told.
 
     Raises
     ------
@@ -258,7 +260,7 @@ def records_of(home: Home, store: str) -> Records:
 
     if not home.database.is_file() and not store:
         raise InvalidInputError(f"{home.root}: no store is here. Name the home of the server.")
-    return Records(home, store)
+    return Records(home, store, reports=True)
 
 
 def without_forgotten(records: Records, cases: Sequence[Case]) -> list[Case]:

@@ -96,4 +96,5 @@ def _records(place: Home, store: str) -> Records | None:
     """Open the records of a home; None where none were ever written."""
     from segunlearn.app.records import Records
 
-    return Records(place, store) if store or place.database.is_file() else None
+    there = store or place.database.is_file()
+    return Records(place, store, reports=True) if there else None  # it may finish an unlearning
