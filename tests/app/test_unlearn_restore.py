@@ -280,3 +280,28 @@ def test_what_is_only_hidden_is_forgotten_with_the_next_one(
     assert run.execute(site.cases)["requests"][request]["state"] == "fulfilled"
     assert forget_set.get(hidden.request_id) == before
     assert not knows(site, served(site), 0)
+
+
+def test_a_level_that_is_raised_while_it_is_unlearned(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What hides it is served, the request stays in work and says so, and can be unlearned on."""
+    forget_set = site.records.forget_set
+    person = site.forget[0].person
+    hidden, _ = forget_set.mark("patient", person, "wrong_label", actor="test")
+    forget_set.approve(hidden.request_id, actor="test")
+
+    def raising(run: UnlearnRun, *given: Any) -> dict[str, Any]:
+        forget_set.mark("patient", person, "consent_withdrawn", actor="dpo")
+        return passing_audit(run, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(unlearn_run, "make", lambda *given: replace(quick_make(*given), exact=False))
+        patch.setattr(UnlearnRun, "_audited", raising)
+        run_of(site, requests=(hidden.request_id,)).execute(site.cases)
+    found = forget_set.get(hidden.request_id)
+    assert (found.state, found.needed, found.reached) == ("working", "unlearned", "hidden")
+    assert served(site) == "v0002"
+    run_of(site, requests=(hidden.request_id,)).execute(site.cases)
+    found = forget_set.get(hidden.request_id)
+    assert (found.state, found.reached) == ("fulfilled", "unlearned")

@@ -129,6 +129,45 @@ def test_marking_twice_is_the_same_request(forget_set: ForgetSet) -> None:
     assert forget_set.count() == 1
 
 
+@pytest.mark.parametrize("state", ["proposed", "requested", "approved", "working", "refused"])
+@pytest.mark.parametrize(
+    ("reason", "needed", "then"),
+    [
+        ("quality", "unlearned", "unlearned"),
+        ("consent_withdrawn", None, "unlearned"),
+        ("other", None, "hidden"),
+        ("wrong_label", None, "hidden"),
+    ],
+)
+def test_a_mark_that_needs_more_raises_the_level(
+    forget_set: ForgetSet, state: str, reason: str, needed: str | None, then: str
+) -> None:
+    request = bring_to(forget_set, state, STUDY)
+    forget_set.set_needed(request.request_id, "hidden", actor="root")
+    again, created = forget_set.mark(
+        "study", STUDY, reason, "as a letter says", needed=needed, **WHO
+    )
+    assert (created, again.request_id, again.needed) == (False, request.request_id, then)
+    assert again.state == ("requested" if state == "proposed" else state)
+    found = [(s.actor, s.why) for s in forget_set.history(request.request_id) if s.needed == then]
+    assert (("anna", "need changed: as a letter says") in found) == (then == "unlearned")
+
+
+def test_nothing_is_lowered_by_a_second_mark(forget_set: ForgetSet) -> None:
+    first = mark(forget_set, "study", STUDY)
+    second, _ = forget_set.mark("study", STUDY, "quality", needed="hidden", **WHO)
+    assert second == first
+
+
+@pytest.mark.parametrize(("state", "advice"), [("fulfilled", "restore it"), ("purged", "--again")])
+def test_what_was_fulfilled_at_less_is_told(forget_set: ForgetSet, state: str, advice: str) -> None:
+    request = bring_to(forget_set, state, STUDY)
+    assert forget_set.mark("study", STUDY, "consent_withdrawn", **WHO) == (request, False)
+    with pytest.raises(ConflictError, match=f"at 'unlearned', and 'retrained'.*{advice}"):
+        forget_set.mark("study", STUDY, "quality", needed="retrained", **WHO)
+    assert forget_set.get(request.request_id) == request
+
+
 def test_a_closed_request_makes_room_for_a_new_one(forget_set: ForgetSet) -> None:
     first = mark(forget_set, "study", STUDY)
     forget_set.withdraw(first.request_id, actor="anna", why="a mistake")

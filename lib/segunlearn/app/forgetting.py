@@ -107,7 +107,7 @@ def reporting(outbox: Outbox) -> OnChange:
         target = request.target
         if request.state not in TITLES or target.kind == "structure":
             return
-        if entry.from_state == entry.to_state and entry.why == "need changed":
+        if entry.from_state == entry.to_state and entry.why.startswith("need changed"):
             return
         if target.kind != "patient" and not is_uid(target.id, strict=False):
             return

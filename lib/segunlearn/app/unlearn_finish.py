@@ -288,6 +288,10 @@ class Finisher:
         request = self.records.forget_set.get(request_id)
         if state == "fulfilled" and not at_least(str(reached), request.needed):
             logger.info("request %s needs more than %s; it stays in work", request_id, reached)
+            if request.reached != reached:  # what was made is served, and hides at most
+                self.records.forget_set.set_reached(
+                    request_id, str(reached), actor=journal.actor, role=ROLE, why=why
+                )
             return
         self.records.forget_set.transition(
             request_id, state, actor=journal.actor, role=ROLE, why=why, reached=reached

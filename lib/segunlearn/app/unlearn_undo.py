@@ -117,7 +117,7 @@ class Undo:
                 raise ConflictError(
                     f"forget request {request_id} is only {request.reached}: whoever has the "
                     "weights can bring the study back, so destroying the old ones erases nothing. "
-                    "Mark it for the level 'unlearned' and unlearn it first."
+                    "Restore it, mark it anew for the level 'unlearned', and unlearn it first."
                 )
             retire, others = self.would_destroy(request)
             active = registry_active(self.registry)

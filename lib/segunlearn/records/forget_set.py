@@ -114,7 +114,8 @@ class ForgetSet:
         """Mark a target for forgetting; on return the mark survives a power cut.
 
         Marking a target that has an open request changes nothing in it, except that a proposal
-        becomes a request: a person said so. A series whose study or patient is marked gets a
+        becomes a request: a person said so; and that a level is raised where ``needed``, or a
+        reason other than ``other``, asks for more. A series whose study or patient is marked gets a
         request of its own, which ``covered_by`` explains, so that it stays marked when the wider
         one is withdrawn.
 
@@ -141,6 +142,8 @@ class ForgetSet:
         ------
         InvalidInputError, InvalidIdentifierError
             A value is wrong; nothing was changed.
+        ConflictError
+            It was fulfilled at a lower level than is asked for.
         """
         target = make_target(target_kind, target_id, issuer=issuer, model=model, opaque=opaque)
         return self._enter(
@@ -206,6 +209,7 @@ class ForgetSet:
             raise InvalidInputError(f"{str(reason)[:40]!r} is no reason; use one of {REASONS}.")
         note = clean_text(note, "the note", NOTE_LENGTH, empty=reason != "other")
         actor, role = checked_actor(actor, role)
+        asked = needed is not None or reason != "other"  # which says nothing of a level
         needed = checked_level(needed) if needed is not None else NEEDED_LEVEL[reason]
         study = instance_id("study", study, opaque=opaque) if study else ""
         patient = make_target("patient", person) if person else Target("patient", "")
@@ -249,10 +253,33 @@ class ForgetSet:
                 if created:
                     entry = HistoryEntry(now, actor, role, "", state, needed, "none", note)
                     self._add_history(connection, request, entry)
+            if not created and state == "requested" and asked:
+                why = f"need changed: {note or reason}"
+                request = self._raise_need(connection, request, needed, actor, role, why)
             if not created and request.state == "proposed" and state == "requested":
                 why = note or "marked by a person"
                 self._move(connection, request, "requested", actor, role, why, None)
             return self._requests(connection, [FORGET_REQUEST.c.id == request.id])[0], created
+
+    def _raise_need(
+        self, connection: Connection, row: AnyRow, needed: str, actor: str, role: str, why: str
+    ) -> AnyRow:
+        settled = row.state in ("fulfilled", "purged")
+        if at_least(row.reached if settled else row.needed, needed):
+            return row
+        if settled:
+            then = (
+                "restore it, mark it anew for that level, and unlearn it"
+                if row.state == "fulfilled"
+                else "what led back is destroyed; 'segunlearn train --again' makes a version that "
+                "never saw it"
+            )
+            raise ConflictError(
+                f"forget request {row.id} is {row.state} at {row.reached!r}, and {needed!r} is "
+                f"asked for now. Nothing was changed: {then}."
+            )
+        self._change(connection, row, row.state, needed, row.reached, actor, role, why)
+        return self._locked(connection, row.id)
 
     def _find_open(self, connection: Connection, target: Target) -> AnyRow | None:
         query = select(FORGET_REQUEST).where(
