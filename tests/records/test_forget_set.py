@@ -505,6 +505,24 @@ def test_folder_studies_are_marked_by_name(forget_set: ForgetSet) -> None:
         forget_set.mark("series", "hippocampus_003", "quality", actor="anna")
 
 
+@pytest.mark.parametrize("kind", ["study", "series"])
+def test_a_file_whose_person_is_longer_than_a_patient_id(forget_set: ForgetSet, kind: str) -> None:
+    """Without a rule for people a file's person is its name."""
+    stem = "sub-0123456789_ses-2019-11-23_acq-mprage_run-01_desc-preproc_T1w_brain"
+    assert len(stem) > 64
+    more = {"study": stem} if kind == "series" else {}
+    request = mark(forget_set, kind, stem, person=stem, opaque=True, **more)
+    assert request.person == stem
+    assert list(forget_set.list()) == [forget_set.get(request.request_id)] == [request]
+    assert forget_set.exclude([case(stem, stem, stem)])[0] == []
+    subject = Subject(stem, stem, stem)
+    assert forget_set.status(series=[subject])[stem].marked
+    forget_set.withdraw(request.request_id, actor="anna")
+    assert forget_set.exclude([case(stem, stem, stem)])[1] == []
+    with pytest.raises(InvalidIdentifierError):  # what is marked itself is one
+        mark(forget_set, "patient", stem, opaque=True)
+
+
 def test_the_hook_is_part_of_the_change(store: Store) -> None:
     seen: list[tuple[str, str]] = []
 

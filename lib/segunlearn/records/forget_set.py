@@ -212,7 +212,9 @@ class ForgetSet:
         asked = needed is not None or reason != "other"  # which says nothing of a level
         needed = checked_level(needed) if needed is not None else NEEDED_LEVEL[reason]
         study = instance_id("study", study, opaque=opaque) if study else ""
-        patient = make_target("patient", person) if person else Target("patient", "")
+        patient = Target("patient", *split_person(person))
+        if person and not opaque:  # of files it may be a name, longer than a PatientID
+            patient = make_target("patient", person)
         now = utc_now()
         with self._store.write() as connection:
             request, created = self._find_open(connection, target), False
