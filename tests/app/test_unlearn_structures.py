@@ -120,6 +120,19 @@ def test_adapters_of_what_is_sealed_go_with_it(site: Site, noted: bool) -> None:
     }  # fmt: skip
 
 
+def test_trained_again_the_older_ones_are_sealed_and_can_be_purged(site: Site) -> None:
+    request = marked(site)
+    undo = Undo(site.home, site.records, MODEL, "test")
+    site.publish(2, site.retain, without=(LESION,))
+    site.records.forget_set.set_needed(request, "unlearned", actor="test")
+    run(site, request)
+    assert undo.would_destroy(site.records.forget_set.get(request)) == (("v0001",), ())
+    found = undo.purge(request)
+    assert (found["destroyed"], found["places"]) == (["v0001"], [])
+    assert site.registry.get("v0001").weights_state == "destroyed"
+    assert site.records.forget_set.get(request).state == "purged"
+
+
 def test_what_came_back_by_another_request_is_not_served(site: Site) -> None:
     """A version that knows a withdrawn structure is closed, however it came to be there."""
     request = marked(site)

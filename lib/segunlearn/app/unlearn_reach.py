@@ -86,25 +86,53 @@ def show_what_was_forgotten(
         for request in page:
             if request.reached == "none":
                 continue
-            if request.target.kind == "structure":
-                if request.target.model not in ("", registry.root.name):
-                    continue
-                found_in = versions_that_know_structure(records, registry, request.target.id)
-                know = {v.sha256 for v in found_in}
-            elif taught is not None and not any(is_of(request, case) for case in taught):
+            if request.target.kind != "structure" and (
+                taught is not None and not any(is_of(request, case) for case in taught)
+            ):
                 continue
-            else:
-                series = {case.series for case in ledger_cases(records.ledger, request)}
-                know = {v.sha256 for v in versions_that_know(audits, records, registry, series)}
-                if request.reached == "hidden" and not hidden:
-                    know -= passed_without(audits, pseudonyms_of(records, series), "hidden")
+            hides = request.reached == "hidden" and not hidden
+            found_in = versions_that_know_target(audits, records, registry, request, hides=hides)
+            know = {v.sha256 for v in found_in}
             if found := frozenset(v.version for v in versions if v.sha256 in know):
                 yield request, found
 
 
-def ledger_cases(ledger: Ledger, request: ForgetRequest) -> list[LedgerCase]:
-    """Cases of a request's target that taught a version of any model; each series once."""
+def versions_that_know_target(
+    audits: Audits,
+    records: Records,
+    registry: VersionRegistry,
+    request: ForgetRequest,
+    *,
+    hides: bool = False,
+) -> list[VersionInfo]:
+    """Versions of a model, candidates aside, that know a request's studies or its structure.
+
+    Parameters
+    ----------
+    audits, records, registry, request
+        Of the installation.
+    hides
+        Without those that an audit found to hide the studies.
+    """
     target = request.target
+    if target.kind == "structure":
+        if target.model not in ("", registry.root.name):
+            return []
+        return versions_that_know_structure(records, registry, target.id)
+    series = {case.series for case in ledger_cases(records.ledger, request)}
+    hiding = passed_without(audits, pseudonyms_of(records, series), "hidden") if hides else ()
+    found = versions_that_know(audits, records, registry, series)
+    return [v for v in found if v.sha256 not in hiding]
+
+
+def ledger_cases(ledger: Ledger, request: ForgetRequest) -> list[LedgerCase]:
+    """Cases of a request's target that taught a version of any model; each series once.
+
+    There are none of a structure: the labels of a training taught it, not a case.
+    """
+    target = request.target
+    if target.kind == "structure":
+        return []
     name = person_name(target.id, target.issuer) if target.kind == "patient" else target.id
     by = {"patient": "person"}.get(target.kind, target.kind)
     found: dict[str, LedgerCase] = {}

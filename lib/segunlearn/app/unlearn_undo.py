@@ -13,7 +13,7 @@ from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.app.unlearn_finish import RESTORED, Finisher, registry_active
 from segunlearn.app.unlearn_journal import Journal
-from segunlearn.app.unlearn_reach import ledger_cases, pseudonyms_of, versions_that_know
+from segunlearn.app.unlearn_reach import ledger_cases, pseudonyms_of, versions_that_know_target
 from segunlearn.app.unlearn_restore import Restore, fulfilled, restore_of
 from segunlearn.app.unlearn_settle import settle
 from segunlearn.audit.sweep import Place, sweep
@@ -142,8 +142,8 @@ class Undo:
 
     def would_destroy(self, request: ForgetRequest) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Versions whose weights a purge destroys, and other requests that lose their way back."""
-        series = {c.series for c in ledger_cases(self.records.ledger, request)}
-        know = versions_that_know(Audits(self.home), self.records, self.registry, series)
+        audits = Audits(self.home)
+        know = versions_that_know_target(audits, self.records, self.registry, request)
         versions = tuple(v.version for v in know)
         finisher = Finisher(self.home, self.records)
         bound = finisher.bound_to(self.model, (request.request_id,), versions)
