@@ -52,12 +52,16 @@ def write_people(folder: Path, first: int, count: int) -> list[Case]:
 
 @dataclass
 class Site:
-    """A home, its records and its labelled cases: ``forget``, ``retain`` and ``unseen`` people."""
+    """A home, its records and its labelled cases: ``forget``, ``retain`` and ``unseen`` people.
+
+    ``publish`` and ``registry`` are of ``model``.
+    """
 
     home: Home
     forget: list[Case]
     retain: list[Case]
     unseen: list[Case]
+    model: str = MODEL
 
     @cached_property  # a store that is collected takes its files from under a copying test
     def records(self) -> Records:
@@ -65,7 +69,7 @@ class Site:
 
     @property
     def registry(self) -> VersionRegistry:
-        return VersionRegistry(self.home.model(MODEL))
+        return VersionRegistry(self.home.model(self.model))
 
     @property
     def cases(self) -> list[Case]:
@@ -109,7 +113,7 @@ class Site:
                 LedgerEntry(
                     run_id=run_id,
                     kind=kind,
-                    model=MODEL,
+                    model=self.model,
                     version_sha256=sha256,
                     parent_sha256=parent.sha256 if parent else None,
                     cases=[LedgerCase(c.series, c.study, c.person, "train") for c in cases],

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from segunlearn.app.audit_choice import Choice, choose
 from segunlearn.app.audit_files import Audits
@@ -14,6 +14,7 @@ from segunlearn.app.structures import versions_that_know_structure
 from segunlearn.app.unlearn_order import UnlearnOrder
 from segunlearn.app.unlearn_reach import (
     ledger_cases,
+    models_that_know,
     show_what_was_forgotten,
     versions_that_know,
 )
@@ -46,6 +47,11 @@ class UnlearnChoice:
         Requests about what only older versions know: these are sealed, nothing is unlearned.
     never
         Requests about what no recorded run of any model used.
+    there
+        Requests about what only other models know: these have to be unlearned.
+    others
+        By the id of a request, the other models that know its target: until they are unlearned,
+        too, it is not fulfilled.
     know
         Versions that know what is forgotten.
     level
@@ -72,6 +78,8 @@ class UnlearnChoice:
     also: tuple[ForgetRequest, ...] = ()
     back: tuple[ForgetRequest, ...] = ()
     stay: tuple[str, ...] = ()
+    there: tuple[ForgetRequest, ...] = ()
+    others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def choose_unlearning(
@@ -99,13 +107,24 @@ def choose_unlearning(
     NotFoundError
         No such request, or no version to unlearn from.
     InvalidInputError, LabelError
-        The served version knows a structure that is named; or the sets cannot be made, see
-        ``audit_choice.choose``.
+        The served version knows a structure that is named; only other models know what is named;
+        or the sets cannot be made, see ``audit_choice.choose``.
     """
     asked = asked_for(order.requests, records)
-    never, elsewhere, known = [], [], []
+    never, elsewhere, known, there = [], [], [], []
+    model = registry.root.name
+    others = {}
+    for request in asked:
+        models = models_that_know(home, records, request)
+        if models and model not in models:
+            there.append(request)
+        if left := tuple(m for m in models if m != model):
+            others[request.request_id] = left
     active = version_of(registry, "")
-    studies = [r for r in asked if r.target.kind != "structure"]
+    here = [r for r in asked if r not in there]
+    if there and (order.requests or not here):
+        raise InvalidInputError(_only_there(there[0], model, others[there[0].request_id]))
+    studies = [r for r in here if r.target.kind != "structure"]
     served = versions_that_know_cases(home, records, registry, studies)
     for request, cases_, versions in served:
         if not cases_:
@@ -114,7 +133,7 @@ def choose_unlearning(
             known.append(request)
         else:
             elsewhere.append(request)
-    for request in [r for r in asked if r not in studies]:
+    for request in [r for r in here if r not in studies]:
         versions = versions_that_know_structure(records, registry, request.target.id)
         why_not = _not_here(request, registry, versions, active)
         if not why_not:
@@ -145,6 +164,8 @@ def choose_unlearning(
         level=order.level_for(needed),
         needed=needed,
         also=tuple(also),
+        there=tuple(there),
+        others=others,
     )
 
 
@@ -214,6 +235,14 @@ def _not_here(
         "structure by training again. Every training takes it for background from its mark on: "
         "train from random weights (segunlearn train --again), then come back; the versions that "
         "know it are sealed then."
+    )
+
+
+def _only_there(request: ForgetRequest, model: str, others: Sequence[str]) -> str:
+    """Say which model has to be unlearned for a request."""
+    return (
+        f"forget request {request.request_id} is about what only {', '.join(others)} knows by now, "
+        f"not {model}. Unlearn it there: segunlearn unlearn --model {others[0]}."
     )
 
 

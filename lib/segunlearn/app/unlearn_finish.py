@@ -13,8 +13,9 @@ from segunlearn.adapters.keys import KeyStore
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.app.unlearn_journal import Journal
+from segunlearn.app.unlearn_reach import known_in, models_that_know
 from segunlearn.errors import NotFoundError
-from segunlearn.records.forget_states import at_least
+from segunlearn.records.forget_states import LEVELS, at_least
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 
 logger = logging.getLogger(__name__)
@@ -225,7 +226,7 @@ class Finisher:
             self._say_again(journal, request_id)
         for request_id in self._in(journal.requests, "fulfilled"):
             self._move(journal, request_id, "restored", journal.why)
-        self._destroy_deposits(journal.requests)
+        self._destroy_deposits(journal.requests, journal.model)
 
     def _say_again(self, journal: Journal, request_id: str) -> None:
         """Write into a request's history that its studies were taken out of a restored version."""
@@ -262,13 +263,18 @@ class Finisher:
         )
         return frozenset(requests).union(*shared)
 
-    def _destroy_deposits(self, requests: Iterable[str]) -> None:
-        """Destroy the keys first: without them the deposits are noise, wherever copies are."""
+    def _destroy_deposits(self, requests: Iterable[str], model: str = "") -> None:
+        """Destroy the keys first: without them the deposits are noise, wherever copies are.
+
+        Those of one ``model`` alone, or of all; a key that another model's deposit needs stays.
+        """
         requests = tuple(requests)
-        found = {d.deposit_id: d for r in requests for d in self.deposits.of_request(r)}
+        of = {d.deposit_id: d for r in requests for d in self.deposits.of_request(r)}
+        found = {i: d for i, d in of.items() if model in ("", d.model)}
+        needed = {r for i, d in of.items() if i not in found for r in d.requests}
         others = [d for d in self.deposits.all() if d.deposit_id not in found]
         held = {(d.model, e.version) for d in others for e in d.entries}
-        for request_id in requests:
+        for request_id in set(requests) - needed:
             self.keys.destroy(request_id)
         for deposit in found.values():
             registry = self.registry(deposit.model)
@@ -293,6 +299,18 @@ class Finisher:
                     request_id, str(reached), actor=journal.actor, role=ROLE, why=why
                 )
             return
+        if state == "fulfilled" and any(
+            model != journal.model for model, _ in known_in(self.home, self.records, request)
+        ):
+            if at_least(request.reached, request.needed):  # of another model: the weaker counts
+                reached = min(str(reached), request.reached, key=LEVELS.index)
+            known = models_that_know(self.home, self.records, request)
+            if others := [m for m in known if m != journal.model]:
+                why += f"; not fulfilled: {', '.join(others)} still knows it"
+                self.records.forget_set.set_reached(
+                    request_id, str(reached), actor=journal.actor, role=ROLE, why=why[:1900]
+                )
+                return
         self.records.forget_set.transition(
             request_id, state, actor=journal.actor, role=ROLE, why=why, reached=reached
         )

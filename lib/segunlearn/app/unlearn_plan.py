@@ -44,9 +44,19 @@ def plan_of(choice: UnlearnChoice, records: Records, order: UnlearnOrder) -> Pla
     """
     requests = [
         *(_line(r, "comes back") for r in choice.back),
-        *(_line(r, _FORGOTTEN_AGAIN if choice.back else "is unlearned") for r in choice.requests),
+        *(
+            _line(r, (_FORGOTTEN_AGAIN if choice.back else "is unlearned") + _then(choice, r))
+            for r in choice.requests
+        ),
         *(_line(r, "only hidden so far: is unlearned with them") for r in choice.also),
-        *(_line(r, "older versions that know it are sealed") for r in choice.elsewhere),
+        *(
+            _line(r, "older versions that know it are sealed" + _then(choice, r))
+            for r in choice.elsewhere
+        ),
+        *(
+            _line(r, f"only {', '.join(choice.others[r.request_id])} knows it: unlearn it there")
+            for r in choice.there
+        ),
         *(_line(r, "no recorded run used it: fulfilled at once") for r in choice.never),
     ]
     sets = choice.sets
@@ -72,6 +82,12 @@ def plan_of(choice: UnlearnChoice, records: Records, order: UnlearnOrder) -> Pla
         recommended=method,
         why=why,
     )
+
+
+def _then(choice: UnlearnChoice, request: ForgetRequest) -> str:
+    """Say which other models a request waits for."""
+    others = choice.others.get(request.request_id)
+    return f"; then in {', '.join(others)}: fulfilled only after that" if others else ""
 
 
 def _line(request: ForgetRequest, what: str) -> dict[str, str]:

@@ -6,11 +6,12 @@ from collections.abc import Collection, Iterator, Sequence
 
 from segunlearn.app.audit_files import Audits, passed_without
 from segunlearn.app.audit_targets import TAUGHT, People
+from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.app.structures import versions_that_know_structure
 from segunlearn.errors import NotFoundError
 from segunlearn.records.forget_requests import ForgetRequest
-from segunlearn.records.forget_states import LIVE
+from segunlearn.records.forget_states import LIVE, at_least
 from segunlearn.records.ledger import Ledger, LedgerCase
 from segunlearn.records.targets import person_name
 from segunlearn.records.versions import VersionInfo, VersionRegistry
@@ -123,6 +124,31 @@ def versions_that_know_target(
     hiding = passed_without(audits, pseudonyms_of(records, series), "hidden") if hides else ()
     found = versions_that_know(audits, records, registry, series)
     return [v for v in found if v.sha256 not in hiding]
+
+
+def known_in(
+    home: Home, records: Records, request: ForgetRequest, *, hides: bool = False
+) -> Iterator[tuple[str, VersionInfo]]:
+    """Versions of every model that know a request's studies or its structure, with their model.
+
+    Parameters
+    ----------
+    home, records, request
+        Of the installation.
+    hides
+        As for :func:`versions_that_know_target`.
+    """
+    audits = Audits(home)
+    for model in sorted(p.name for p in (home.root / "models").glob("*") if p.is_dir()):
+        registry = VersionRegistry(home.model(model))
+        found = versions_that_know_target(audits, records, registry, request, hides=hides)
+        yield from ((model, version) for version in found)
+
+
+def models_that_know(home: Home, records: Records, request: ForgetRequest) -> list[str]:
+    """Models with open weights that know more of a request's target than the request allows."""
+    found = known_in(home, records, request, hides=at_least("hidden", request.needed))
+    return sorted({model for model, version in found if version.weights_state == "here"})
 
 
 def ledger_cases(ledger: Ledger, request: ForgetRequest) -> list[LedgerCase]:

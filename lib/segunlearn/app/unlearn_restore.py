@@ -78,8 +78,12 @@ def restore_of(
     NotFoundError
         There is no such request, or no deposit of it.
     """
-    request = fulfilled(records, request_id)
-    deposits = deposits_of(Finisher(home, records), model, request)
+    finisher = Finisher(home, records)
+    request = records.forget_set.get(request_id)
+    left = [d for d in finisher.deposits.of_request(request_id) if d.model == model]
+    if not (left and request.state == "restored"):  # with another model, and not yet with this one
+        fulfilled(records, request_id)
+    deposits = deposits_of(finisher, model, request)
     group = set.intersection(*(set(d.requests) for d in deposits))
     names = dict.fromkeys(e.version for d in deposits for e in d.entries)
     versions = [registry.get(name) for name in names]

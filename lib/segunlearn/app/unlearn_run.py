@@ -125,7 +125,8 @@ class UnlearnRun(WatchedRun):
         dict
             ``outcome`` (``"published"``, ``"hidden"``, ``"restored"``, ``"refused"``,
             ``"not needed"``), ``version``, ``audit_id``, ``verdict``, ``requests`` with their
-            states; of a restore also ``restored`` and ``lost`` as ``Undo.restore`` gives them.
+            states and, as ``next``, other models that still know them; of a restore also
+            ``restored`` and ``lost`` as ``Undo.restore`` gives them.
 
         Raises
         ------
@@ -360,9 +361,10 @@ class UnlearnRun(WatchedRun):
     def _result(
         self, outcome: str, version: VersionInfo | None, fulfilled: Sequence[str]
     ) -> dict[str, Any]:
-        asked = [*self.choice.back, *self.choice.requests]
+        asked = [*self.choice.back, *self.choice.requests, *self.choice.there]
         ids = [*fulfilled, *(r.request_id for r in asked)]
         states = {r: self.records.forget_set.get(r) for r in ids}
+        others = self.choice.others
         return {
             "outcome": outcome,
             "run_id": self.run_id,
@@ -370,10 +372,13 @@ class UnlearnRun(WatchedRun):
             "audit_id": self.audit["about"]["audit_id"] if self.audit else None,
             "verdict": self.audit["verdict"] if self.audit else None,
             "requests": {
-                r: {"state": s.state, "needed": s.needed, "reached": s.reached}
+                r: {
+                    "state": s.state, "needed": s.needed, "reached": s.reached,
+                    **({"next": list(others[r])} if r in others else {}),
+                }
                 for r, s in states.items()
             },
-        }
+        }  # fmt: skip
 
     def report(self, progress: Progress) -> None:
         """Write progress to the store, with the time that its phase will take if it goes on so."""

@@ -13,7 +13,7 @@ from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.app.unlearn_finish import RESTORED, Finisher, registry_active
 from segunlearn.app.unlearn_journal import Journal
-from segunlearn.app.unlearn_reach import ledger_cases, pseudonyms_of, versions_that_know_target
+from segunlearn.app.unlearn_reach import known_in, ledger_cases, pseudonyms_of
 from segunlearn.app.unlearn_restore import Restore, fulfilled, restore_of
 from segunlearn.app.unlearn_settle import settle
 from segunlearn.audit.sweep import Place, sweep
@@ -100,13 +100,15 @@ class Undo:
         Returns
         -------
         dict
-            ``destroyed``: versions; ``requests`` that cannot be restored any more; ``places`` that
-            are still open, such as labels, which the hospital may have to keep.
+            ``destroyed``: versions, those of another model as ``MODEL/VERSION``; ``requests`` that
+            cannot be restored any more; ``places`` that are still open, such as labels, which the
+            hospital may have to keep.
 
         Raises
         ------
         ConflictError
-            The request is not fulfilled, only hidden, or the version in service knows the studies.
+            The request is not fulfilled, only hidden, or the version in service knows the studies;
+            or another model has a version that knows them, which this request's key did not seal.
         NotFoundError
             There is no such request.
         """
@@ -119,7 +121,15 @@ class Undo:
                     "weights can bring the study back, so destroying the old ones erases nothing. "
                     "Restore it, mark it anew for the level 'unlearned', and unlearn it first."
                 )
-            retire, others = self.would_destroy(request)
+            if left := self._left_by(request):
+                raise ConflictError(
+                    f"forget request {request_id}: {', '.join(left)} knows it, too, and a purge "
+                    f"here would leave that. Purge it there (--model {left[0].split('/')[0]}); "
+                    "what is in service there has to go first: restore the request, mark it anew "
+                    "and unlearn it in each model."
+                )
+            retire = self._known(request)
+            destroyed, others = self.would_destroy(request)
             active = registry_active(self.registry)
             if active in retire:
                 raise ConflictError(
@@ -135,19 +145,38 @@ class Undo:
             self.records.runs.finish(run_id, "done", f"{len(retire)} versions destroyed")
         cases = ledger_cases(self.records.ledger, request)
         return {
-            "destroyed": list(retire),
+            "destroyed": list(destroyed),
             "requests": list(others),
             "places": [p.to_json() for p in self._open_places(cases)] if cases else [],
         }
 
     def would_destroy(self, request: ForgetRequest) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Versions whose weights a purge destroys, and other requests that lose their way back."""
-        audits = Audits(self.home)
-        know = versions_that_know_target(audits, self.records, self.registry, request)
-        versions = tuple(v.version for v in know)
+        versions = self._known(request)
         finisher = Finisher(self.home, self.records)
         bound = finisher.bound_to(self.model, (request.request_id,), versions)
-        return versions, tuple(sorted(bound - {request.request_id}))
+        elsewhere = {
+            f"{d.model}/{e.version}" for r in bound for d in finisher.deposits.of_request(r)
+            for e in d.entries if d.model != self.model
+        }  # fmt: skip
+        return (*versions, *sorted(elsewhere)), tuple(sorted(bound - {request.request_id}))
+
+    def _known(self, request: ForgetRequest) -> tuple[str, ...]:
+        found = known_in(self.home, self.records, request)
+        return tuple(v.version for model, v in found if model == self.model)
+
+    def _left_by(self, request: ForgetRequest) -> list[str]:
+        """Versions of other models that know a target and that the purge of its key would leave."""
+        deposits = Finisher(self.home, self.records).deposits.all()
+        held = {
+            (d.model, e.version) for d in deposits if request.request_id not in d.requests
+            for e in d.entries
+        }  # fmt: skip
+        return [
+            f"{model}/{v.version}"
+            for model, v in known_in(self.home, self.records, request)
+            if model != self.model and (v.weights_state == "here" or (model, v.version) in held)
+        ]
 
     def _open_places(self, cases: Any) -> list[Place]:
         pseudonyms = self.records.pseudonyms

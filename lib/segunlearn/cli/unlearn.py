@@ -361,7 +361,7 @@ def _print_result(result: Mapping[str, Any], report: str | None) -> None:
         "restored": f"{result['version']} is in service: the version that was taken out, without "
         "what is still forgotten.",
         "refused": "the audit did not pass: nothing changed for users.",
-        "not needed": "no model in service was taught by it: there was nothing to unlearn.",
+        "not needed": "the version in service was not taught by it: there was nothing to unlearn.",
     }
     typer.echo(f"{result['outcome']}: {said[result['outcome']]}")
     if "restored" in result:
@@ -376,6 +376,11 @@ def _print_result(result: Mapping[str, Any], report: str | None) -> None:
             f"request {request_id}: {state['state']}, reached {state['reached']}, "
             f"needed {state['needed']}"
         )
+        if "next" in state:
+            typer.echo(
+                f"  not fulfilled before {', '.join(state['next'])} forgets it, too: "
+                f"segunlearn unlearn --model {state['next'][0]}"
+            )
     if report:
         typer.echo(f"report: {report}")
 
