@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from audit_home import MODEL, Site
+from audit_home import MODEL, Site, site_in
 from segunlearn.app import unlearn_run
 from segunlearn.app.audit_files import Audits
 from segunlearn.app.unlearn_finish import Finisher
@@ -191,6 +191,23 @@ def refusing(run: UnlearnRun, *_: Any) -> dict[str, Any]:
 
 def stopped(*_: Any) -> None:
     raise CancelledError("the unlearning was stopped.")
+
+
+def test_no_key_seals_a_version_that_does_not_know_its_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first and the served version know one, the second the other; the audit is refused."""
+    site = site_in(tmp_path, forget=2, retain=4, unseen=6)
+    for seed, who in enumerate((0, 1, 0)):
+        site.publish(seed, [site.forget[who], *site.retain])
+    served_one, old_one = site.mark(site.forget)
+    monkeypatch.setattr(UnlearnRun, "_audited", refusing)
+    found = run_of(site).execute(site.cases)["requests"]
+    assert [found[r]["state"] for r in (served_one, old_one)] == ["refused", "fulfilled"]
+    assert [v.weights_state for v in site.registry.versions()[:3]] == ["here", "sealed", "here"]
+    purged = Undo(site.home, site.records, MODEL, "test").purge(old_one)
+    assert purged["destroyed"] == ["v0002"]
+    assert site.registry.get("v0001").weights_state == "here"
 
 
 @pytest.mark.parametrize("how", ["refused", "stopped"])

@@ -30,6 +30,9 @@ from segunlearn.records.versions import VersionInfo, VersionRegistry
 OPEN = ("approved", "working", "refused")
 _PAGE = 500
 
+Known = tuple[ForgetRequest, list[LedgerCase], list[VersionInfo]]
+"""A request, its cases in the ledger, and the versions that know one of them."""
+
 
 @dataclass(frozen=True)
 class UnlearnChoice:
@@ -47,13 +50,15 @@ class UnlearnChoice:
         Requests about what only older versions know: these are sealed, nothing is unlearned.
     never
         Requests about what no recorded run of any model used.
+    outdated
+        Versions that know what ``elsewhere`` is about.
     there
         Requests about what only other models know: these have to be unlearned.
     others
         By the id of a request, the other models that know its target: until they are unlearned,
         too, it is not fulfilled.
     know
-        Versions that know what is forgotten.
+        Versions that know what ``requests`` are about.
     level
         To reach.
     needed
@@ -78,6 +83,7 @@ class UnlearnChoice:
     also: tuple[ForgetRequest, ...] = ()
     back: tuple[ForgetRequest, ...] = ()
     stay: tuple[str, ...] = ()
+    outdated: tuple[VersionInfo, ...] = ()
     there: tuple[ForgetRequest, ...] = ()
     others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -142,7 +148,6 @@ def choose_unlearning(
         elif order.requests or not studies:
             raise InvalidInputError(why_not)
     needed: Level = highest(r.needed for r in [*never, *elsewhere, *known])
-    know = {v.version: v for _, _, versions in served for v in versions}
     original, sets, also = None, None, []
     if known:
         original = _original(registry, active)
@@ -160,7 +165,8 @@ def choose_unlearning(
         requests=tuple(known),
         elsewhere=tuple(elsewhere),
         never=tuple(never),
-        know=tuple(know[v] for v in sorted(know, key=lambda n: int(n[1:]))),
+        know=_of(known, served),
+        outdated=_of(elsewhere, served),
         level=order.level_for(needed),
         needed=needed,
         also=tuple(also),
@@ -169,9 +175,15 @@ def choose_unlearning(
     )
 
 
+def _of(requests: Sequence[ForgetRequest], found: Sequence[Known]) -> tuple[VersionInfo, ...]:
+    """Versions that know what some of the requests are about, oldest first."""
+    know = {v.version: v for r, _, versions in found if r in requests for v in versions}
+    return tuple(know[v] for v in sorted(know, key=lambda n: int(n[1:])))
+
+
 def versions_that_know_cases(
     home: Home, records: Records, registry: VersionRegistry, requests: Sequence[ForgetRequest]
-) -> list[tuple[ForgetRequest, list[LedgerCase], list[VersionInfo]]]:
+) -> list[Known]:
     """For each request: its cases in the ledger, and the versions that know one of them."""
     found, audits = [], Audits(home)
     for request in requests:

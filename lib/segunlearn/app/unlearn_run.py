@@ -174,7 +174,7 @@ class UnlearnRun(WatchedRun):
         active = registry_active(self.registry)
         # the one that is unlearned from is sealed when it is replaced
         kept = {active, choice.original.version if choice.original is not None else ""}
-        retire = tuple(v.version for v in choice.know if v.version not in kept)
+        retire = tuple(v.version for v in choice.outdated if v.version not in kept)
         run_id = self.records.runs.start(
             "unlearn", self.order.model,
             {"method": "none", "requests": list(ids), "original": retire[-1] if retire else ""},
