@@ -49,7 +49,7 @@ class UnlearnChoice:
     elsewhere
         Requests about what only older versions know: these are sealed, nothing is unlearned.
     never
-        Requests about what no recorded run of any model used.
+        Requests about what no version of any model was taught.
     outdated
         Versions that know what ``elsewhere`` is about.
     there

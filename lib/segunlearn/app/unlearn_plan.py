@@ -57,7 +57,7 @@ def plan_of(choice: UnlearnChoice, records: Records, order: UnlearnOrder) -> Pla
             _line(r, f"only {', '.join(choice.others[r.request_id])} knows it: unlearn it there")
             for r in choice.there
         ),
-        *(_line(r, "no recorded run used it: fulfilled at once") for r in choice.never),
+        *(_line(r, "no version was taught it: fulfilled at once") for r in choice.never),
     ]
     sets = choice.sets
     if choice.original is None or sets is None:

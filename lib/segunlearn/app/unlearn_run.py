@@ -21,6 +21,7 @@ from segunlearn.app.unlearn_finish import RESTORED, ROLE, Finisher, registry_act
 from segunlearn.app.unlearn_journal import Journal
 from segunlearn.app.unlearn_make import Made, make
 from segunlearn.app.unlearn_order import UnlearnOrder
+from segunlearn.app.unlearn_reach import ledger_cases
 from segunlearn.app.unlearn_replay import Replay
 from segunlearn.app.unlearn_restore import choose_restore
 from segunlearn.app.unlearn_settle import settle
@@ -153,16 +154,18 @@ class UnlearnRun(WatchedRun):
         forget_set, done = self.records.forget_set, []
         actor = self.requested_by or ROLE
         for request in choice.never:
-            if request.state == "approved":
-                forget_set.transition(
-                    request.request_id, "fulfilled", actor=actor, role=ROLE, why="never trained on"
+            forget_set.check_no_older_run(request.request_id)
+            if ledger_cases(self.records.ledger, request):
+                raise ConflictError(
+                    f"forget request {request.request_id}: a run that has just ended was taught "
+                    "what it names. Start the unlearning again."
                 )
-            else:
-                self._to_work(request.request_id, "never trained on")
-                forget_set.transition(
-                    request.request_id, "fulfilled", actor=actor, role=ROLE,
-                    why="never trained on", reached="retrained",
-                )  # fmt: skip
+            # runs without a version may have read it, so that it is not fulfilled from approved
+            self._to_work(request.request_id, "never trained on")
+            forget_set.transition(
+                request.request_id, "fulfilled", actor=actor, role=ROLE,
+                why="never trained on", reached="retrained",
+            )  # fmt: skip
             done.append(request.request_id)
         if choice.elsewhere:
             done += self._retire_only(choice)

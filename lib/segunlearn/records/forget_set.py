@@ -476,6 +476,25 @@ class ForgetSet:
                 f"forget request {row.id}: a recorded run used it, so it is not fulfilled without "
                 "unlearning. Start the unlearning (state working)."
             )
+        self._check_no_older_run(connection, row)
+
+    def check_no_older_run(self, request_id: str) -> None:
+        """Refuse when a run that began before the mark goes on, as it may be using the target.
+
+        Once there is none there never is again: what the ledger says of the target then stays.
+
+        Raises
+        ------
+        NotFoundError
+            No such request.
+        ConflictError
+            There is one.
+        """
+        with self._store.write() as connection:
+            self._check_no_older_run(connection, self._locked(connection, request_id))
+
+    @staticmethod
+    def _check_no_older_run(connection: Connection, row: AnyRow) -> None:
         running = connection.execute(
             select(RUN.c.id).where(RUN.c.state == "running", RUN.c.started <= row.created).limit(1)
         ).scalar()
