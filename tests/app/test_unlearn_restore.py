@@ -173,6 +173,24 @@ def test_what_only_an_older_version_knew_is_sealed_again(site: Site) -> None:
     assert (back["version"], site.registry.get("v0001").weights_state) == ("v0002", "here")
 
 
+def test_what_was_replaced_comes_back_though_older_versions_were_sealed_again_since(
+    site: Site,
+) -> None:
+    """The newest deposit is that of another's restore, and holds what was never served for it."""
+    site.publish(2, [site.forget[1], *site.retain])
+    first, second = site.mark(site.forget)
+    run_of(site, requests=(first,)).execute(site.cases)
+    found = run_of(site, requests=(second,)).execute(site.cases)
+    assert (found["outcome"], served(site)) == ("published", "v0003")
+    undo = Undo(site.home, site.records, MODEL, "test")
+    assert undo.restore(first)["version"] == "v0003"
+    assert undo.restore(second) == {"version": "v0002", "requests": [second], "lost": []}
+    assert served(site) == "v0002"
+    assert {v.version: v.weights_state for v in site.registry.versions()} == dict.fromkeys(
+        ("v0001", "v0002", "v0003"), "here"
+    )
+
+
 def test_what_is_only_hidden_is_not_shown_again(site: Site) -> None:
     """It is still in work, so that nothing of it was sealed."""
     first, second = *forgotten_in_turn(site, 1), *site.mark(site.forget[1:])

@@ -87,7 +87,10 @@ def restore_of(
     group = set.intersection(*(set(d.requests) for d in deposits))
     names = dict.fromkeys(e.version for d in deposits for e in d.entries)
     versions = [registry.get(name) for name in names]
-    original = original_of(records, registry, deposits[0])
+    # the newest may be of a restore: it sealed again what came back beside another request
+    with_original = (d for d in deposits if original_of(records, registry, d) is not None)
+    deposit = next(with_original, deposits[0])
+    original = original_of(records, registry, deposit)
     shown = [
         (r, which)
         for r, which in show_what_was_forgotten(Audits(home), records, registry, versions)
@@ -96,7 +99,7 @@ def restore_of(
     sealed = [(r, which) for r, which in shown if r.state == "fulfilled"]
     return Restore(
         requests=tuple(sorted(group)),
-        replaced_by=deposits[0].replaced_by,
+        replaced_by=deposit.replaced_by,
         original=original,
         again=tuple(r for r, which in shown if original is not None and original.version in which),
         retire=tuple(v for v in versions if any(v.version in which for _, which in sealed)),
