@@ -58,6 +58,33 @@ def test_the_interval_covers_at_its_nominal_rate(forgotten: int, shift: float) -
     assert ours >= 0.93
 
 
+@pytest.mark.parametrize(
+    ("forgotten", "unseen", "low"), [(2, 2, 0.27), (3, 5, 0.43), (6, 21, 0.68)]
+)
+def test_a_perfect_separation_of_few_has_a_wide_interval(
+    forgotten: int, unseen: int, low: float
+) -> None:
+    s, u = names("s", forgotten), names("u", unseen)
+    above = auc([1.0] * forgotten, s, [0.0] * unseen, u, 0.99)
+    assert (above.value, above.high) == (1.0, 1.0)
+    assert above.low == pytest.approx(low, abs=0.005)
+    below = auc([0.0] * forgotten, s, [1.0] * unseen, u, 0.99)
+    assert (below.low, below.value) == (0.0, 0.0)
+    assert below.high == pytest.approx(1 - above.low)
+
+
+@pytest.mark.parametrize(("forgotten", "unseen"), [(2, 2), (2, 5), (3, 5), (6, 21)])
+def test_few_people_who_are_alike_are_rarely_told_apart(forgotten: int, unseen: int) -> None:
+    """At 99 %: this is what refuses a model by membership with the difficulty taken out."""
+    rng = np.random.default_rng(11)
+    s, u = names("s", forgotten), names("u", unseen)
+    wrong = 0
+    for _ in range(1000):
+        scores = rng.normal(size=forgotten + unseen).tolist()
+        wrong += not auc(scores[:forgotten], s, scores[forgotten:], u, 0.99).holds(0.5)
+    assert wrong / 1000 <= 0.015
+
+
 def test_a_percentile_bootstrap_over_six_persons_does_not() -> None:
     """Why the interval is not a bootstrap; this is also the proof that the check above can fail."""
     _, bootstrap = coverage(6, 1.0)

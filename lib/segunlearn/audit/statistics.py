@@ -19,6 +19,8 @@ from segunlearn.errors import InvalidInputError
 Floats = npt.NDArray[np.float64]
 #: Share of a normal distribution below two standard deviations.
 _TWO: Final = float(stats.norm.cdf(2))
+#: Distance from 0 and 1 at which the bounds of an area are looked for.
+_EDGE: Final = 1e-12
 
 
 @dataclass(frozen=True)
@@ -188,8 +190,10 @@ def auc(
         variance *= 1 + half * (1 - area) / (2 - area) + half * area / (1 + area)
         return float((value - area) ** 2 - z * z * variance)
 
-    low = optimize.brentq(outside, 0.0, value) if outside(0.0) > 0 else 0.0
-    high = optimize.brentq(outside, value, 1.0) if outside(1.0) > 0 else 1.0
+    # V(0) = V(1) = 0: an area of 0 or 1 would be taken for a root, and leave no interval at all
+    inside = min(max(value, _EDGE), 1 - _EDGE)
+    low = optimize.brentq(outside, 0.0, inside) if outside(0.0) > 0 else 0.0
+    high = optimize.brentq(outside, inside, 1.0) if outside(1.0) > 0 else 1.0
     return Interval(value, min(float(low), value), max(float(high), value))
 
 
