@@ -279,15 +279,16 @@ def verify_folder(
 
 
 def passed_without(audits: Audits, series: Collection[str], level: Level = "unlearned") -> set[str]:
-    """SHA-256 of candidates that an audit of these series (pseudonyms) found at least so far."""
-    return {
-        subject["digest"]["sha256"]
-        for content in audits.statements
-        if at_least(content["predicate"]["verdict"]["reached"], level)
-        and set(series) <= set(content["predicate"]["forgotten"])
-        for subject in content["subject"]
-        if subject["name"] == "candidate"
-    }
+    """SHA-256 of candidates whose newest audit of these series (pseudonyms) found at least so."""
+    reached: dict[str, str] = {}
+    oldest_first = sorted(audits.statements[::-1], key=lambda c: str(c["predicate"]["created"]))
+    for content in oldest_first:
+        if set(series) <= set(content["predicate"]["forgotten"]):
+            found = content["predicate"]["verdict"]["reached"]
+            reached |= {
+                s["digest"]["sha256"]: found for s in content["subject"] if s["name"] == "candidate"
+            }
+    return {sha256 for sha256, found in reached.items() if at_least(found, level)}
 
 
 def _summary_of(

@@ -228,6 +228,7 @@ class AuditRun(WatchedRun):
         series = {pseudonyms.of(c.series) for c in choice.forget}
         without = passed_without(Audits(self.home), series)
         without |= {d for n, d in result.digests.items() if n.startswith("reference")}
+        without.discard(choice.candidate.sha256)
         if result.verdict.reached in ("unlearned", "retrained"):
             without.add(choice.candidate.sha256)
         return tuple(

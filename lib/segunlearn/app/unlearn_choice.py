@@ -182,13 +182,21 @@ def _of(requests: Sequence[ForgetRequest], found: Sequence[Known]) -> tuple[Vers
 
 
 def versions_that_know_cases(
-    home: Home, records: Records, registry: VersionRegistry, requests: Sequence[ForgetRequest]
+    home: Home,
+    records: Records,
+    registry: VersionRegistry,
+    requests: Sequence[ForgetRequest],
+    level: Level = "unlearned",
 ) -> list[Known]:
-    """For each request: its cases in the ledger, and the versions that know one of them."""
+    """For each request: its cases in the ledger, and the versions that know one of them.
+
+    Those know it that did not reach the level, or what the request needs where that is more.
+    """
     found, audits = [], Audits(home)
     for request in requests:
         cases = ledger_cases(records.ledger, request)
-        know = versions_that_know(audits, records, registry, {c.series for c in cases})
+        least = highest([level, request.needed])
+        know = versions_that_know(audits, records, registry, {c.series for c in cases}, least)
         found.append((request, cases, know))
     return found
 

@@ -102,7 +102,8 @@ class Finisher:
         self._take_out(journal, registry)
         self.records.drop_marked_checkpoints()
         for request_id in self._in(journal.requests, "working"):
-            self._move(journal, request_id, "fulfilled", journal.why, journal.reached)
+            reached = "retrained" if request_id in journal.exact else journal.reached
+            self._move(journal, request_id, "fulfilled", journal.why, reached)
 
     @staticmethod
     def _take_out(journal: Journal, registry: VersionRegistry) -> None:

@@ -41,6 +41,8 @@ class Journal:
         Versions that know what is forgotten.
     level, reached
         Assurance level that was asked for, and that the audit found.
+    exact
+        Ids of requests that reached ``"retrained"``, by the ledger and whatever ``reached`` says.
     audit_id
         The audit that passed it.
     interim
@@ -71,6 +73,7 @@ class Journal:
     why: str = ""
     again: tuple[str, ...] = ()
     stay: tuple[str, ...] = ()
+    exact: tuple[str, ...] = ()
 
     def written(self, home: Home, **changes: Any) -> Journal:
         """Change it on the disk; returns the changed one."""
@@ -107,7 +110,7 @@ def journals(home: Home) -> Iterator[Journal]:
         data = read_json(path)
         try:
             lists = {k: tuple(data[k]) for k in ("requests", "retire")}
-            added = {k: tuple(data.get(k, ())) for k in ("again", "stay")}
+            added = {k: tuple(data.get(k, ())) for k in ("again", "stay", "exact")}
             yield Journal(**{**data, **lists, **added})
         except (KeyError, TypeError) as error:
             raise IntegrityError(

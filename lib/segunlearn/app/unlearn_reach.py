@@ -11,7 +11,7 @@ from segunlearn.app.records import Records
 from segunlearn.app.structures import versions_that_know_structure
 from segunlearn.errors import NotFoundError
 from segunlearn.records.forget_requests import ForgetRequest
-from segunlearn.records.forget_states import LIVE, at_least
+from segunlearn.records.forget_states import LIVE, Level, at_least
 from segunlearn.records.ledger import Ledger, LedgerCase
 from segunlearn.records.targets import person_name
 from segunlearn.records.versions import VersionInfo, VersionRegistry
@@ -20,13 +20,17 @@ _PAGE = 500
 
 
 def versions_that_know(
-    audits: Audits, records: Records, registry: VersionRegistry, series: Collection[str]
+    audits: Audits,
+    records: Records,
+    registry: VersionRegistry,
+    series: Collection[str],
+    level: Level = "unlearned",
 ) -> list[VersionInfo]:
     """Versions of a model, candidates aside, whose weights hold what some series taught.
 
     A version knows a series when its own run was taught by it, or when its parent knows it. A
-    version that an audit of these very series found to be ``unlearned`` or ``retrained`` knows
-    none of them, and so do its descendants. One that the ledger does not know is counted as
+    version that the newest audit of these very series found to have reached the level knows none
+    of them, and so do its descendants. One that the ledger does not know is counted as
     knowing all: nobody can say.
 
     Parameters
@@ -35,11 +39,13 @@ def versions_that_know(
         Of the installation.
     series
         As the ledger names them; without any nobody knows them.
+    level
+        ``"retrained"``: being measured as unlearned is not enough.
     """
     wanted = frozenset(series)
     if not wanted:
         return []
-    clean = passed_without(audits, pseudonyms_of(records, wanted))
+    clean = passed_without(audits, pseudonyms_of(records, wanted), level)
     versions = [v for v in registry.versions() if v.state != "candidate"]
     by_digest = {v.sha256: v for v in versions}
     known: dict[str, bool] = {}

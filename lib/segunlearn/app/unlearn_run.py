@@ -16,7 +16,11 @@ from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.app.train_ledger import library_versions, machine
 from segunlearn.app.unlearn_check import check
-from segunlearn.app.unlearn_choice import UnlearnChoice, choose_unlearning
+from segunlearn.app.unlearn_choice import (
+    UnlearnChoice,
+    choose_unlearning,
+    versions_that_know_cases,
+)
 from segunlearn.app.unlearn_finish import RESTORED, ROLE, Finisher, registry_active
 from segunlearn.app.unlearn_journal import Journal
 from segunlearn.app.unlearn_make import Made, make
@@ -175,6 +179,14 @@ class UnlearnRun(WatchedRun):
         """Seal older versions that know what the served one does not."""
         ids = tuple(r.request_id for r in choice.elsewhere)
         active = registry_active(self.registry)
+        studies = [r for r in choice.elsewhere if r.target.kind != "structure"]
+        measured = {
+            request.request_id
+            for request, _, versions in versions_that_know_cases(
+                self.home, self.records, self.registry, studies, "retrained"
+            )
+            if active in {v.version for v in versions}
+        }
         # the one that is unlearned from is sealed when it is replaced
         kept = {active, choice.original.version if choice.original is not None else ""}
         retire = tuple(v.version for v in choice.outdated if v.version not in kept)
@@ -186,7 +198,8 @@ class UnlearnRun(WatchedRun):
         journal = Journal(
             run_id, "unlearn", self.order.model, ids, self.requested_by or ROLE, active,
             retire=retire,
-            reached="retrained", decided=True, why="only versions out of service knew it",
+            reached="unlearned", exact=tuple(r for r in ids if r not in measured),
+            decided=True, why="only versions out of service knew it",
         ).written(self.home)  # fmt: skip
         for request_id in ids:
             self._to_work(request_id, "only versions out of service know it")
