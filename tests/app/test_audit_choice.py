@@ -135,6 +135,37 @@ def test_a_candidate_that_used_the_studies_is_not_exact(site: Site) -> None:
         chosen(site, original="v0001")
 
 
+def test_a_candidate_that_used_another_study_of_the_person_is_not_exact(site: Site) -> None:
+    """The patient was to be forgotten, whatever studies the original happened to see."""
+    one = site.forget[0]
+    another = replace(one, series="second", study="second")
+    site.publish(3, [*site.retain, another])
+    left = chosen(site, original="v0001")
+    assert series(left.forget) == {site.forget[1].series}
+    assert any("were not to be forgotten" in note for note in left.notes) is False
+    (request, _) = site.records.forget_set.mark("patient", one.person, "quality", actor="test")
+    for named in (Targets(patients=(one.person,)), Targets(requests=(request.request_id,))):
+        choice = chosen(site, original="v0001", targets=named)
+        assert series(choice.forget) == {one.series}
+        assert not choice.provenance.exact
+        assert any("itself trained on 1" in note for note in choice.notes)
+        assert not any("were not to be forgotten" in note for note in choice.notes)
+        assert site.registry.get("v0003").sha256 in choice.saw
+    # who wants this study forgotten, and not the person, is told of the other one
+    study = chosen(site, original="v0001", targets=Targets(series=(one.series,)))
+    assert study.provenance.exact
+    assert any("were not to be forgotten" in note for note in study.notes)
+
+
+def test_nothing_is_audited_where_the_candidate_used_the_only_person_again(tmp_path: Path) -> None:
+    site = site_in(tmp_path, forget=1, retain=4, unseen=5)
+    site.publish(1, [*site.forget, *site.retain])
+    site.publish(2, [replace(site.forget[0], series="second", study="second"), *site.retain])
+    site.mark(site.forget)
+    with pytest.raises(StudyNotInLedgerError, match="itself trained on"):
+        chosen(site)
+
+
 def test_people_of_any_ancestor_are_never_unseen(site: Site) -> None:
     origin = site.publish(3, site.unseen[:1])
     before = site.publish(4, [*site.forget, *site.retain], parent=origin)

@@ -15,8 +15,10 @@ from typing import Any, Final
 from segunlearn.app.audit_targets import (
     NO_TARGETS,
     TAUGHT,
+    Named,
     People,
     Targets,
+    cases_of,
     find_original,
     lineage_of,
     version_of,
@@ -143,7 +145,7 @@ def choose(
     after = version_of(registry, candidate)
     seen_by_candidate = lineage_of(records.ledger, after)
     requests = tuple(records.forget_set.get(r) for r in targets.requests)
-    before, lineage, forgotten, requests = find_original(
+    before, lineage, forgotten, requests, named = find_original(
         records, registry, after, original, targets, requests
     )
     config = _same_network(before, after)
@@ -151,7 +153,7 @@ def choose(
     _check_persons(ready, [*lineage, *seen_by_candidate])
     return _sets(
         records, ready, before, after, config, lineage, seen_by_candidate, forgotten, requests,
-        level, targets.back,
+        named, level, targets.back,
     )  # fmt: skip
 
 
@@ -243,6 +245,7 @@ def _sets(
     seen_by_candidate: Sequence[LedgerCase],
     forgotten: Sequence[LedgerCase],
     requests: tuple[ForgetRequest, ...],
+    named: Sequence[Named],
     level: Level | None,
     back: Collection[str],
 ) -> Choice:
@@ -255,6 +258,7 @@ def _sets(
             "cannot be measured. Give the data they were trained from."
         )
     gone = {c.series for c in forgotten}
+    again = [c for c in cases_of(named, seen_by_candidate) if c.series not in gone]
     s_people = People(c.person for c in forgotten)
     forget = tuple(labelled[s] for s in sorted(gone))
     others = [c for c in labelled.values() if c.series not in gone and c.person not in s_people]
@@ -275,7 +279,9 @@ def _sets(
             f"{after.version}; an audit compares the forgotten with at least {LEAST_UNSEEN} such. "
             "Annotate studies of more people, and keep some out of training (train --holdout)."
         )
-    notes = _notes(lineage, labelled, len(others) - len(free), gone, s_people, seen_by_candidate)
+    notes = _notes(
+        lineage, labelled, len(others) - len(free), gone, s_people, seen_by_candidate, again
+    )
     return Choice(
         candidate=after,
         original=before,
@@ -286,12 +292,12 @@ def _sets(
         test=tuple(c for c in unseen if c.person in test),
         requests=requests,
         needed=level or highest([r.needed for r in requests] or ["unlearned"]),
-        provenance=_provenance(records.ledger, after, seen_by_candidate, forgotten),
+        provenance=_provenance(records.ledger, after, seen_by_candidate, [*forgotten, *again]),
         row=_row_of(records.ledger, before),
-        identifiers=identifiers_of(forgotten),
+        identifiers=identifiers_of([*forgotten, *again]),
         saw=frozenset(
             sighting.version_sha256
-            for s in sorted(gone)
+            for s in sorted(gone | {c.series for c in again})
             for sighting in records.ledger.versions_that_saw(series=s)
         ),
         changed={c.series: (c.image_digest, c.label_digest) for c in forgotten},
@@ -347,6 +353,7 @@ def _notes(
     gone: set[str],
     s_people: People,
     seen_by_candidate: Sequence[LedgerCase],
+    again: Sequence[LedgerCase],
 ) -> tuple[str, ...]:
     notes = []
     taught = {c.series: c.person for c in lineage if c.role in TAUGHT}
@@ -357,7 +364,14 @@ def _notes(
         )
     if marked:
         notes.append(f"{marked} series of other people are marked for forgetting: left out.")
-    still = {c.series for c in seen_by_candidate if c.role in TAUGHT} - gone
+    taught_again = {c.series for c in again if c.role in TAUGHT}
+    if taught_again:
+        notes.append(
+            f"The model was itself trained on {len(taught_again)} other series that were to be "
+            "forgotten too, and that the version before had not seen: what it knows of them was "
+            "not measured, and it cannot be called retrained."
+        )
+    still = {c.series for c in seen_by_candidate if c.role in TAUGHT} - gone - taught_again
     more = [c for c in seen_by_candidate if c.series in still and c.person in s_people]
     if more:
         people = len({c.person for c in more})

@@ -20,6 +20,10 @@ TAUGHT: Final = ("train", "validation", "retain", "support", "query", "replay")
 _PAGE: Final = 500
 
 
+#: What was to be forgotten: kind and identifier, as :func:`cases_of` takes them.
+Named = tuple[str, str]
+
+
 @dataclass(frozen=True)
 class Targets:
     """What was to be forgotten, as somebody names it; empty: every decided request.
@@ -103,8 +107,10 @@ def find_original(
     name: str,
     targets: Targets,
     requests: tuple[ForgetRequest, ...],
-) -> tuple[VersionInfo, Sequence[LedgerCase], list[LedgerCase], tuple[ForgetRequest, ...]]:
-    """Find the version before, its cases, those of S among them, and the requests that say so.
+) -> tuple[
+    VersionInfo, Sequence[LedgerCase], list[LedgerCase], tuple[ForgetRequest, ...], list[Named]
+]:
+    """Find the version before, its cases, those of S among them, the requests, and what is named.
 
     Raises
     ------
@@ -128,11 +134,11 @@ def find_original(
     for before in tried:
         lineage = lineage_of(records.ledger, before)
         try:
-            found, used = _forgotten(records, before, after, lineage, targets, requests)
+            found, used, named = _forgotten(records, before, after, lineage, targets, requests)
         except StudyNotInLedgerError as error:
             failures.append(error)
             continue
-        return before, lineage, found, used
+        return before, lineage, found, used, named
     raise failures[0]
 
 
@@ -143,7 +149,7 @@ def _forgotten(
     lineage: Sequence[LedgerCase],
     targets: Targets,
     requests: tuple[ForgetRequest, ...],
-) -> tuple[list[LedgerCase], tuple[ForgetRequest, ...]]:
+) -> tuple[list[LedgerCase], tuple[ForgetRequest, ...], list[Named]]:
     """Cases of S that taught the original.
 
     Raises
@@ -154,12 +160,12 @@ def _forgotten(
     taught = [c for c in lineage if c.role in TAUGHT]
     if not targets:
         return _of_decided(records, before, after, taught)
-    named = [(r.target.kind, _text_of(r)) for r in requests]
+    named: list[Named] = [_name_of(r) for r in requests]
     named += [("study", t) for t in targets.studies] + [("series", t) for t in targets.series]
     named += [("patient", t) for t in targets.patients]
     found: dict[str, LedgerCase] = {}
     for kind, target in named:
-        cases = _cases_of(kind, target, taught)
+        cases = cases_of([(kind, target)], taught)
         if not cases:
             raise StudyNotInLedgerError(
                 f"{kind} {records.pseudonyms.of(target)}: no recorded run that made "
@@ -167,23 +173,23 @@ def _forgotten(
                 "Name a version that saw it as the original."
             )
         found |= {c.series: c for c in cases}
-    return list(found.values()), requests
+    return list(found.values()), requests, named
 
 
 def _of_decided(
     records: Records, before: VersionInfo, after: VersionInfo, taught: Sequence[LedgerCase]
-) -> tuple[list[LedgerCase], tuple[ForgetRequest, ...]]:
+) -> tuple[list[LedgerCase], tuple[ForgetRequest, ...], list[Named]]:
     """Decided requests about what the original saw and the candidate's own run did not use."""
-    own: set[str] = set()
+    own: list[LedgerCase] = []
     if after.sha256 != before.sha256:
-        own = {c.series for c in records.ledger.cases_of(after.run_id) if c.role in TAUGHT}
+        own = [c for c in records.ledger.cases_of(after.run_id) if c.role in TAUGHT]
     found: dict[str, LedgerCase] = {}
     used, used_again = [], 0
     for request in _all_decided(records):
         if request.target.kind == "structure":
             continue
-        cases = _cases_of(request.target.kind, _text_of(request), taught)
-        if own & {c.series for c in cases}:
+        cases = cases_of([_name_of(request)], taught)
+        if cases and cases_of([_name_of(request)], own):
             used_again += 1
         elif cases:
             found |= {c.series: c for c in cases}
@@ -196,7 +202,7 @@ def _of_decided(
             f"{why}: there is nothing to audit. Approve a request, unlearn or train without the "
             "studies, or name studies, series or patients."
         )
-    return list(found.values()), tuple(used)
+    return list(found.values()), tuple(used), [_name_of(r) for r in used]
 
 
 def _all_decided(records: Records) -> Iterable[ForgetRequest]:
@@ -206,18 +212,23 @@ def _all_decided(records: Records) -> Iterable[ForgetRequest]:
         offset += len(page)
 
 
-def _text_of(request: ForgetRequest) -> str:
+def _name_of(request: ForgetRequest) -> Named:
     target = request.target
     if target.kind == "structure":
         raise InvalidInputError(
             f"forget request {request.request_id} is about a structure; this audit is about "
             "studies and people. Leave it out."
         )
-    return person_name(target.id, target.issuer) if target.kind == "patient" else target.id
+    text = person_name(target.id, target.issuer) if target.kind == "patient" else target.id
+    return target.kind, text
 
 
-def _cases_of(kind: str, target: str, cases: Sequence[LedgerCase]) -> list[LedgerCase]:
-    if kind == "patient":
-        people = People([target])
-        return [c for c in cases if c.person in people]
-    return [c for c in cases if getattr(c, kind) == unpad(target)]
+def cases_of(named: Sequence[Named], cases: Sequence[LedgerCase]) -> list[LedgerCase]:
+    """Cases that one of some targets is about."""
+    people = People(target for kind, target in named if kind == "patient")
+    others = {(kind, unpad(target)) for kind, target in named if kind != "patient"}
+    return [
+        c
+        for c in cases
+        if c.person in people or ("study", c.study) in others or ("series", c.series) in others
+    ]
