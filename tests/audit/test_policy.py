@@ -14,6 +14,7 @@ from segunlearn.audit.class_mode import ClassFigures
 from segunlearn.audit.distillation import Distilled
 from segunlearn.audit.figures import ModelFigures, Variant
 from segunlearn.audit.judge import judge
+from segunlearn.audit.notes import void
 from segunlearn.audit.policy import LEVELS, SOURCES, Finding, Policy, verdict
 from segunlearn.audit.relearning import Attack, RelearningSettings
 from segunlearn.audit.scores import StudyScore
@@ -142,6 +143,25 @@ def test_what_was_not_measured_is_not_passed() -> None:
 def test_an_audit_that_cannot_see_the_originals_memory_concludes_nothing() -> None:
     assert conclusion(CLEAN, void=("blind",)) == ("inconclusive", "none")
     assert conclusion(CLEAN, void=("blind",), exact=True) == ("passed", "retrained")
+
+
+@pytest.mark.parametrize(
+    ("original", "seen"),
+    [
+        (ORIGINAL, True),
+        (figures(relearned=0.1), True),
+        (CLEAN, False),
+        (figures(-0.05, -0.05, relearned=-0.05), False),  # worse on everybody
+        (figures(-0.12), False),  # worse on the forgotten
+    ],
+)
+def test_only_memory_of_the_original_shows_that_an_audit_can_see_it(
+    original: ModelFigures, seen: bool
+) -> None:
+    """Damage is refused as well, and says nothing of what the measures would find."""
+    found = judge(original, original, REFERENCES, "full", Policy(), RELEARNING)
+    reasons = void(found, REFERENCES, lambda *_: [])
+    assert [("memory" in reason) for reason in reasons] == ([] if seen else [True])
 
 
 def test_one_person_is_too_few_and_the_report_says_so() -> None:

@@ -29,12 +29,12 @@ def void(
     references: Sequence[ModelFigures],
     judged: Callable[[ModelFigures, Sequence[ModelFigures]], list[Finding]],
 ) -> tuple[str, ...]:
-    """Check the audit itself: the original must be refused, a left-out reference must pass."""
+    """Check the audit itself: the original must show memory, a left-out reference must pass."""
     found = []
-    if not any(f.outcome == "fail" for f in original):
+    if not any(_shows_memory(f) for f in original):
         found.append(
-            "The original model passes every measure: its memory of these studies cannot be seen, "
-            "so nothing can be shown to have gone."
+            "The original model passes every measure of memory: what it knows of these studies "
+            "cannot be seen, so nothing can be shown to have gone."
         )
     if len(references) > 2:
         for i, left_out in enumerate(references):
@@ -50,6 +50,12 @@ def void(
                     "are below the noise of training here."
                 )
     return tuple(found)
+
+
+def _shows_memory(finding: Finding) -> bool:
+    """Whether a figure is refused from above; one that is too low shows damage, not memory."""
+    value, bar = finding.value, finding.bar
+    return finding.outcome == "fail" and value is not None and bar is not None and value > bar
 
 
 def notes(
