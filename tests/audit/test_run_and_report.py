@@ -313,6 +313,25 @@ def test_the_verdict_is_in_plain_words_and_its_figures_are_folded(
     assert deciding | {"forget_level"} == set(FAILED)
 
 
+def test_hidden_is_not_called_gone(result: dict[str, Any]) -> None:
+    passed = {"outcome": "passed", "needed": "hidden", "reasons": []}
+    findings = [
+        {**f, "outcome": "fail" if f["name"] == "relearning" else "pass", "value": 0.2}
+        for f in result["findings"]
+        if f["level"] != "none"
+    ]
+    said = {}
+    for reached in ("hidden", "unlearned"):
+        conclusion = {**result["verdict"], **passed, "reached": reached}
+        page = html_report({**result, "void": [], "findings": findings, "verdict": conclusion})
+        said[reached] = page[page.index("<strong>") : page.index("<h2>What was asked")]
+    assert "are gone" in said["unlearned"]
+    assert "gone" not in said["hidden"]
+    assert "the weights may still hold them" in said["hidden"]
+    assert FAILED["relearning"][0] in said["hidden"]
+    assert "The figures behind it (1)" in said["hidden"]
+
+
 def test_pictures_appear_only_when_they_are_handed_in(result: dict[str, Any]) -> None:
     hidden = SETS.pseudonymised(PSEUDONYMS)
     pictures = middle_slices(CANDIDATE, ORIGINAL, REFERENCE, hidden, count=2)

@@ -38,13 +38,21 @@ def verdict(result: Mapping[str, Any]) -> str:
     void = ""
     if result["void"]:
         void = f"<h3>The audit itself is void</h3>{_list(result['void'])}"
-    plain = [r for r in _plain(result) if r not in result["void"]]
-    exact = [r for r in said["reasons"] if r not in result["void"] and r not in plain]
+    headline, reasons = outcome, list(said["reasons"])
+    if outcome == "passed" and said["reached"] == "hidden":  # passed, and yet some may have failed
+        headline = "hidden"
+        reasons += [
+            f["words"]
+            for f in result["findings"]
+            if f["outcome"] == "fail" and f["level"] != "none"
+        ]
+    plain = [r for r in _plain(result, reasons) if r not in result["void"]]
+    exact = [r for r in reasons if r not in result["void"] and r not in plain]
     return (
         f"<h1>Audit report · forgetting studies in a segmentation model · "
         f"{text(result['created'][:16].replace('T', ' '))} UTC</h1>"
         f'<div class="verdict {text(outcome)}">'
-        f"<strong>{text(HEADLINES[outcome][0 if one else 1])}</strong>{void}"
+        f"<strong>{text(HEADLINES[headline][0 if one else 1])}</strong>{void}"
         + (f"<h3>Why</h3>{_list(plain)}" if plain else "")
         + (f"<h3>What to do</h3>{_list(result['advice'])}" if result["advice"] else "")
         + _pairs(rows)
@@ -53,11 +61,11 @@ def verdict(result: Mapping[str, Any]) -> str:
     )
 
 
-def _plain(result: Mapping[str, Any]) -> list[str]:
-    """Say the reasons of the verdict without figures, each once."""
+def _plain(result: Mapping[str, Any], reasons: Sequence[str]) -> list[str]:
+    """Say reasons without figures, each once."""
     by_words = {f["words"]: f for f in result["findings"]}
     found = []
-    for reason in result["verdict"]["reasons"]:
+    for reason in reasons:
         finding = by_words.get(reason)
         if finding is None:
             found.append(reason)

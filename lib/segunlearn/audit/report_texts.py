@@ -15,11 +15,15 @@ LEVELS: Final[Mapping[str, str]] = {
     "retrained": "retrained: by the ledger, the model was trained again without the studies",
 }
 
-#: The verdict in one sentence, for one study and for several.
+#: The verdict in one sentence, for one study and for several; "hidden" where that passed.
 HEADLINES: Final[Mapping[str, tuple[str, str]]] = {
     "passed": (
         "The study is gone, as far as it was asked and can be measured.",
         "The studies are gone, as far as it was asked and can be measured.",
+    ),
+    "hidden": (
+        "The outputs no longer show the study; the weights may still hold it.",
+        "The outputs no longer show the studies; the weights may still hold them.",
     ),
     "refused": (
         "Refused: the model still knows the study, or was damaged.",
