@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from segunlearn.audit import sweep as audit_sweep
 from segunlearn.audit.sweep import Place, sweep
 from segunlearn.dicom.identifiers import Pseudonyms
 from segunlearn.errors import InvalidInputError
-from segunlearn.records.versions import VersionRegistry
+from segunlearn.records.versions import VersionRegistry, file_sha256
 
 UID = "1.2.826.0.1.77"
 PSEUDONYMS = Pseudonyms(bytes(32))
@@ -124,6 +127,35 @@ def test_a_cleaned_home_is_clean(tmp_path: Path) -> None:
         tmp_path, {UID}, set(), PSEUDONYMS, without={digest}, index_holds=lambda path, ids: False
     )
     assert {p.state for p in places} == {"absent", "replaced"}
+
+
+def test_what_goes_while_it_is_looked_at_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training replaces its checkpoint, or ends and removes its folder."""
+    registry = VersionRegistry(tmp_path / "models" / "segmentation")
+    generators = VersionRegistry(tmp_path / "replay" / "segmentation")
+    for found in (registry, generators):
+        put(tmp_path / "w.safetensors", b"saw it")
+        found.publish(tmp_path / "w.safetensors", {}, parent_sha256=None, run_id="a")
+        (tmp_path / "w.safetensors").unlink()
+    put(tmp_path / "runs" / "r1" / "state-1.safetensors")
+    put(tmp_path / "runs" / "r2" / "best.pt")
+    put(tmp_path / "sites" / "a" / "adapter.safetensors")
+    real = os.scandir
+
+    def scandir(folder: Any) -> Any:
+        if str(folder).endswith("r2"):
+            raise FileNotFoundError(folder)
+        return real(folder)
+
+    def gone(path: Path) -> str:
+        path.unlink()
+        return file_sha256(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(audit_sweep, "file_sha256", gone)
+    assert {p.state for p in look(tmp_path)} == {"absent"}
 
 
 def test_nothing_to_look_for_is_an_error(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ its name is open until somebody says otherwise.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
@@ -127,10 +128,10 @@ class _Look:
 
     def _version(self, model: str, info: VersionInfo) -> Place:
         where = f"models/{model}/versions/{info.version}"
-        digest = file_sha256(info.weights) if info.weights.is_file() else info.sha256
-        if not info.weights.is_file() and info.weights_state == "sealed":
+        digest = _digest(info.weights)
+        if digest is None and info.weights_state == "sealed":
             return Place("version", where, "sealed", "a deposit holds it; its keys decide over it.")
-        if not info.weights.is_file():
+        if digest is None:
             return Place("version", where, "absent", "its weights were destroyed.")
         if digest in self.without:
             return Place("version", where, "replaced", "audited: made without the studies.")
@@ -148,9 +149,10 @@ class _Look:
         for root in _folders(self.home / "replay"):
             for info in VersionRegistry(root).versions():
                 where = f"replay/{root.name}/versions/{info.version}"
-                if not info.weights.is_file():
+                digest = _digest(info.weights)
+                if digest is None:
                     words, state = "its weights and pictures were destroyed.", "absent"
-                elif info.sha256 in self.saw or file_sha256(info.weights) != info.sha256:
+                elif info.sha256 in self.saw or digest != info.sha256:
                     words, state = "it was trained on the studies, or changed since.", "open"
                     words += " Train it again (segunlearn replay train)."
                 else:
@@ -162,7 +164,7 @@ class _Look:
         """Adapters of sites: what their support taught them, and what their base knew."""
         places = []
         for path in self._files(self.home / "sites"):
-            if path.suffix not in _WEIGHTS:
+            if path.suffix not in _WEIGHTS or (digest := _digest(path)) is None:
                 continue
             try:
                 record = read_json(path.with_name("about.json"))
@@ -175,7 +177,7 @@ class _Look:
             if not own and base in self.without:
                 words = "made for a version that was audited as made without the studies."
                 places.append(self._place("site adapter", path, "replaced", words))
-            elif own or file_sha256(path) in self.saw or base in self.saw:
+            elif own or digest in self.saw or base in self.saw:
                 words = "a site adapter that saw the studies, or whose base did. Mark them: it goes"
                 words += " at a mark, and when its base is sealed."
                 places.append(self._place("site adapter", path, "open", words))
@@ -195,7 +197,9 @@ class _Look:
             if path.name.endswith(_SEALED):
                 places.append(self._place("deposit", path, "sealed", "its key decides over it."))
             elif path.suffix in _WEIGHTS:
-                digest = file_sha256(path)
+                digest = _digest(path)
+                if digest is None:
+                    continue
                 if digest in self.without:
                     places.append(self._place("weights", path, "replaced", "audited as without."))
                     continue
@@ -263,9 +267,27 @@ class _Look:
 
     @staticmethod
     def _files(folder: Path) -> Iterator[Path]:
-        if folder.is_dir():
-            yield from sorted(p for p in folder.rglob("*") if p.is_file())
+        found = [
+            Path(parent, name)
+            for parent, _, names in os.walk(folder, onerror=_unless_gone)
+            for name in names
+        ]
+        yield from sorted(p for p in found if p.is_file())
 
 
 def _folders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+
+
+def _unless_gone(error: OSError) -> None:
+    """Pass over a folder that is gone, as a training's, or that is nobody's to read."""
+    if not isinstance(error, FileNotFoundError | PermissionError):
+        raise error
+
+
+def _digest(path: Path) -> str | None:
+    """SHA-256 of a file; None where it is not there, or not any more."""
+    try:
+        return file_sha256(path)
+    except FileNotFoundError:
+        return None
