@@ -46,6 +46,11 @@ def test_an_empty_home_holds_nothing(tmp_path: Path) -> None:
         "export",
         "generator",
         "site adapter",
+        "image",
+        "note",
+        "training cache",
+        "upload",
+        "audit report",
     }
     assert {p.kind for p in places} == kinds
 
@@ -117,6 +122,31 @@ def test_leftovers_are_open_until_they_are_gone(tmp_path: Path) -> None:
     assert [p.state for p in places] == sorted(
         (p.state for p in places), key=["open", "sealed", "replaced", "absent"].index
     )
+
+
+def test_copies_that_are_not_in_the_cache_are_open(tmp_path: Path) -> None:
+    put(tmp_path / "images" / f"{UID}.nii.gz")
+    put(tmp_path / "images" / "1.2.999.nii.gz")
+    put(tmp_path / "runs" / "r1" / "cache" / "00000-image.npy")
+    put(tmp_path / "sessions" / "s1" / "image.nii.gz")
+    put(tmp_path / "sessions" / "s1" / "meta.info")
+    put(tmp_path / "sessions" / "s2" / "00000.dcm")
+    put(tmp_path / "tmp" / "upload-x.nrrd")
+    put(tmp_path / "infos" / "images" / f"{UID}.json")
+    for audit, about in (("a", '{"pictures": true}'), ("b", '{"pictures": false}'), ("c", "7")):
+        put(tmp_path / "audits" / audit / "audit.json", f'{{"about": {about}}}'.encode())
+        put(tmp_path / "audits" / audit / "report.html")
+    pseudonym = PSEUDONYMS.of(UID)
+    assert states([p for p in look(tmp_path) if p.state != "absent"]) == {
+        f"images/{pseudonym}.nii.gz": "open",
+        "runs/r1/cache/00000-image.npy": "open",
+        "sessions/s1/image.nii.gz": "open",
+        "sessions/s2/00000.dcm": "open",
+        "tmp/upload-x.nrrd": "open",
+        f"infos/images/{pseudonym}.json": "open",
+        "audits/a/report.html": "open",
+        "audits/c/report.html": "open",  # nobody can say
+    }
 
 
 def test_a_cleaned_home_is_clean(tmp_path: Path) -> None:

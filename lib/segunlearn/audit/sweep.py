@@ -19,6 +19,7 @@ from segunlearn.dicom.identifiers import Pseudonyms
 from segunlearn.errors import IntegrityError, InvalidInputError
 from segunlearn.records.durable import read_json
 from segunlearn.records.versions import VersionInfo, VersionRegistry, file_sha256
+from segunlearn.volumes import SUFFIXES
 
 State = Literal["absent", "replaced", "sealed", "open"]
 
@@ -101,7 +102,12 @@ def sweep(
         *look.generators(),
         *look.loose_weights(),
         *look.named("image cache", home / "cache"),
+        *look.named("image", home / "images"),
         *look.named("label", home / "labels"),
+        *look.named("note", home / "infos", "says something of the study. Remove the file."),
+        *look.training_caches(),
+        *look.uploads(),
+        *look.pictures(),
         *look.index(home / "archive-index", index_holds),
         *look.logs(),
         *look.exports(),
@@ -208,22 +214,54 @@ class _Look:
                 places.append(self._place("weights", path, "open", f"{words}. Remove the file."))
         return places or [Place("weights", "runs", "absent", "no checkpoint or optimiser state.")]
 
-    def named(self, kind: str, folder: Path) -> list[Place]:
+    def named(
+        self, kind: str, folder: Path, words: str = "holds the study's voxels. Remove the file."
+    ) -> list[Place]:
         """Files that carry an identifier, or its pseudonym, in their path."""
         wanted = self.identifiers | {self.pseudonyms.of(i) for i in self.identifiers}
         found = [
-            self._place(kind, path, "open", "holds the study's voxels. Remove the file.")
+            self._place(kind, path, "open", words)
             for path in self._files(folder)
             if any(w in str(path.relative_to(self.home)) for w in wanted)
         ]
-        # tensors that training caches are numbered: nobody can say whose they are
-        found += [
-            self._place(kind, path, "open", "voxels of an unnamed study. Empty the cache.")
-            for path in self._files(folder)
-            if path.suffix in (".npy", ".npz") and _NUMBERED.fullmatch(path.stem)
-        ]
         nothing = Place(kind, folder.name, "absent", "no file of the studies.")
         return found or [nothing]
+
+    def training_caches(self) -> list[Place]:
+        """Tensors that a training keeps are numbered: nobody can say whose they are."""
+        places = [
+            self._place("training cache", path, "open", "voxels of an unnamed study. Remove it.")
+            for path in self._files(self.home)
+            if path.suffix in (".npy", ".npz") and _NUMBERED.fullmatch(path.stem)
+        ]
+        return places or [Place("training cache", "runs", "absent", "there is none.")]
+
+    def uploads(self) -> list[Place]:
+        """Look for volumes that were sent, by names that say nothing."""
+        places = [
+            self._place("upload", path, "open", "voxels of an unnamed study. Remove it.")
+            for folder in ("sessions", "tmp")
+            for path in self._files(self.home / folder)
+            if path.name.endswith((*SUFFIXES, ".dcm", ".zip"))
+        ]
+        return places or [Place("upload", "sessions", "absent", "no volume that was sent.")]
+
+    def pictures(self) -> list[Place]:
+        """Look for reports of audits with pictures of the forgotten."""
+        places = []
+        for folder in _folders(self.home / "audits"):
+            report = folder / "report.html"
+            if not report.is_file():
+                continue
+            try:
+                shown = read_json(folder / "audit.json")["about"]["pictures"]
+                words = "shows slices of forgotten studies. Remove the audit's folder."
+            except (IntegrityError, KeyError, TypeError):
+                shown, words = True, "may show slices of studies: its audit is damaged."
+            if shown:
+                places.append(self._place("audit report", report, "open", words))
+        nothing = Place("audit report", "audits", "absent", "none shows pictures.")
+        return places or [nothing]
 
     def index(
         self, folder: Path, holds: Callable[[Path, Collection[str]], bool] | None
