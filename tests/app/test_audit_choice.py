@@ -15,7 +15,7 @@ import torch
 import memorising_task as task
 from audit_home import MODEL, Site, site_in
 from segunlearn import cli
-from segunlearn.app import watched_run
+from segunlearn.app import checkpoints, watched_run
 from segunlearn.app.audit_choice import Choice, choose, divide, settings_of
 from segunlearn.app.audit_files import Audits
 from segunlearn.app.audit_order import Order
@@ -383,6 +383,42 @@ def test_a_stopped_audit_with_references_goes_on(
     states = {p["where"]: p["state"] for p in result["places"] if "full-1" in p["where"]}
     assert set(states.values()) == {"replaced"}
     assert Audits(site.home).ids() == [again.run_id]
+
+
+def test_references_go_that_saw_who_is_marked_meanwhile(site: Site) -> None:
+    run = AuditRun(QUICK, site.home, site.records)
+    choice = run.prepare(site.cases)
+    work = Audits(site.home).work(key_of(choice, site.records.pseudonyms))
+
+    def mark(progress: Progress) -> None:
+        if work.is_dir():
+            site.mark(site.retain[:1], approve=False)
+
+    run.on_progress = mark
+    run.execute()
+    assert not work.is_dir()
+
+
+def test_a_next_audit_does_not_keep_references_that_saw_who_is_marked(site: Site) -> None:
+    """The first was killed; the next one reads fewer people, and its list would hide them."""
+    run = AuditRun(QUICK, site.home, site.records)
+    choice = run.prepare(site.cases)
+    work = Audits(site.home).work(key_of(choice, site.records.pseudonyms))
+    (work / "full-1").mkdir(parents=True)
+    checkpoints.note(work, choice.retain, site.records.pseudonyms)
+    left = work / "full-1" / "state-000001.safetensors"
+    left.write_bytes(b"saw them all")
+    run.execute()
+    assert left.is_file()  # nobody is marked: it is used by the next audit
+    site.mark(site.retain[:1])
+    (work / "full-1").mkdir(parents=True)
+    left.write_bytes(b"saw them all")
+    checkpoints.note(work, choice.retain, site.records.pseudonyms)
+    again = AuditRun(QUICK, site.home, site.records)
+    again.prepare(site.cases)
+    again.execute()
+    assert (work / "cases.json").is_file()
+    assert not left.exists()
 
 
 def test_two_equal_audits_do_not_run_at_once(site: Site) -> None:

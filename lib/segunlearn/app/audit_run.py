@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -152,6 +153,8 @@ class AuditRun(WatchedRun):
         except Exception as error:
             self._finish("failed", f"unexpected error: {type(error).__name__}")
             raise
+        finally:  # no lock is held any more
+            self.records.drop_marked_checkpoints()
         verdict = result["verdict"]
         self._finish("done", f"verdict: {verdict['outcome']}, reached {verdict['reached']}")
         logger.info("audit %s: %s", self.run_id, verdict["outcome"])
@@ -168,6 +171,9 @@ class AuditRun(WatchedRun):
             cancel=self.should_stop,
         )
         work = Audits(self.home).work(key_of(choice, pseudonyms))
+        marked = checkpoints.named_by(self.records.forget_set.live_targets(), pseudonyms)
+        if work.is_dir() and checkpoints.saw(work, marked, pseudonyms):
+            shutil.rmtree(work)  # the mark did not meet it, and the list of cases changes now
         work.mkdir(parents=True, exist_ok=True)
         checkpoints.note(work, choice.retain, pseudonyms)  # a later mark deletes the references
         device = choose_device(order.device)
