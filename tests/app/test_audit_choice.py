@@ -488,6 +488,7 @@ def test_the_command_audits_a_folder(
         (("--data", "DATA", "--studies", "x"), "either --data or --studies"),
         (("--data", "DATA"), "other persons than the ledger"),
         (("--data", "DATA", *PEOPLE, "--attacks", "hypnosis"), "no attack hypnosis"),
+        (("--data", "DATA", *PEOPLE, "--references", "3"), "only trained with --with-reference"),
         (("--data", "DATA", *PEOPLE, "--candidate", "v0009"), "no version"),
         (("--data", "DATA", *PEOPLE, "--patient", "Name-0200"), "never saw it"),
     ],

@@ -268,6 +268,7 @@ def test_ctrl_c_leaves_the_old_version(
         (("--method", "retrain", "--retain", "none"), "cannot do without the retain set"),
         (("--method", "fine_tune", "--retain", "none"), "cannot do without the retain set"),
         (("--method", "calibrated", "--set", "structure=1"), "Train again without the label"),
+        (("--references", "3"), "only trained with --with-reference"),
         (("--request", "0" * 32), "no forget request|no such|there is no"),
         (("--studies", "x"), "either --data or --studies"),
     ],

@@ -22,6 +22,7 @@ from segunlearn.cli.common import (
     ModalityOption,
     ModelOption,
     PeopleOption,
+    ReferencesOption,
     RegexOption,
     StoreOption,
     StudiesOption,
@@ -31,6 +32,7 @@ from segunlearn.cli.common import (
     print_json,
     progress_bar,
     records_of,
+    references_of,
     stop_on_interrupt,
 )
 from segunlearn.errors import ForbiddenError, IntegrityError, InvalidInputError, NotFoundError
@@ -102,7 +104,7 @@ def run(
             help="Train full references without the studies first; how long that takes is said.",
         ),
     ] = False,
-    references: Annotated[int, typer.Option(min=1, max=20, help="How many full references.")] = 2,
+    references: ReferencesOption = None,
     whole: Annotated[
         bool, typer.Option("--whole", help="Score whole volumes, not one window a study; slow.")
     ] = False,
@@ -138,7 +140,7 @@ def run(
         ),
         level=level.value if level else None,
         attacks=attacks_of(attacks),
-        quick=quick, references=references if with_reference else 0,
+        quick=quick, references=references_of(with_reference, references),
         whole=whole, pictures=include_images, device=device,
     )  # fmt: skip
     work = AuditRun(order, place, records_of(place, store), f"{getpass.getuser()} (command line)")

@@ -51,6 +51,12 @@ MirrorOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+ReferencesOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=20, help="How many full references, with --with-reference; by default 2."
+    ),
+]
 PeopleOption = Annotated[
     Path | None,
     typer.Option(help="CSV with the columns file, person and optionally study and series."),
@@ -330,6 +336,24 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
         yield lambda: stopped
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def references_of(with_reference: bool, references: int | None) -> int:
+    """Count the full references that are asked for.
+
+    Raises
+    ------
+    InvalidInputError
+        A number without ``--with-reference``.
+    """
+    if with_reference:
+        return 2 if references is None else references
+    if references is not None:
+        raise InvalidInputError(
+            f"--references {references}: full references are only trained with --with-reference. "
+            "Add it, or leave the number out."
+        )
+    return 0
 
 
 def names_of(text: str) -> tuple[str, ...]:

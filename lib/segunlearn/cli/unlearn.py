@@ -20,6 +20,7 @@ from segunlearn.cli.common import (
     ModalityOption,
     ModelOption,
     PeopleOption,
+    ReferencesOption,
     RegexOption,
     StoreOption,
     StudiesOption,
@@ -28,6 +29,7 @@ from segunlearn.cli.common import (
     print_json,
     progress_bar,
     records_of,
+    references_of,
     stop_on_interrupt,
 )
 from segunlearn.cli.method_settings import settings_of
@@ -87,7 +89,6 @@ QuickOption = Annotated[
 WithReferenceOption = Annotated[
     bool, typer.Option("--with-reference", help="Audit against full references; takes longer.")
 ]
-ReferencesOption = Annotated[int, typer.Option(min=1, max=20, help="How many full references.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of every random choice but the key.")]
 PlanOption = Annotated[
     bool, typer.Option("--plan", help="Only say what it would take; also without --run.")
@@ -119,7 +120,7 @@ def unlearn(
     replayed: ReplayedOption = 96,
     quick: QuickOption = False,
     with_reference: WithReferenceOption = False,
-    references: ReferencesOption = 2,
+    references: ReferencesOption = None,
     seed: SeedOption = 0,
     run: Annotated[
         bool, typer.Option("--run", help="Do it: unlearn, audit, and publish what passes.")
@@ -149,7 +150,7 @@ def unlearn(
         retain=retain.value,
         replayed=replayed,
         quick=quick,
-        references=references if with_reference else 0,
+        references=references_of(with_reference, references),
         seed=seed,
         device=device,
     )
@@ -215,7 +216,7 @@ def restore(
     replayed: ReplayedOption = 96,
     quick: QuickOption = False,
     with_reference: WithReferenceOption = False,
-    references: ReferencesOption = 2,
+    references: ReferencesOption = None,
     seed: SeedOption = 0,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what it would take.")] = False,
     store: StoreOption = "",
@@ -232,6 +233,7 @@ def restore(
     from segunlearn.app.unlearn_order import UnlearnOrder
     from segunlearn.app.unlearn_settle import settle
 
+    full_references = references_of(with_reference, references)
     place, undo = home_of(home), _undo(home, model, store)
     if not plan:
         settle(place, undo.records, model)
@@ -244,7 +246,7 @@ def restore(
             retain=retain.value,
             replayed=replayed,
             quick=quick,
-            references=references if with_reference else 0,
+            references=full_references,
             seed=seed,
             device=device,
             restore=request,
