@@ -18,6 +18,7 @@ from segunlearn.audit.notes import void
 from segunlearn.audit.policy import LEVELS, SOURCES, Finding, Policy, verdict
 from segunlearn.audit.relearning import Attack, RelearningSettings
 from segunlearn.audit.scores import StudyScore
+from segunlearn.audit.statistics import detectable_auc
 from segunlearn.errors import InvalidInputError
 
 RNG = np.random.default_rng(0)
@@ -185,6 +186,18 @@ def test_three_people_have_too_little_power_for_a_pass() -> None:
     assert membership.detectable is not None
     assert membership.detectable > 0.95
     assert "too few" in membership.words
+
+
+def test_the_power_that_is_told_is_of_the_test_that_refuses() -> None:
+    """What is too few to be judged at all is another question, and is asked at 5 %."""
+    few = [figures(seed=s, people=4) for s in (1, 2, 3)]
+    findings = by_name(
+        judge(few[2], figures(0.12, people=4), few[:2], "full", Policy(), RELEARNING)
+    )
+    for name in ("membership", "structure_membership", "calibrated_membership"):
+        assert findings[name].detectable == detectable_auc(4, 70, level=0.01)
+    assert detectable_auc(4, 70) < Policy().weakest_power < detectable_auc(4, 70, level=0.01)
+    assert "too few" not in findings["calibrated_membership"].words
 
 
 def test_noise_makes_a_figure_unclear_and_not_a_failure() -> None:

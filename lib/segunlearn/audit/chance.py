@@ -11,11 +11,8 @@ from scipy.stats import rankdata
 
 from segunlearn.audit.figures import ModelFigures
 from segunlearn.audit.scores import Measure, person_means
-from segunlearn.audit.statistics import PersonChance, noise_among
+from segunlearn.audit.statistics import REFUSED, PersonChance, noise_among
 
-#: Share of never-seen models that one way of asking for membership may refuse by chance. There are
-#: three ways, and each could refuse.
-REFUSED: Final = 0.01
 _DRAWS: Final = 400
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from segunlearn.audit.chance import REFUSED, Chance, noise_of, person_noise
+from segunlearn.audit.chance import Chance, noise_of, person_noise
 from segunlearn.audit.class_mode import ClassMode, compare_classes
 from segunlearn.audit.distillation import chance_of_students, distillation_excess
 from segunlearn.audit.figures import ModelFigures
@@ -16,7 +16,7 @@ from segunlearn.audit.policy import Finding, Outcome, Policy, ReferenceKind
 from segunlearn.audit.relearning import RelearningSettings, relearning_excess
 from segunlearn.audit.reported import reported
 from segunlearn.audit.scores import attack_scores, people_in, person_means, set_mean
-from segunlearn.audit.statistics import detectable_auc, noise_among
+from segunlearn.audit.statistics import REFUSED, detectable_auc, noise_among
 from segunlearn.errors import InvalidInputError
 
 
@@ -217,8 +217,8 @@ def _membership_findings(
         [attack_scores(r.forget) for r in references],
         [attack_scores(r.test) for r in references],
     )
-    area, bar = difference_calibrated(*sides).area, policy.calibrated_membership
-    power = detectable_auc(people, unseen)
+    asked = difference_calibrated(*sides)
+    area, shown, bar = asked.area, asked.detectable, policy.calibrated_membership
     outcome: Outcome = "pass" if 1 - bar <= area.value <= bar else "unclear"
     if outcome == "unclear" and not difference_calibrated(*sides, 1 - REFUSED).area.holds(0.5):
         outcome = "fail"
@@ -226,13 +226,13 @@ def _membership_findings(
         f"With each study's difficulty taken out: AUC {area.value:.2f} [{area.low:.2f}, "
         f"{area.high:.2f}] (may be {1 - bar:.2f} to {bar:.2f})."
     )
-    if power > policy.weakest_power:
+    if detectable_auc(people, unseen) > policy.weakest_power:  # at 5 %, as that bar was chosen
         outcome = "fail" if outcome == "fail" else "unclear"
         words += (
             f" {people} forgotten and {unseen} unseen people are too few: "
             + (
-                f"only an AUC above {power:.2f} would have been found four times in five. "
-                if power < 1
+                f"only an AUC above {shown:.2f} would have been found four times in five. "
+                if shown < 1
                 else "no leak of this kind would have been found with confidence. "
             )
             + f"{what_would_settle(people, unseen, policy)}"
@@ -240,7 +240,7 @@ def _membership_findings(
     found.append(
         Finding(
             "calibrated_membership", "unlearned", outcome, area.value, bar, 0.0,
-            (area.low, area.high), power, words,
+            (area.low, area.high), shown, words,
         )
     )  # fmt: skip
     return found

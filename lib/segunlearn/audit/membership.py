@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from segunlearn.audit.statistics import Interval, auc, detectable_auc, tpr_at_fpr
+from segunlearn.audit.statistics import REFUSED, Interval, auc, detectable_auc, tpr_at_fpr
 from segunlearn.errors import InvalidInputError
 
 
@@ -42,7 +42,7 @@ class Membership:
     smallest_fpr
         Resolution of that rate: one over the number of unseen studies.
     detectable
-        Smallest area that this many persons would have shown with 80 % power.
+        Smallest area that would have been refused for this many persons with 80 % power.
     """
 
     area: Interval
@@ -69,7 +69,8 @@ def membership(forgotten: Scores, unseen: Scores, confidence: float = 0.95) -> M
     sides = (forgotten.values, forgotten.persons, unseen.values, unseen.persons)
     area = auc(*sides, confidence)
     rate, smallest = tpr_at_fpr(forgotten.values, unseen.values)
-    detectable = detectable_auc(len(set(forgotten.persons)), len(set(unseen.persons)))
+    people = len(set(forgotten.persons)), len(set(unseen.persons))
+    detectable = detectable_auc(*people, level=REFUSED)
     return Membership(area, rate, smallest, detectable)
 
 

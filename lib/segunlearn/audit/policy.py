@@ -54,7 +54,8 @@ class Policy:
         Class mode: largest Dice of the withdrawn structure, and largest divergence of its
         confusion row, in nats, from models trained without it.
     weakest_power
-        A membership test that could only have shown an AUC above this is unclear, not passed.
+        A membership test that, at 5 %, could only have shown an AUC above this is unclear, not
+        passed.
     required
         For each level, the measures without which it is not reached.
     """

@@ -17,6 +17,9 @@ from scipy import optimize, stats
 from segunlearn.errors import InvalidInputError
 
 Floats = npt.NDArray[np.float64]
+#: Share of never-seen models that one way of asking for membership may refuse by chance. There are
+#: three ways, and each could refuse.
+REFUSED: Final = 0.01
 #: Share of a normal distribution below two standard deviations.
 _TWO: Final = float(stats.norm.cdf(2))
 #: Distance from 0 and 1 at which the bounds of an area are looked for.
