@@ -189,6 +189,16 @@ def test_the_newest_label_counts(
     np.testing.assert_array_equal(label.array, corrected.array)
 
 
+def test_before_a_first_training_segments_keep_the_names_that_the_viewer_gave(
+    tmp_path: Path, studies: list[Study], opener: Opener
+) -> None:
+    write_dicom(tmp_path / "studies", studies[:1])
+    store = opener(tmp_path / "studies", values={})
+    named = [{"name": name, "idx": i + 2} for i, name in enumerate(LABELS)]  # as Slicer counts
+    store.save_label(studies[0].series, saved(studies[0], tmp_path), "final", {"label_info": named})
+    assert store.structures() == LABELS
+
+
 def test_a_label_without_structures_is_a_label(
     store: StudiesDatastore, studies: list[Study], tmp_path: Path
 ) -> None:

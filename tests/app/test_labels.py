@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segunlearn.app.datastores.labels import on_grid_of, renumber
+from segunlearn.app.datastores.labels import names_in, on_grid_of, renumber
 from segunlearn.errors import GeometryError, InvalidInputError, LabelError
 from segunlearn.volumes import Volume, read_volume, write_volume
 
@@ -65,6 +65,41 @@ def test_slicer_counts_left_out_segments_in_idx_but_not_in_the_file() -> None:
     sent = [{"name": "liver", "idx": 2}, {"name": "spleen", "idx": 3}]
     out = renumber(label_map(1, 2), sent, VALUES)
     assert out.array.flat[:2].tolist() == [1, 2]
+
+
+THREE = {"core": 1, "shell": 2, "rim": 3}
+COUNTED = [{"name": n, "idx": i + 2} for i, n in enumerate(THREE)]  # a left-out segment came first
+
+
+@pytest.mark.parametrize("present", [(2,), (3,), (2, 3)])
+def test_where_idx_and_position_name_other_structures_nobody_guesses(
+    present: tuple[int, ...],
+) -> None:
+    """Stock Slicer with one structure not drawn looks like a client that sends true values."""
+    with pytest.raises(LabelError, match="number the segments without gaps"):
+        renumber(label_map(*present), COUNTED, THREE)
+    with pytest.raises(LabelError, match="number the segments without gaps"):
+        names_in(present, COUNTED)
+
+
+@pytest.mark.parametrize(
+    ("idx", "present", "expected"),
+    [
+        ((2, 3, 4), (1, 2, 3), (1, 2, 3)),  # by position: nothing has the idx 1
+        ((2, 3, 4), (1,), (1,)),
+        ((2, 3, 4), (2, 4), (1, 3)),  # by idx: there is no fourth segment
+        ((1, 2, 4), (1, 2), (1, 2)),  # both say the same
+        ((1, 2, 4), (1, 3), (1, 3)),
+        ((1, 2, 4), (4,), (3,)),
+        ((10, 20, 30), (10, 30), (1, 3)),
+    ],
+)
+def test_gaps_do_no_harm_where_one_reading_is_left(
+    idx: tuple[int, ...], present: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    sent = [{"name": n, "idx": i} for n, i in zip(THREE, idx, strict=True)]
+    out = renumber(label_map(*present), sent, THREE)
+    assert out.array.flat[: len(expected)].tolist() == list(expected)
 
 
 def test_without_names_the_values_must_be_the_models() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import nibabel as nib
@@ -51,8 +51,7 @@ def renumber(label: Volume, label_info: Any, values: Mapping[str, int]) -> Volum
         A label map with the client's values.
     label_info
         The client's list ``[{"name", "idx"}]``; None or empty: the values are the model's already.
-        3D Slicer counts left-out segments in ``idx`` but not in the file: when the file's values
-        do not all stand in ``idx``, they are taken as positions in the list.
+        See ``names_in``.
     values
         Value of each structure of the model; empty while no model names its structures.
 
@@ -61,7 +60,8 @@ def renumber(label: Volume, label_info: Any, values: Mapping[str, int]) -> Volum
     InvalidInputError
         The list is malformed.
     LabelError
-        A voxel has a value without a name, or a name that the model does not know.
+        A voxel has a value without a name, one that may be two structures', or a name that the
+        model does not know.
     """
     present = [int(v) for v in np.unique(label.array) if v != 0]
     if present and present[0] < 0:
@@ -77,9 +77,7 @@ def renumber(label: Volume, label_info: Any, values: Mapping[str, int]) -> Volum
                 "values, or send their names as label_info."
             )
         return label
-    if not set(present) <= {idx for idx, _ in named}:
-        named = [(i + 1, name) for i, (_, name) in enumerate(named)]
-    names = dict(named)
+    names = names_in(present, label_info)
     nameless = [v for v in present if v not in names]
     foreign = sorted({names[v] for v in present if v in names} - set(values))
     if nameless or foreign:
@@ -92,6 +90,35 @@ def renumber(label: Volume, label_info: Any, values: Mapping[str, int]) -> Volum
     for value in present:
         table[value] = values[names[value]]
     return Volume(table[label.array], label.affine, label.modality)
+
+
+def names_in(present: Collection[int], label_info: Any) -> dict[int, str]:
+    """Return the name of each value of a label map, by a client's list.
+
+    3D Slicer counts left-out segments in ``idx`` but not in the file, whose values are then
+    positions in the list. A value that neither reading names is not in what is returned.
+
+    Raises
+    ------
+    InvalidInputError
+        The list is malformed.
+    LabelError
+        Both readings are possible, and differ.
+    """
+    named = named_values(label_info)
+    by_idx = dict(named)
+    by_position = {i: name for i, (_, name) in enumerate(named, start=1)}
+    readings = [r for r in (by_idx, by_position) if set(present) <= r.keys()]
+    twofold = [v for v in present if len(readings) > 1 and by_idx[v] != by_position[v]]
+    if twofold:
+        value = twofold[0]
+        raise LabelError(
+            f"value {value} of the label map is {by_idx[value]!r} by its idx and "
+            f"{by_position[value]!r} by its place in label_info, and the other values do not tell "
+            "which is meant: a segment before them was left out. Remove that segment, or number "
+            "the segments without gaps, and save again."
+        )
+    return readings[0] if readings else by_idx
 
 
 def named_values(label_info: Any) -> list[tuple[int, str]]:

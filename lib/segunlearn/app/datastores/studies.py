@@ -19,7 +19,7 @@ from monailabel.interfaces.datastore import Datastore
 
 from segunlearn.app.datastores.index import CachedIndex
 from segunlearn.app.datastores.infos import Infos, check_name, check_tag
-from segunlearn.app.datastores.labels import named_values, on_grid_of, renumber
+from segunlearn.app.datastores.labels import names_in, on_grid_of, renumber
 from segunlearn.app.options import Home
 from segunlearn.cases import Case
 from segunlearn.dicom.site import SiteKey
@@ -393,7 +393,7 @@ class StudiesDatastore(Datastore):
         if values:
             info["label_info"] = [{"name": n, "idx": v} for n, v in values.items()]
         else:  # nothing was trained yet: the client's names, where it gave some
-            given = dict(named_values(info.get("label_info")))
+            given = names_in(present, info.get("label_info"))
             names = {v: given.get(v, f"label_{v}") for v in present}
         author = str(info.get("user") or info.get("client_id") or "")
         self._store_label(record, tag, label, names, author)
