@@ -334,6 +334,32 @@ def test_a_series_that_grew_is_converted_again(
     assert read_volume(Path(store.get_image_uri(study.series))).shape[2] == 20
 
 
+def test_the_label_of_a_series_that_grew_is_made_again_on_its_grid(
+    tmp_path: Path, studies: list[Study], opener: Opener
+) -> None:
+    """A cached label of the smaller grid would end every later training."""
+    study = studies[0]
+    write_dicom(tmp_path / "studies", [study])
+    files = [tmp_path / "studies" / study.series / f"{n:03d}.dcm" for n in (1, 2)]
+    held = [file.read_bytes() for file in files]
+    for file in files:
+        file.unlink()
+    store = opener(tmp_path / "studies")
+    before = Volume(study.label.array[:, :, :18], study.label.affine)
+    store.save_label(study.series, saved(study, tmp_path, before), "final", {})
+    (case,) = store.trainable().cases
+    assert read_volume(case.label, label=True).shape[2] == 18
+    for file, content in zip(files, held, strict=True):
+        file.write_bytes(content)
+    for again in (store, opener(tmp_path / "studies")):
+        again.refresh()
+        (case,) = again.trainable().cases
+        label = read_volume(case.label, label=True)
+        assert label.same_grid(read_volume(case.image))
+        np.testing.assert_array_equal(label.array[:, :, :18], before.array)
+        assert not label.array[:, :, 18:].any()
+
+
 def test_a_series_that_is_no_volume_is_left_out_with_its_reason(
     tmp_path: Path, studies: list[Study], opener: Opener
 ) -> None:

@@ -442,13 +442,17 @@ class DicomDatastore(StudiesDatastore):
             self._label_cache / f"{record.id}.json",
         )
         values = dict(values) or self._values_in(record)
-        wanted = {"sop_instance_uid": record.version, "values": values}
+        image = self.record(record.id)  # as it is now: it may have grown
+        wanted = {
+            "sop_instance_uid": record.version,
+            "values": values,
+            "instances": image.info.get("instances"),
+        }
         if path.is_file() and note.is_file() and _note(note) == wanted:
             return path
         with exclusive(self.home.locks, f"label-{record.id}"):
             if path.is_file() and note.is_file() and _note(note) == wanted:
                 return path
-            image = self.record(record.id)
             reference = read_volume(self._fetch_image(image), modality=image.modality)
             label = self.archive.load_label(
                 record.id, {v: n for n, v in values.items()}, reference=reference
