@@ -34,6 +34,9 @@ class Case:
         DICOM Modality (0008,0060).
     site
         Site key of the scanner (``segunlearn.dicom.site``), empty when unknown.
+    fitted
+        Whether the weights that a training starts from were fitted to the person, who then cannot
+        validate it.
     """
 
     series: str
@@ -43,6 +46,7 @@ class Case:
     label: Path | None = None
     modality: str = "OT"
     site: str = ""
+    fitted: bool = False
 
 
 class People:

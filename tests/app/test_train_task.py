@@ -14,6 +14,7 @@ from segunlearn.app.application import SegUnlearnApp
 from segunlearn.errors import CancelledError, ConflictError, InvalidInputError
 from segunlearn.records.runs import Progress
 from segunlearn.training import TrainResult
+from segunlearn.volumes import write_volume
 
 OPTIONS = {"model": "segmentation", "max_epochs": 1, "val_split": 0.34, "recipe": "sample"}
 
@@ -50,6 +51,14 @@ def rows(app: SegUnlearnApp, sha256: str) -> dict[str, str]:
     return {row.study: str(row.roles) for row in app.records.ledger.studies_of(sha256)}
 
 
+def roles(app: SegUnlearnApp, run_id: str) -> dict[str, set[str]]:
+    """Series by role in a run's own row."""
+    found: dict[str, set[str]] = {"train": set(), "validation": set()}
+    for case in app.records.ledger.cases_of(run_id):
+        found[case.role].add(case.series)
+    return found
+
+
 def test_a_forgotten_study_trains_nothing_and_validates_nothing(app: SegUnlearnApp) -> None:
     mark(app, "person2")
     assert "person2" not in str(app.datastore().datalist())
@@ -81,6 +90,34 @@ def test_whom_the_active_version_kept_out_stays_out(app: SegUnlearnApp) -> None:
         mark(app, f"person{number}")
     with pytest.raises(InvalidInputError, match="v0002 kept out every one of these people"):
         app.train(OPTIONS)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_only_people_whom_the_weights_were_not_fitted_to_validate_the_next_version(
+    app: SegUnlearnApp, tmp_path: Path, seed: int
+) -> None:
+    """Else its Dice, and the epoch that is taken, would rest on what it knows by heart."""
+    options = {**OPTIONS, "seed": seed}
+    first = roles(app, app.train(options)["run_id"])
+    for number in (4, 5):
+        study = make_study(number)
+        write_volume(study.image, tmp_path / "studies" / f"a{number}.nii.gz")
+        write_volume(study.label, tmp_path / "studies/labels/final" / f"a{number}.nii.gz")
+    app.datastore().refresh()
+    second = roles(app, app.train({**options, "seed": seed + 10})["run_id"])
+    assert len(second["train"] | second["validation"]) == 6
+    assert second["validation"]
+    assert not second["validation"] & first["train"]
+
+
+def test_where_the_weights_were_fitted_to_everybody_nobody_validates(
+    app: SegUnlearnApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert app.train({**OPTIONS, "val_split": 0})["best_dice"] is None
+    done = app.train(OPTIONS)
+    assert (done["val_cases"], done["best_dice"]) == (0, None)
+    assert "nobody validates" in caplog.text
+    assert app.train({**OPTIONS, "pretrained": False})["val_cases"] == 1
 
 
 def test_from_random_weights_nobody_was_kept_out(app: SegUnlearnApp) -> None:

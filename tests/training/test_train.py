@@ -129,6 +129,20 @@ def test_no_person_is_in_both_sets(cases: list[Case], seed: int) -> None:
     assert val_cases
 
 
+@pytest.mark.parametrize("fitted", range(1, 4))
+def test_whom_the_weights_were_fitted_to_validates_nothing(cases: list[Case], fitted: int) -> None:
+    persons = persons_of(cases)
+    known = set(persons[:fitted])
+    marked = [replace(c, fitted=c.person in known) for c in cases]
+    settings = TrainSettings(seed=1, val_fraction=0.4)
+    train_cases, val_cases = split(marked, settings)
+    assert not known & set(persons_of(val_cases))
+    assert sorted(c.series for c in [*train_cases, *val_cases]) == [c.series for c in cases]
+    left, share = len(persons) - len(known), round(0.4 * len(persons))
+    assert len(persons_of(val_cases)) == min(left, share)
+    assert [c.series for c in train_cases] == sorted(c.series for c in train_cases)
+
+
 def test_the_best_weights_by_validation_are_kept(
     cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

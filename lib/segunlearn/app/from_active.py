@@ -1,18 +1,27 @@
-"""What a training from a version takes over beside its weights: whom it keeps out, to be judged."""
+"""What a training from a version takes over beside weights: whom it keeps out, whom it knows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from segunlearn.app.options import Home
 from segunlearn.cases import Case, number_of
 from segunlearn.dicom.identifiers import Pseudonyms
-from segunlearn.errors import ConflictError, IntegrityError, InvalidInputError
+from segunlearn.errors import (
+    ConflictError,
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+)
+from segunlearn.records.ledger import Ledger
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 
 #: No person: its pseudonym tells whether the site's key is still the same.
 _KEY_PROBE: Final = "people kept out"
+#: Roles of the ledger whose images chose weights or told where to stop, and no more.
+_NOT_FITTED: Final = ("validation", "calibration")
 
 
 def held_out_details(held_out: Collection[str], pseudonyms: Pseudonyms) -> dict[str, Any]:
@@ -103,6 +112,47 @@ def keep_out(
             "on them, are in these images: left out"
         )
     return kept, len(out)
+
+
+def with_fitted(
+    cases: Sequence[Case],
+    parent: VersionInfo | None,
+    ledger: Ledger,
+    say: Callable[[str], object],
+) -> list[Case]:
+    """Note whose images the weights were fitted to, so that others validate the training.
+
+    Parameters
+    ----------
+    cases
+        That were chosen.
+    parent
+        Version that the training starts from; None: random weights, fitted to nobody.
+    ledger
+        Tells who trained the parent and its ancestors; who only validated them was not learned.
+    say
+        Is told where nobody is left to validate, or the ledger does not know.
+
+    Raises
+    ------
+    UnavailableError
+        The store cannot be reached.
+    """
+    if parent is None:
+        return list(cases)
+    try:
+        lineage = ledger.lineage_cases(parent.sha256)
+    except NotFoundError:
+        say(
+            f"the ledger does not know whom {parent.version} was trained on, so the validation "
+            "Dice may be of people it knows"
+        )
+        return list(cases)
+    fitted = {number_of(c.person) for c in lineage if c.role not in _NOT_FITTED}
+    noted = [replace(c, fitted=number_of(c.person) in fitted) for c in cases]
+    if noted and all(c.fitted for c in noted):
+        say(f"{parent.version} was trained on every one of these people: nobody validates")
+    return noted
 
 
 def check_still_active(home: Home, model: str, parent: VersionInfo | None) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from segunlearn.adaptation.meta_training import MetaSettings
 from segunlearn.app import train_options
 from segunlearn.app.datastores import StudiesDatastore
-from segunlearn.app.from_active import keep_out
+from segunlearn.app.from_active import keep_out, with_fitted
 from segunlearn.app.meta_run import (
     META_TRAIN,
     MetaTrainingRun,
@@ -88,6 +88,7 @@ class MetaTrainTask(SegmentationTrainTask):
         marked = len(cases) - len(free)
         parent = self._model.registry.active() if options["from_active"] else None
         free, held_out = keep_out(free, parent, self._records.pseudonyms, told.append)
+        free = with_fitted(free, parent, self._records.ledger, told.append)
         kept = self._sited(free, studies)
         sites = check_sites(kept, self._joint(options), meta)
         plan = {

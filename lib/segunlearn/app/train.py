@@ -9,7 +9,7 @@ from typing import Any
 
 from segunlearn.app import train_options
 from segunlearn.app.datastores import StudiesDatastore
-from segunlearn.app.from_active import held_out_details, held_out_of, keep_out
+from segunlearn.app.from_active import held_out_details, held_out_of, keep_out, with_fitted
 from segunlearn.app.locks import training_lock
 from segunlearn.app.studies_task import LOCK_SECONDS, StudiesTask, starter_gone
 from segunlearn.app.train_stats import training_stats_of
@@ -128,6 +128,7 @@ class SegmentationTrainTask(StudiesTask):
             )
         pseudonyms, total = self._records.pseudonyms, len(selection.cases)
         cases, left_out = keep_out(selection.cases, run.parent, pseudonyms, logger.info)
+        cases = with_fitted(cases, run.parent, self._records.ledger, logger.warning)
         run.details = held_out_details(held_out_of(run.parent, pseudonyms), pseudonyms)
         if left_out:
             run.report(Progress("fetch", total, total, {"held_out": float(left_out)}))

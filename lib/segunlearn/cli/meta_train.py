@@ -15,6 +15,7 @@ from segunlearn.app.from_active import (
     held_out_details,
     held_out_of,
     keep_out,
+    with_fitted,
 )
 from segunlearn.cases import Case, cases_from_folder
 from segunlearn.cli.common import (
@@ -169,6 +170,7 @@ def meta_train(
     def select(_run: TrainingRun) -> tuple[Sequence[Case], ModelConfig]:
         kept = without_forgotten(records, cases)
         kept, _ = keep_out(kept, parent, pseudonyms, console.print)
+        kept = with_fitted(kept, parent, records.ledger, console.print)
         check_sites(kept, settings, meta)
         if parent is not None:
             return kept, ModelConfig.from_json(parent.config)

@@ -16,6 +16,7 @@ from segunlearn.app.from_active import (
     held_out_details,
     held_out_of,
     keep_out,
+    with_fitted,
 )
 from segunlearn.cases import Case, cases_from_folder, persons_of, split_by_person
 from segunlearn.cli.common import (
@@ -143,6 +144,7 @@ def train(
     def select(_run: TrainingRun) -> tuple[Sequence[Case], ModelConfig]:
         kept = without_forgotten(records, cases)
         kept, _ = keep_out(kept, like, pseudonyms, console.print)
+        kept = with_fitted(kept, parent, records.ledger, console.print)
         if like is not None:
             return kept, ModelConfig.from_json(like.config)
         return kept, planning.plan(kept, names or names_in(data, kept), name=model, recipe=chosen)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from segunlearn.cases import Case, split_by_person
+from segunlearn.cases import Case, number_of, split_by_person
 from segunlearn.errors import InvalidInputError
 from segunlearn.networks import (
     ModelConfig,
@@ -65,9 +65,9 @@ def train(
 ) -> TrainResult:
     """Train a network.
 
-    The persons are split into training and validation; the weights with the best validation Dice
-    are kept. On a CPU the result is the same for the same cases, settings and number of threads,
-    also when the run was killed and resumed.
+    The persons are split into training and validation (``split``); the weights with the best
+    validation Dice are kept. On a CPU the result is the same for the same cases, settings and
+    number of threads, also when the run was killed and resumed.
 
     Parameters
     ----------
@@ -193,6 +193,9 @@ def _parent(weights: Path | None, sha256: str | None) -> tuple[Path, str] | None
 def split(cases: Sequence[Case], settings: TrainSettings) -> tuple[list[Case], list[Case]]:
     """Divide into cases to train on and to validate on, by person, as ``train`` does.
 
+    Whom the weights were fitted to (``Case.fitted``) is trained on; where that is everybody, nobody
+    validates.
+
     Raises
     ------
     InvalidInputError
@@ -205,10 +208,17 @@ def split(cases: Sequence[Case], settings: TrainSettings) -> tuple[list[Case], l
         raise InvalidInputError("a series was given twice for training; give each once.")
     if settings.val_fraction == 0:
         return cases, []
-    train_cases, val_cases = split_by_person(
-        cases, (1 - settings.val_fraction, settings.val_fraction), settings.seed
-    )
-    return train_cases, val_cases
+    share = settings.val_fraction
+    fitted = {number_of(c.person) for c in cases if c.fitted}
+    others = [c for c in cases if number_of(c.person) not in fitted]
+    if fitted:  # as many people as of all, as far as there are others
+        if not others:
+            return cases, []
+        people, free = ({number_of(c.person) for c in some} for some in (cases, others))
+        share = min(1.0, max(1, round(share * len(people))) / len(free))
+    _, val_cases = split_by_person(others, (1 - share, share), settings.seed)
+    validating = {c.series for c in val_cases}
+    return [c for c in cases if c.series not in validating], val_cases
 
 
 def _fingerprint(

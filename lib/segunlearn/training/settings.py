@@ -80,7 +80,8 @@ class TrainSettings:
     foreground
         Share of patches centred on a voxel of a random structure.
     val_fraction
-        Share of the *persons* that only choose the best weights; 0 takes the last weights.
+        Share of the *persons* that only choose the best weights; 0 takes the last weights. A
+        training that starts from weights validates on persons whom these were not fitted to.
     val_interval
         Epochs between validations.
     patience
