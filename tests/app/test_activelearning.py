@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,11 @@ from app_sources import LABELS, TINY, make_study, publish_tiny, write_files
 from segunlearn.app.activelearning import entropy, uncertain_mean, uncertainty
 from segunlearn.app.application import SegUnlearnApp
 from segunlearn.app.scoring import dice_of
-from segunlearn.errors import ConflictError, InvalidInputError, NotFoundError
+from segunlearn.errors import ConflictError, InvalidInputError, NotFoundError, UnavailableError
 from segunlearn.evaluation import dice
 from segunlearn.inference import Segmenter
 from segunlearn.networks import build_network
-from segunlearn.volumes import Volume
+from segunlearn.volumes import Volume, write_volume
 
 
 @pytest.fixture
@@ -84,6 +85,55 @@ def test_without_a_model_or_with_a_wrong_option(app: SegUnlearnApp) -> None:
         app.next_sample({"strategy": "uncertainty", "method": "guess"})
     with pytest.raises(NotFoundError, match="random, first, uncertainty"):
         app.next_sample({"strategy": "best"})
+
+
+@pytest.mark.parametrize("method", ["entropy", "tta"])
+def test_an_image_that_the_model_cannot_take_keeps_no_other_from_being_proposed(
+    app: SegUnlearnApp, tmp_path: Path, method: str
+) -> None:
+    publish_tiny(app.home.root)
+    two = np.repeat(make_study(9).image.array[..., None], 2, axis=3)
+    write_volume(Volume(two, np.eye(4)), tmp_path / "studies" / "two-channels.nii.gz")
+    app.datastore().refresh()
+    request = {"strategy": "uncertainty", "method": method}
+    for _ in range(2):
+        assert app.next_sample(request)["id"] in {"person1", "person2", "person3"}
+
+
+def test_without_memory_nothing_is_scored_and_the_reason_is_told(
+    app: SegUnlearnApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_tiny(app.home.root)
+
+    def full(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(Segmenter, "_windowed", full)
+    with pytest.raises(UnavailableError, match="not enough memory"):
+        app.next_sample({"strategy": "uncertainty"})
+
+
+@pytest.mark.parametrize("method", ["entropy", "tta"])
+def test_scoring_a_fine_image_needs_memory_for_the_models_grid_only(method: str) -> None:
+    fine = np.random.default_rng(0).normal(0, 300, (128, 112, 80)).astype(np.float32)
+    volume = Volume(fine, np.diag([0.5, 0.5, 0.5, 1.0]), "CT")
+    segmenter = Segmenter(build_network(TINY, 1), TINY, "cpu")
+    uncertainty(segmenter, make_study(1).image, method)  # what is imported at the first time
+    tracemalloc.start()
+    try:
+        assert uncertainty(segmenter, volume, method) > 0
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2.5 * fine.nbytes
+
+
+def test_the_score_is_the_same_however_the_volume_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter, volume = Segmenter(build_network(TINY, 1), TINY, "cpu"), make_study(3).image
+    whole = [uncertainty(segmenter, volume, m) for m in ("entropy", "tta")]
+    monkeypatch.setattr("segunlearn.app.activelearning._SLAB_VALUES", 1)
+    cut = [uncertainty(segmenter, volume, m) for m in ("entropy", "tta")]
+    assert cut == pytest.approx(whole, rel=1e-6)
 
 
 def test_entropy_in_closed_form() -> None:

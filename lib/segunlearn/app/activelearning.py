@@ -7,11 +7,13 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from segunlearn.app.datastores import StudiesDatastore
@@ -20,12 +22,12 @@ from segunlearn.app.models import ActiveModel
 from segunlearn.errors import (
     IntegrityError,
     InvalidInputError,
-    NotFoundError,
     SegUnlearnError,
     UnavailableError,
 )
 from segunlearn.inference import Segmenter
 from segunlearn.records.durable import read_json, write_json_durably
+from segunlearn.transforms import preprocess
 from segunlearn.volumes import Volume, read_volume
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,8 @@ logger = logging.getLogger(__name__)
 MAX_TRIES = 25
 #: Images among which one is chosen, of an archive that holds more.
 MAX_CANDIDATES = 2000
+#: Probabilities whose entropy is taken together.
+_SLAB_VALUES = 2**24
 
 
 class OurStrategy(Strategy):
@@ -131,11 +135,12 @@ class Uncertainty(OurStrategy):
 
     Notes
     -----
-    ``entropy``: mean over the uncertain region of the entropy of the class probabilities, divided
-    by log K. ``tta``: mutual information between prediction and mirroring (the entropy of the mean
-    over test-time augmentations minus the mean of their entropies; Wang et al. 2019,
-    doi:10.1016/j.neucom.2019.01.103), likewise divided. A request scores at most ``candidates``
-    new images and stops after ``seconds``; scores of earlier requests are kept.
+    Both are taken on the model's grid. ``entropy``: mean over the uncertain region of the entropy
+    of the class probabilities, divided by log K. ``tta``: mutual information between prediction and
+    mirroring (the entropy of the mean over test-time augmentations minus the mean of their
+    entropies; Wang et al. 2019, doi:10.1016/j.neucom.2019.01.103), likewise divided. A request
+    scores at most ``candidates`` new images and stops after ``seconds``; scores of earlier requests
+    are kept.
     """
 
     def __init__(self, model: ActiveModel, cache: Path, seed: int = 0) -> None:
@@ -175,20 +180,19 @@ class Uncertainty(OurStrategy):
             if position >= limit or (position and time.monotonic() > until):
                 break
             image_id = missing[index]
+            _, segmenter = self._model.segmenter()
             try:
                 volume = read_volume(
                     Path(datastore.get_image_uri(image_id)),
                     modality=datastore.record(image_id).modality,
                 )
+                with self._model.turn(volume):
+                    scores[image_id] = uncertainty(segmenter, volume, method)
             except UnavailableError:
                 raise
-            except (InvalidInputError, NotFoundError) as error:
+            except SegUnlearnError as error:
                 logger.info("an image is not scored: %s", error)
                 scores[image_id] = -1.0
-                continue
-            _, segmenter = self._model.segmenter()
-            with self._model.turn():
-                scores[image_id] = uncertainty(segmenter, volume, method)
         if len(order):
             write_json_durably(path, scores)
         return sorted(
@@ -234,20 +238,32 @@ def uncertainty(segmenter: Segmenter, volume: Volume, method: str = "entropy") -
     method
         ``"entropy"`` or ``"tta"``, see ``Uncertainty``.
     """
-    probabilities = segmenter.predict_probabilities(volume)
-    if method == "entropy":
-        return uncertain_mean(entropy(probabilities), probabilities)
-    mean = probabilities.astype(np.float64)
-    inner = entropy(probabilities).astype(np.float64)
-    axes = (0, 1, 2)
-    for axis in axes:  # mirror the patient: the affine stays, the voxels swap sides
-        mirrored = Volume(np.flip(volume.array, axis).copy(), volume.affine, volume.modality)
-        back = np.flip(segmenter.predict_probabilities(mirrored), axis + 1)
-        mean += back
-        inner += entropy(back)
-    mean /= len(axes) + 1
-    inner /= len(axes) + 1
-    return uncertain_mean(np.maximum(entropy(mean) - inner, 0.0), mean)
+    prepared = preprocess(volume, segmenter.config)
+    mean = segmenter.probabilities_of(prepared)
+    values = _entropy_of(mean)
+    if method == "tta":
+        axes = (0, 1, 2)
+        for axis in axes:  # mirror the patient
+            mirrored = replace(prepared, tensor=prepared.tensor.flip(axis + 1))
+            back = segmenter.probabilities_of(mirrored)
+            values += np.flip(_entropy_of(back), axis)
+            for total, one in zip(mean, back, strict=True):
+                total += one.to(total.device).flip(axis)
+        mean /= len(axes) + 1
+        values /= len(axes) + 1
+        values = np.maximum(_entropy_of(mean) - values, 0.0)
+    return uncertain_mean(values, mean[:1].cpu().numpy())
+
+
+def _entropy_of(probabilities: torch.Tensor) -> npt.NDArray[np.float32]:
+    """Entropy at each voxel of the model's grid, part by part: probabilities may lie in a file."""
+    shape = probabilities.shape
+    found = np.empty(shape[1:], np.float32)
+    step = max(1, _SLAB_VALUES // (shape[0] * shape[1] * shape[2]))
+    for start in range(0, shape[3], step):
+        part = slice(start, start + step)
+        found[..., part] = entropy(probabilities[..., part].cpu().numpy())
+    return found
 
 
 def entropy(probabilities: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -159,9 +159,22 @@ class ActiveModel:
         adapter = choose(info) if choose is not None and using is None else None
         if adapter is not None:
             segmenter = self.adapted(info, segmenter, adapter)
-        with self.turn() as waited:
+        with self.turn(volume) as waited:
+            return info, segmenter.predict(volume, cancel=cancel), waited
+
+    @contextmanager
+    def turn(self, volume: Volume) -> Iterator[float]:
+        """Have the device alone for an image; yields the seconds waited for it.
+
+        Raises
+        ------
+        UnavailableError
+            The device has not enough memory.
+        """
+        started = time.perf_counter()
+        with self._turn:
             try:
-                return info, segmenter.predict(volume, cancel=cancel), waited
+                yield time.perf_counter() - started
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
@@ -169,13 +182,6 @@ class ActiveModel:
                     f"the device has not enough memory for an image of {volume.shape} voxels. Try "
                     "again when nothing else runs on it, or serve with --conf device cpu."
                 ) from error
-
-    @contextmanager
-    def turn(self) -> Iterator[float]:
-        """Have the device alone; yields the seconds waited for it."""
-        started = time.perf_counter()
-        with self._turn:
-            yield time.perf_counter() - started
 
     def label_values(self) -> dict[str, int]:
         """Value of each structure in the active version's label maps, empty before the first."""
