@@ -38,7 +38,23 @@ def test_a_uid_becomes_its_pseudonym() -> None:
     assert UID not in logged("it failed", error=ValueError(f"instance {UID}"))
 
 
-@pytest.mark.parametrize("text", ["127.0.0.1:8000", "torch 2.13.0", "0.25 s", "1.2.3.4"])
+@pytest.mark.parametrize(
+    "uid",
+    [
+        "2.25.329800735698586629295641978511506172918",  # made from a UUID, as this program does
+        "2.25.329800735698586629295641978511506172918.12",
+        "1.2.840.0113619.02.55.3",  # leading zeros: not allowed, and written by some
+    ],
+)
+def test_uids_of_every_form_become_pseudonyms(uid: str) -> None:
+    assert logged(f"image-{uid}, /series/{uid}.") == (
+        f"image-{PSEUDONYMS.of(uid)}, /series/{PSEUDONYMS.of(uid)}."
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["127.0.0.1:8000", "torch 2.13.0", "0.25 s", "1.2.3.4", "2.25.1", "2.25 s"]
+)
 def test_other_numbers_stay(text: str) -> None:
     assert logged(text) == text
 

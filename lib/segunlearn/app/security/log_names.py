@@ -9,8 +9,9 @@ from collections.abc import Callable
 from segunlearn.dicom.identifiers import Pseudonyms
 from segunlearn.errors import SegUnlearnError
 
-#: Five numbers and more with dots between (PS3.5 section 9): neither an address nor a version.
-_UID = re.compile(r"(?<![\w.])[0-2](?:\.(?:0|[1-9]\d*)){4,}(?!\w)")
+#: Five numbers and more with dots between (PS3.5 section 9), neither an address nor a version, also
+#: with the leading zeros that some write; or a UUID's number below 2.25 (PS3.5 section B.2).
+_UID = re.compile(r"(?<![\w.])(?:[0-2](?:\.\d+){4,}|2\.25\.\d{6,}(?:\.\d+)*)(?!\w)")
 
 
 class Nameless(logging.Filter):
