@@ -247,6 +247,24 @@ def test_wrong_labels_are_refused_and_nothing_is_kept(
     assert store.status()["label_tags"] == {}
 
 
+ODD_NOTES = [{"comment": "x" * 300_000}, {"dice": float("nan")}, {"comment": "\ud800"}]
+
+
+@pytest.mark.parametrize("info", ODD_NOTES)
+def test_a_label_whose_note_cannot_be_kept_is_not_stored(
+    store: StudiesDatastore, studies: list[Study], tmp_path: Path, info: dict[str, Any]
+) -> None:
+    """Else it would be stored again each time it is sent again, and never be answered for."""
+    with pytest.raises(InvalidInputError, match="info"):
+        store.save_label(studies[0].series, saved(studies[0], tmp_path), "final", info)
+    store.refresh()
+    assert store.status()["label_tags"] == {}
+    assert not list((tmp_path / "studies").rglob("segunlearn-results/**/*.dcm"))
+    store.save_label(studies[0].series, saved(studies[0], tmp_path), "final", {"a": 1})
+    with pytest.raises(InvalidInputError, match="info"):
+        store.update_image_info(studies[0].series, info)
+
+
 def test_labels_in_the_decathlon_manner(
     tmp_path: Path, studies: list[Study], opener: Opener
 ) -> None:

@@ -121,17 +121,30 @@ class Infos:
             return {}
         return dict(data) if isinstance(data, dict) else {}
 
+    def check_label(self, image_id: str, tag: str, info: Mapping[str, Any]) -> None:
+        """Refuse what ``update_label`` would refuse, before the label itself is kept.
+
+        Raises
+        ------
+        InvalidInputError
+            It is no plain JSON, or too much with what is noted.
+        """
+        self._merged(self._label_file(image_id, tag), info)
+
     def _update(self, path: Path, info: Mapping[str, Any]) -> None:
+        with exclusive(self._locks, "infos"):
+            write_json_durably(path, self._merged(path, info))
+
+    def _merged(self, path: Path, info: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(info, Mapping):
             raise InvalidInputError('the info must be a JSON object, as in {"comment": "…"}.')
-        with exclusive(self._locks, "infos"):
-            merged = {**self._read(path), **info}
-            try:
-                size = len(json.dumps(merged, allow_nan=False))
-            except (TypeError, ValueError) as error:
-                raise InvalidInputError(f"the info is no plain JSON: {error}.") from error
-            if size > MAX_INFO_BYTES:
-                raise InvalidInputError(
-                    f"the info would be {size} bytes, at most {MAX_INFO_BYTES} are kept."
-                )
-            write_json_durably(path, merged)
+        merged = {**self._read(path), **info}
+        try:  # half of a surrogate pair is no text either
+            size = len(json.dumps(merged, allow_nan=False, ensure_ascii=False).encode())
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(f"the info is no plain JSON: {error}.") from error
+        if size > MAX_INFO_BYTES:
+            raise InvalidInputError(
+                f"the info would be {size} bytes, at most {MAX_INFO_BYTES} are kept."
+            )
+        return merged

@@ -396,9 +396,11 @@ class StudiesDatastore(Datastore):
             given = names_in(present, info.get("label_info"))
             names = {v: given.get(v, f"label_{v}") for v in present}
         author = str(info.get("user") or info.get("client_id") or "")
+        info["ts"] = int(time.time())
+        self.infos.check_label(image_id, tag, info)
         self._store_label(record, tag, label, names, author)
         self._label_index.invalidate()
-        self.infos.update_label(image_id, tag, {**info, "ts": int(time.time())})
+        self.infos.update_label(image_id, tag, info)
         return image_id
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
