@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pydicom.uid import generate_uid
 
 from app_sources import LABELS, Study, make_study, write_dicom, write_files
 from segunlearn.app.datastores import DicomDatastore, FolderDatastore, open_datastore
@@ -17,6 +19,7 @@ from segunlearn.app.datastores.studies import StudiesDatastore
 from segunlearn.app.options import AppOptions, Home
 from segunlearn.cases import Case
 from segunlearn.dicom.search import SeriesRecord
+from segunlearn.dicom.segmentation import read_segmentation
 from segunlearn.errors import (
     ConflictError,
     ForbiddenError,
@@ -376,6 +379,28 @@ def test_the_label_of_a_series_that_grew_is_made_again_on_its_grid(
         assert label.same_grid(read_volume(case.image))
         np.testing.assert_array_equal(label.array[:, :, :18], before.array)
         assert not label.array[:, :, 18:].any()
+
+
+def test_labels_of_a_series_with_copied_slices_are_kept(
+    tmp_path: Path, studies: list[Study], opener: Opener
+) -> None:
+    """It is read as an image, so what was segmented on it must find its way back."""
+    study = studies[0]
+    for number, ds in enumerate(study.datasets[:2], start=100):
+        copied = deepcopy(ds)
+        copied.SOPInstanceUID, copied.InstanceNumber = generate_uid(), number
+        study.datasets.append(copied)
+    write_dicom(tmp_path / "studies", [study])
+    store = opener(tmp_path / "studies")
+    assert isinstance(store, DicomDatastore)
+    store.save_label(study.series, saved(study, tmp_path), "final", {})
+    label = read_volume(Path(store.get_label_uri(study.series, "final")), label=True)
+    np.testing.assert_array_equal(label.array, study.label.array)
+    params = dict.fromkeys(("model", "version", "sha256", "adapter", "site_rule"), "x")
+    names = {v: n for n, v in VALUES.items()}
+    made = store.as_segmentation(study.series, study.label, names, params, None)
+    read, _ = read_segmentation(made, study.image, label_names=names)
+    np.testing.assert_array_equal(read.array, study.label.array)
 
 
 def test_a_series_that_is_no_volume_is_left_out_with_its_reason(

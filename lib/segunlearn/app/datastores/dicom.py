@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any, Final
@@ -37,6 +38,7 @@ from segunlearn.errors import (
     InvalidInputError,
     NotFoundError,
     UnavailableError,
+    UnsupportedSeriesError,
 )
 from segunlearn.records.durable import read_json, write_json_durably
 from segunlearn.records.targets import person_name, split_person
@@ -422,9 +424,9 @@ class DicomDatastore(StudiesDatastore):
         user
             Who asked, None when nobody is known.
         """
-        return write_segmentation(
+        return self._written(
+            image_id,
             mask,
-            self.archive.headers(image_id),
             dict(names),
             author=user or "",
             algorithm=Algorithm(
@@ -476,8 +478,23 @@ class DicomDatastore(StudiesDatastore):
         if tag != FINAL:
             write_volume(label, self.home.labels / tag / f"{record.id}.nii.gz")
             return
-        source = self.archive.headers(record.id)
-        self.archive.store([write_segmentation(label, source, names, author=author)])
+        self.archive.store([self._written(record.id, label, names, author=author)])
+
+    def _written(
+        self,
+        image_id: str,
+        mask: Volume,
+        names: dict[int, str],
+        *,
+        author: str,
+        algorithm: Algorithm | None = None,
+    ) -> Dataset:
+        """Write a SEG; the images are fetched only where copies are to be told by their pixels."""
+        write = partial(write_segmentation, label_names=names, author=author, algorithm=algorithm)
+        try:
+            return write(mask, self.archive.headers(image_id))
+        except UnsupportedSeriesError:
+            return write(mask, self.archive.datasets(image_id))
 
     def _drop_label(self, record: LabelRecord) -> None:
         if record.tag == FINAL:
