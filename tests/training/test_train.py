@@ -101,6 +101,22 @@ def test_a_label_taken_out_is_background_in_the_label_maps(
         train(rewritten, CONFIG, replace(settings, without=()), run_dir=tmp_path / "c")
 
 
+def test_a_structure_that_only_validation_shows_is_told(cases: list[Case], tmp_path: Path) -> None:
+    """It would never be learned, and every figure of it would be of a network that guesses."""
+    settings = replace(QUICK, val_fraction=0.34)
+    train_cases, _ = split(cases, settings)
+    trained, rewritten = {c.series for c in train_cases}, []
+    for case in cases:
+        label = read_volume(case.label, label=True)
+        if case.series in trained:
+            label = replace(label, array=np.where(label.array == 2, 0, label.array))
+        path = tmp_path / f"{case.series}.nii.gz"
+        write_volume(label, path)
+        rewritten.append(replace(case, label=path))
+    with pytest.raises(LabelError, match=r"no training case shows cube.*validate"):
+        train(rewritten, CONFIG, settings, run_dir=tmp_path / "a")
+
+
 @pytest.mark.parametrize(
     ("without", "says"),
     [(("ball", "cube"), "every structure"), (("moon",), "no structure 'moon'")],

@@ -126,6 +126,7 @@ def train(
             report=prepared,
             cancel=stop,
             without=settings.without,
+            trained=len(train_cases),
         )
         if assumed := Counter(r.assumed.modality for r in ready if r.assumed is not None):
             figures = {ASSUMED[modality]: float(n) for modality, n in assumed.items()}

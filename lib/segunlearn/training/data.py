@@ -57,16 +57,18 @@ def prepare(
     report: Callable[[int, int], None],
     cancel: Callable[[], bool],
     without: Collection[str] = (),
+    trained: int | None = None,
 ) -> list[PreparedCase]:
     """Read and preprocess all cases; beyond ``cache_gib`` they are mapped from files.
 
-    Structures named in ``without`` become background.
+    Structures named in ``without`` become background. The first ``trained`` cases are trained on,
+    by default all; the others validate.
 
     Raises
     ------
     LabelError
-        A case has no label, no case shows one of the structures, or all of them or an unknown one
-        are to be left out.
+        A case has no label, no case that is trained on shows one of the structures, or all of them
+        or an unknown one are to be left out.
     InvalidInputError, GeometryError
         A file is damaged, or image and label do not belong together; the message names it.
     CancelledError
@@ -93,11 +95,16 @@ def prepare(
             left -= size
         prepared.append(ready)
         report(number + 1, len(cases))
-    present = {int(v) for p in prepared for v in _values(p)}
+    present = {v for p in prepared[:trained] for v in _values(p)}
     absent = [name for name, value in taught.items() if value not in present]
     if absent:
+        judged = {v for p in prepared for v in _values(p)}
+        only = [name for name in absent if taught[name] in judged]
         raise LabelError(
-            f"no training case shows {', '.join(absent)}. Annotate it, or train without it."
+            f"no training case shows {', '.join(absent)}. "
+            + (f"Only people who validate show {', '.join(only)}. " if only else "")
+            + "Annotate it in more people's images, or train without it"
+            + (", with another seed, or without validation." if only else ".")
         )
     return prepared
 
