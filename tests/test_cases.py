@@ -87,6 +87,22 @@ def test_a_rule_that_does_not_cover_a_file_is_an_error(tmp_path: Path) -> None:
         People(table=table)
 
 
+def test_a_people_file_of_another_program_is_read_or_refused(tmp_path: Path) -> None:
+    table = tmp_path / "people.csv"
+    table.write_text("file,person\na.nii.gz,Zoë\n", encoding="utf-8-sig")  # as Excel writes it
+    assert People(table=table).of("a")[0] == "Zoë"
+    for content, reason in (
+        ("file,person\na.nii.gz,Zoë\n".encode("latin-1"), "UTF-8"),
+        (b"file,person\na.nii.gz\n", "line 2"),
+        (b"file,person\na.nii.gz,\n", "line 2"),
+        (b"file,person\n ,anna\n", "line 2"),
+        (b"file,person\na," + b"x" * 200_000, "cannot be read"),
+    ):
+        table.write_bytes(content)
+        with pytest.raises(InvalidInputError, match=reason):
+            People(table=table)
+
+
 def test_files_made_from_dicom_are_known_by_their_series(tmp_path: Path) -> None:
     """So that a study marked in the archive is found in what was trained from files."""
     for name in ("images/a.nii.gz", "images/b.nii.gz", "labels/a.nii.gz", "labels/b.nii.gz"):

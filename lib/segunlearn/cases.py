@@ -87,16 +87,24 @@ class People:
     def _read_table(path: Path) -> dict[str, tuple[str, str, str]]:
         if not Path(path).is_file():
             raise InvalidInputError(f"{path}: no such people file.")
-        with Path(path).open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            if not {"file", "person"} <= set(reader.fieldnames or ()):
-                raise InvalidInputError(f"{path}: the first line must name 'file' and 'person'.")
-            table = {}
-            for row in reader:
-                stem = strip_suffix(Path(row["file"]))
-                study, series = row.get("study") or row["file"], row.get("series") or stem
-                table[stem] = row["person"], study, series
-            return table
+        try:
+            with Path(path).open(newline="", encoding="utf-8-sig") as file:
+                reader = csv.DictReader(file)
+                rows = [(reader.line_num, row) for row in reader]
+        except UnicodeDecodeError as error:
+            raise InvalidInputError(f"{path}: is not UTF-8; save it as CSV in UTF-8.") from error
+        except csv.Error as error:
+            raise InvalidInputError(f"{path}: cannot be read as CSV ({error}).") from error
+        if not {"file", "person"} <= set(reader.fieldnames or ()):
+            raise InvalidInputError(f"{path}: the first line must name 'file' and 'person'.")
+        table = {}
+        for line, row in rows:
+            if not (row["file"] or "").strip() or not (row["person"] or "").strip():
+                raise InvalidInputError(f"{path}: line {line} lacks a file or a person; add it.")
+            stem = strip_suffix(Path(row["file"]))
+            study, series = row.get("study") or row["file"], row.get("series") or stem
+            table[stem] = row["person"], study, series
+        return table
 
     @property
     def known(self) -> bool:

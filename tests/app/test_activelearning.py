@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from monailabel.endpoints.user.auth import User
 
 from app_sources import LABELS, TINY, make_study, publish_tiny, write_files
 from segunlearn.app.activelearning import entropy, uncertain_mean, uncertainty
 from segunlearn.app.application import SegUnlearnApp
+from segunlearn.app.routes import platform
 from segunlearn.app.scoring import dice_of
 from segunlearn.errors import ConflictError, InvalidInputError, NotFoundError, UnavailableError
 from segunlearn.evaluation import dice
@@ -55,6 +57,20 @@ def test_lately_proposed_images_wait(app: SegUnlearnApp) -> None:
     assert seen["person3"] >= 28
 
 
+@pytest.mark.parametrize(
+    "noted", ["x", 5, ["x"], {"random": 5}, {"random": {"ts": "x"}}, {"random": {"ts": 10**400}}]
+)
+def test_what_a_client_notes_keeps_nobody_from_the_next_image(
+    app: SegUnlearnApp, noted: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("person1", "person2", "person3"):
+        app.datastore().update_image_info(name, {"strategy": noted})
+    assert app.next_sample({"strategy": "random"})["id"] != "person0"
+    monkeypatch.setattr(platform, "current_app", lambda: app)
+    user = User(username="a")
+    assert platform.next_sample("random", user, {})["strategy"]["random"]["ts"] > 0
+
+
 def test_the_least_sure_image_comes_first_and_is_scored_once(
     app: SegUnlearnApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,6 +99,9 @@ def test_without_a_model_or_with_a_wrong_option(app: SegUnlearnApp) -> None:
         app.next_sample({"strategy": "uncertainty"})
     with pytest.raises(InvalidInputError, match="entropy, tta"):
         app.next_sample({"strategy": "uncertainty", "method": "guess"})
+    publish_tiny(app.home.root)
+    with pytest.raises(InvalidInputError, match="must be numbers"):
+        app.next_sample({"strategy": "uncertainty", "candidates": float("inf")})
     with pytest.raises(NotFoundError, match="random, first, uncertainty"):
         app.next_sample({"strategy": "best"})
 

@@ -7,16 +7,19 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from monailabel.endpoints.user.auth import User
 from pydicom.uid import generate_uid
 
 from app_sources import LABELS, Study, make_study, write_dicom, write_files
 from segunlearn.app.datastores import DicomDatastore, FolderDatastore, open_datastore
 from segunlearn.app.datastores.studies import StudiesDatastore
 from segunlearn.app.options import AppOptions, Home
+from segunlearn.app.routes import datastore as routes
 from segunlearn.cases import Case
 from segunlearn.dicom.search import SeriesRecord
 from segunlearn.dicom.segmentation import read_segmentation
@@ -248,6 +251,15 @@ def test_wrong_labels_are_refused_and_nothing_is_kept(
     with pytest.raises(NotFoundError):
         store.get_label_uri(study.series, "final")
     assert store.status()["label_tags"] == {}
+
+
+def test_a_digest_that_needs_a_length_is_refused(
+    store: StudiesDatastore, studies: list[Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routes, "current_app", lambda: SimpleNamespace(datastore=lambda: store))
+    for check_sum in ("shake_128:00", "none:00"):
+        with pytest.raises(InvalidInputError, match="unknown digest"):
+            routes.check_image(studies[0].series, User(username="a"), check_sum)
 
 
 ODD_NOTES = [{"comment": "x" * 300_000}, {"dice": float("nan")}, {"comment": "\ud800"}]

@@ -272,6 +272,22 @@ def test_infer_writes_a_dicom_seg(shell: Shell, home: Path, tmp_path: Path) -> N
     shell.json("infer", tmp_path / "series", "-o", tmp_path / "again.nii.gz", "--home", home)
 
 
+def test_infer_refuses_a_damaged_image_of_the_series(
+    shell: Shell, home: Path, tmp_path: Path
+) -> None:
+    """A slice that is passed over is a hole that nobody is told of."""
+    words = ("infer", tmp_path / "series", "-o", tmp_path / "m.nii.gz", "--home", home)
+    ct_folder(tmp_path / "series")
+    last = tmp_path / "series" / "1-5.dcm"
+    content, ds = last.read_bytes(), pydicom.dcmread(last)
+    ds.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    ds.save_as(last, enforce_file_format=True)
+    deflated = last.read_bytes()
+    for damaged in (content[: content.index(b"\x28\x00\x10\x00")], deflated[:-9000]):
+        last.write_bytes(damaged)
+        assert "1-5.dcm" in shell.refused(*words)
+
+
 def test_training_goes_on_from_the_active_version(
     shell: Shell, home: Path, data: Path, tmp_path: Path
 ) -> None:

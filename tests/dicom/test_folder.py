@@ -103,6 +103,13 @@ def test_filters(client: FolderClient, filters: dict[str, str], count: int) -> N
     assert len(client.search_for_studies(search_filters=filters)) == count
 
 
+@pytest.mark.parametrize("number", ["--5", "9" * 20, "²", "-", "1.5"])
+def test_numbers_that_are_none_are_refused(client: FolderClient, number: str) -> None:
+    for keyword in ("InstanceNumber", "SeriesNumber"):
+        with pytest.raises(InvalidInputError, match="not a whole number"):
+            client.search_for_instances(search_filters={keyword: number})
+
+
 def test_fuzzy_names_and_unknown_filters(client: FolderClient) -> None:
     found = client.search_for_studies(search_filters={"PatientName": "an"}, fuzzymatching=True)
     assert len(found) == 2

@@ -115,12 +115,26 @@ class RandomChoice(OurStrategy):
         now = time.time()
         ages = []
         for image_id in candidates:
-            noted = datastore.infos.image(image_id).get("strategy", {})
-            last = noted.get("random", {}).get("ts", 0) if isinstance(noted, dict) else 0
-            ages.append(min(86_400.0, max(1.0, now - float(last))))
+            last = last_proposed(proposals(datastore.infos.image(image_id)), "random")
+            ages.append(min(86_400.0, max(1.0, now - last)))
         weights = np.asarray(ages) / np.sum(ages)
         chosen = self._random.choice(len(candidates), len(candidates), replace=False, p=weights)
         return [candidates[i] for i in chosen]
+
+
+def proposals(note: Mapping[str, Any]) -> dict[str, Any]:
+    """When each strategy proposed an image, by the note on it, into which clients write, too."""
+    noted = note.get("strategy")
+    return noted if isinstance(noted, dict) else {}
+
+
+def last_proposed(noted: Mapping[str, Any], strategy: str) -> float:
+    """Time of the last proposal by a strategy, 0 where the note does not tell."""
+    one = noted.get(strategy)
+    try:
+        return float(one["ts"]) if isinstance(one, dict) else 0.0
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return 0.0
 
 
 class Uncertainty(OurStrategy):
@@ -212,7 +226,7 @@ class Uncertainty(OurStrategy):
         try:
             limit = int(request.get("candidates") or default["candidates"])
             seconds = float(request.get("seconds") or default["seconds"])
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise InvalidInputError("candidates and seconds must be numbers.") from error
         return str(method), max(1, min(limit, 256)), max(0.0, min(seconds, 600.0))
 

@@ -128,24 +128,30 @@ def infer(
 
 
 def _series_in(folder: Path) -> list[Dataset]:
-    import pydicom
     from pydicom.errors import InvalidDicomError
+    from pydicom.uid import UID
 
+    from segunlearn.dicom.reading import read_dicom
     from segunlearn.dicom.segmentation import is_segmentation
 
     series: dict[str, list[Path]] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         try:
-            header = pydicom.dcmread(path, stop_before_pixels=True)
-        except InvalidDicomError:
-            continue
+            header = read_dicom(path, header_only=True)
+        except InvalidInputError as error:
+            if isinstance(error.__cause__, InvalidDicomError):  # something else beside the images
+                continue
+            raise
+        kind = UID(str(header.file_meta.get("MediaStorageSOPClassUID", "")))
+        if kind.name.endswith("Image Storage") and "Rows" not in header:
+            raise InvalidInputError(f"{path.name}: an image that is cut off. Export it again.")
         if "Rows" in header and not is_segmentation(header):  # else a DICOMDIR, a report, a SEG
             series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append(path)
     if len(series) != 1:
         raise InvalidInputError(
             f"{folder}: holds {len(series)} DICOM series of images. Give the folder of one series."
         )
-    return [pydicom.dcmread(path) for path in next(iter(series.values()))]
+    return [read_dicom(path) for path in next(iter(series.values()))]
 
 
 def _file_of(dataset: Dataset) -> bytes:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -375,7 +376,7 @@ def _is_tag(text: str) -> bool:
 def _match(keyword: str, text: str, fuzzymatching: bool) -> tuple[str, list[Any]]:
     vr = dictionary_VR(keyword)
     if vr in _INTEGER_VRS:
-        if not text.strip().lstrip("-").isdigit():
+        if not re.fullmatch(r"-?[0-9]{1,18}", text.strip()):  # what SQLite can hold
             raise InvalidInputError(f"search filter {keyword}: {text!r} is not a whole number.")
         return f"{keyword} = ?", [int(text)]
     if vr in ("DA", "TM") and "-" in text:

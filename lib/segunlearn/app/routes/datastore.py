@@ -82,7 +82,7 @@ def check_image(image: str, user: User, check_sum: str | None = None) -> dict[st
         with path.open("rb") as file:
             try:
                 found = hashlib.file_digest(file, (algorithm or "sha256").lower()).hexdigest()
-            except ValueError as error:
+            except (ValueError, TypeError) as error:  # shake_128 wants to know how long
                 raise InvalidInputError(f"check_sum: unknown digest {algorithm!r:.20}.") from error
         if found != digest.lower():
             raise NotFoundError(f"image {image!r:.80} has another checksum.")

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Body
 from fastapi.responses import FileResponse, PlainTextResponse
 from monailabel.config import settings
 
+from segunlearn.app.activelearning import proposals
 from segunlearn.app.routes.common import Admin, User, caller, current_app
 from segunlearn.errors import ForbiddenError, NotFoundError
 
@@ -38,9 +39,11 @@ def next_sample(
     if not sample:
         return {}
     store, image_id = app.datastore(), sample["id"]
-    noted = store.infos.image(image_id).get("strategy", {})
     client = str(options.get("client_id") or caller(user) or "")[:200]
-    noted = {**noted, strategy: {"ts": int(time.time()), "client_id": client}}
+    noted = {
+        **proposals(store.infos.image(image_id)),
+        strategy: {"ts": int(time.time()), "client_id": client},
+    }
     store.update_image_info(image_id, {"strategy": noted})
     return {**sample, **store.get_image_info(image_id), "id": image_id, "path": sample["path"]}
 
