@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ from segunlearn.app.options import AppOptions, Home
 from segunlearn.app.routes import datastore as routes
 from segunlearn.cases import Case
 from segunlearn.dicom.search import SeriesRecord
-from segunlearn.dicom.segmentation import read_segmentation
+from segunlearn.dicom.segmentation import read_segmentation, write_segmentation
 from segunlearn.errors import (
     ConflictError,
     ForbiddenError,
@@ -413,6 +414,28 @@ def test_labels_of_a_series_with_copied_slices_are_kept(
     made = store.as_segmentation(study.series, study.label, names, params, None)
     read, _ = read_segmentation(made, study.image, label_names=names)
     np.testing.assert_array_equal(read.array, study.label.array)
+
+
+def test_a_label_that_lies_in_another_study_than_its_image_is_read(
+    tmp_path: Path, studies: list[Study], opener: Opener
+) -> None:
+    """Some stations file what they make as a study of its own; the newest counts here, too."""
+    study = studies[0]
+    write_dicom(tmp_path / "studies", [study])
+    store = opener(tmp_path / "studies")
+    assert isinstance(store, DicomDatastore)
+    names = {v: n for n, v in VALUES.items()}
+    for hour, value in ((8, 1), (10, 2), (9, 1)):
+        mask = replace(study.label, array=np.where(study.label.array == value, value, 0))
+        made = write_segmentation(
+            mask, study.datasets, names, created=datetime(2026, 11, 3, hour, tzinfo=UTC)
+        )
+        made.StudyInstanceUID = generate_uid()
+        store.archive.store([made])
+    store.refresh()
+    assert store.list_images() == [study.series]
+    label = read_volume(Path(store.get_label_uri(study.series, "final")), label=True)
+    np.testing.assert_array_equal(label.array, np.where(study.label.array == 2, 2, 0))
 
 
 def test_a_series_that_is_no_volume_is_left_out_with_its_reason(

@@ -433,13 +433,27 @@ class Archive:
                 continue
             if not wanted & {name.strip().casefold() for name in candidate.segments.values()}:
                 continue
-            with faults(f"segmentation {candidate.sop_instance_uid}"):
-                dataset = self.client.retrieve_instance(
-                    candidate.study_instance_uid,
-                    candidate.series_instance_uid,
-                    candidate.sop_instance_uid,
-                    media_types=(("application/dicom", "*"),),
-                )
             grid = reference if reference is not None else self.headers(series_instance_uid)
-            return read_segmentation(dataset, grid, label_names=label_names)[0]
+            return self.read_label(
+                candidate.study_instance_uid,
+                candidate.series_instance_uid,
+                candidate.sop_instance_uid,
+                label_names,
+                grid,
+            )
         return None
+
+    def read_label(
+        self,
+        study: str,
+        series: str,
+        instance: str,
+        label_names: Mapping[int, str],
+        grid: Volume | Sequence[Dataset],
+    ) -> Volume:
+        """Read one SEG by its three UIDs, onto the grid of its image; see ``load_label``."""
+        with faults(f"segmentation {instance}"):
+            dataset = self.client.retrieve_instance(
+                study, series, instance, media_types=(("application/dicom", "*"),)
+            )
+        return read_segmentation(dataset, grid, label_names=label_names)[0]

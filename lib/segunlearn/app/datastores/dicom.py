@@ -251,7 +251,9 @@ class DicomDatastore(StudiesDatastore):
                 found, complete = self._segmentations_in(study, members, values)
                 known = (key, inf if complete else now + _MISSING_SECONDS, found)
             segmented[study] = known
-            labels.update(known[2])
+            for uid, label in known[2].items():  # the newest, of whatever study
+                if uid not in labels or labels[uid].info["created"] < label.info["created"]:
+                    labels[uid] = label
         self._segmented = segmented
         return labels
 
@@ -286,6 +288,8 @@ class DicomDatastore(StudiesDatastore):
                     continue
                 info = {
                     "name": uid,
+                    "study_instance_uid": seg.study_instance_uid,
+                    "series_instance_uid": seg.series_instance_uid,
                     "sop_instance_uid": seg.sop_instance_uid,
                     "created": str(seg.created),
                     "author": seg.author,
@@ -456,13 +460,18 @@ class DicomDatastore(StudiesDatastore):
             if path.is_file() and note.is_file() and _note(note) == wanted:
                 return path
             reference = read_volume(self._fetch_image(image), modality=image.modality)
-            label = self.archive.load_label(
-                record.id, {v: n for n, v in values.items()}, reference=reference
-            )
-            if label is None:
+            named = {name.strip().casefold() for name in record.info["segments"].values()}
+            if named.isdisjoint(name.strip().casefold() for name in values):
                 raise NotFoundError(
                     f"series {record.id}: its SEG holds none of {', '.join(values)}."
                 )
+            label = self.archive.read_label(
+                record.info["study_instance_uid"],  # not always that of the image
+                record.info["series_instance_uid"],
+                record.version,
+                {v: n for n, v in values.items()},
+                reference,
+            )
             note.unlink(missing_ok=True)
             write_volume(label, path)
             write_json_durably(note, wanted)
