@@ -85,7 +85,7 @@ def keep_out(
     cases
         That were chosen.
     parent
-        Version that the training starts from; None: random weights, and nobody is left out.
+        Version that the training starts from, or whose network it takes; None: nobody is left out.
     pseudonyms
         Of the site.
     say

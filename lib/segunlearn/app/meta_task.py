@@ -86,8 +86,9 @@ class MetaTrainTask(SegmentationTrainTask):
         cases = labelled_cases(studies)
         free, told = self._records.without_forgotten(cases), list[str]()
         marked = len(cases) - len(free)
-        parent = self._model.registry.active() if options["from_active"] else None
-        free, held_out = keep_out(free, parent, self._records.pseudonyms, told.append)
+        active = self._model.registry.active()
+        free, held_out = keep_out(free, active, self._records.pseudonyms, told.append)
+        parent = active if options["from_active"] else None
         free = with_fitted(free, parent, self._records.ledger, told.append)
         kept = self._sited(free, studies)
         sites = check_sites(kept, self._joint(options), meta)

@@ -127,16 +127,16 @@ class SegmentationTrainTask(StudiesTask):
                 f"be read, the others are none. {next(iter(selection.skipped.values()), '')}"
             )
         pseudonyms, total = self._records.pseudonyms, len(selection.cases)
-        cases, left_out = keep_out(selection.cases, run.parent, pseudonyms, logger.info)
+        # also from random weights, as 'train --again': versions stay comparable
+        cases, left_out = keep_out(selection.cases, active, pseudonyms, logger.info)
         cases = with_fitted(cases, run.parent, self._records.ledger, logger.warning)
-        run.details = held_out_details(held_out_of(run.parent, pseudonyms), pseudonyms)
+        run.details = held_out_details(held_out_of(active, pseudonyms), pseudonyms)
         if left_out:
             run.report(Progress("fetch", total, total, {"held_out": float(left_out)}))
         if len({number_of(c.person) for c in cases}) == 1 and run.settings.val_fraction > 0:
             logger.warning("one person only: nothing is held out for validation")
             run.settings = replace(run.settings, val_fraction=0.0)
-        known = run.parent or active
-        if known is not None:
-            return cases, ModelConfig.from_json(known.config)
+        if active is not None:
+            return cases, ModelConfig.from_json(active.config)
         network = plan(cases, labels, name=self._model.name, recipe=recipe(recipe_name))
         return cases, network
