@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -136,6 +137,30 @@ def test_while_the_issuer_is_away_its_known_keys_are_used_for_a_day(
         ours.identify(issuer.token())
     with pytest.raises(UnavailableError):
         Issuer(issuer.issuer, AUDIENCE).identify(issuer.token())
+
+
+def test_an_issuer_that_does_not_answer_keeps_nobody_waiting_whose_key_is_known(
+    issuer: TestIssuer, ours: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, tries = issuer.token(), []
+    ours.identify(token)
+
+    def hang(address: str) -> dict[str, Any]:
+        tries.append(address)
+        time.sleep(0.4)
+        raise UnavailableError("the issuer cannot be asked.")
+
+    monkeypatch.setattr(oidc, "_get_json", hang)
+    monkeypatch.setattr(oidc, "_PAUSE", 0.3)
+    monkeypatch.setattr(oidc, "_FRESH", -1.0)
+    ours._tried_at = -1e9
+    started = time.monotonic()
+    with ThreadPoolExecutor(6) as pool:
+        took = list(pool.map(lambda _: (ours.identify(token), time.monotonic())[1], range(6)))
+    assert sum(end - started > 0.3 for end in took) == len(tries) == 1, "one asks, the others go on"
+    monkeypatch.setattr(oidc, "_STALE", -1.0)
+    with pytest.raises(UnavailableError):  # also while nobody asks
+        ours.identify(token)
 
 
 def test_an_issuer_that_calls_itself_otherwise_is_not_believed(issuer: TestIssuer) -> None:

@@ -124,23 +124,33 @@ class Issuer:
 
     def _key(self, kid: Any, algorithm: str) -> jwt.PyJWK:
         """Key of a token; an unknown one makes us read the issuer's keys again, now and then."""
-        with self._lock:
-            now = time.monotonic()
-            found = self._find(kid, algorithm)
-            due = found is None or now - self._read_at > _FRESH
-            if due and now - self._tried_at > _PAUSE:
-                self._tried_at = now
-                try:
-                    self._read_keys()
-                    found = self._find(kid, algorithm)
-                except UnavailableError as error:
-                    if found is None or now - self._read_at > _STALE:
-                        raise
-                    logger.warning("the issuer's keys are used as they were: %s", error)
-            if self._read_at < 0:
-                raise UnavailableError("the issuer's keys could not be read. Try again later.")
+        found = self._find(kid, algorithm)
+        due = found is None or time.monotonic() - self._read_at > _FRESH
+        # one asks; whoever has a key goes on meanwhile, for an issuer may not answer for long
+        if due and self._lock.acquire(blocking=found is None):
+            try:
+                found = self._asked_for(kid, algorithm)
+            finally:
+                self._lock.release()
+        if time.monotonic() - self._read_at > _STALE:
+            raise UnavailableError("the issuer's keys could not be read. Try again later.")
         if found is None:
             raise NotSignedInError("the token is signed with a key that the issuer does not show.")
+        return found
+
+    def _asked_for(self, kid: Any, algorithm: str) -> jwt.PyJWK | None:
+        """Key of a token, after the keys were read again, unless somebody has just tried to."""
+        found = self._find(kid, algorithm)
+        if time.monotonic() - self._tried_at > _PAUSE:
+            try:
+                self._read_keys()
+                found = self._find(kid, algorithm)
+            except UnavailableError as error:
+                if found is None or time.monotonic() - self._read_at > _STALE:
+                    raise
+                logger.warning("the issuer's keys are used as they were: %s", error)
+            finally:
+                self._tried_at = time.monotonic()
         return found
 
     def _find(self, kid: Any, algorithm: str) -> jwt.PyJWK | None:
