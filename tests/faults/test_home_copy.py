@@ -185,6 +185,17 @@ def test_a_manifest_leads_nowhere_else(copy: Path, name: str) -> None:
         check_copy(copy)
 
 
+@pytest.mark.parametrize("name", [".env", "segunlearn/__init__.py", "models/.env", "cache/x.npy"])
+def test_a_copy_holds_nothing_but_what_is_copied(copy: Path, name: str) -> None:
+    """A task's process is started in the home: a module there would be run."""
+    added = copy / "home" / name
+    added.parent.mkdir(exist_ok=True)
+    added.write_text("")
+    seal(copy, name, home_copy._described(added))
+    with pytest.raises(IntegrityError, match="no part of a home"):
+        check_copy(copy)
+
+
 def test_records_that_were_changed_with_their_digest(copy: Path, tmp_path: Path) -> None:
     """Whoever fits the manifest to a changed database is found by the chain."""
     database = copy / "home" / "segunlearn.db"

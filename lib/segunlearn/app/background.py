@@ -52,7 +52,8 @@ def _run(task: dict[str, Any], kind: str) -> None:
     log = logging.getLogger(f"task_{kind}")
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "segunlearn.app.child", kind],
+            # -P: modules are never those of the folder it is started in, the home
+            [sys.executable, "-P", "-m", "segunlearn.app.child", kind],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -17,7 +17,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Final
 
 from segunlearn import __version__
@@ -195,6 +195,10 @@ def check_copy(source: Path) -> dict[str, Any]:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or str(path) != name or "\\" in name:
             raise IntegrityError(f"the manifest names {name!r:.80}, which lies outside the copy.")
+        if name not in (DATABASE_NAME, *_FILES) and (
+            path.parts[0] not in _FOLDERS or _hidden(path)
+        ):
+            raise IntegrityError(f"the copy holds {name!r:.80}, which is no part of a home.")
     place = source / "home"
     found = {
         p.relative_to(place).as_posix() for p in place.rglob("*") if p.is_symlink() or p.is_file()
@@ -248,9 +252,13 @@ def _names(root: Path) -> Iterator[str]:
     yield from (name for name in _FILES if (root / name).is_file())
     for folder in _FOLDERS:
         for path in sorted((root / folder).rglob("*")):
-            hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-            if path.is_file() and not hidden and not path.name.endswith(_UNFINISHED):
-                yield path.relative_to(root).as_posix()
+            name = path.relative_to(root)
+            if path.is_file() and not _hidden(name) and not path.name.endswith(_UNFINISHED):
+                yield name.as_posix()
+
+
+def _hidden(name: PurePath) -> bool:
+    return any(part.startswith(".") for part in name.parts)
 
 
 def _copy(source: Path, target: Path) -> dict[str, Any] | None:
