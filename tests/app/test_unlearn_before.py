@@ -157,6 +157,32 @@ def test_only_administrators_look(
     assert [r.actor for r in site.records.trail.rows(action="look_back")] == ["ann"]
 
 
+def test_who_may_only_look_saves_no_label(
+    app: SegUnlearnApp, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "MONAI_LABEL_AUTH_ENABLE", True)
+    monkeypatch.setattr(infer_route, "current_app", lambda: app)
+    server, saved = FastAPI(), []
+    server.include_router(infer_route.router)
+    server.add_exception_handler(SegUnlearnError, wiring._our_error)
+    monkeypatch.setattr(
+        app.datastore(), "save_label", lambda *given: saved.append(given) or given[1]
+    )
+    url = f"/infer/{MODEL}?image={site.unseen[0].series}&output=json"
+    with TestClient(server) as client:
+        for role, asked, status in (
+            ("user", "true", 403), ("user", '"YES"', 403), ("user", "false", 200),
+            ("annotator", "true", 200),
+        ):  # fmt: skip
+            server.dependency_overrides[get_current_user] = user_with(
+                sorted({"monailabel-user", f"monailabel-{role}"})
+            )
+            answer = client.post(url, data={"params": f'{{"save_label": {asked}}}'})
+            assert answer.status_code == status, answer.text
+            assert len(saved) == (role == "annotator")
+    assert saved[0][3]["user"] == "ann", "and it has an author"
+
+
 def user_with(roles: list[str]) -> Callable[[], User]:
     return lambda: User(username="ann", roles=roles)
 

@@ -67,6 +67,11 @@ T = TypeVar("T")
 _TRAINERS_RUNS: Final = ("train", META_TRAIN, SITE_ADAPT, REPLAY, *KINDS)
 
 
+def asks_to_save(request: Mapping[str, Any]) -> bool:
+    """Whether an inference's mask is to be kept as a label."""
+    return str(request.get("save_label", False)).lower() in ("true", "1", "yes")
+
+
 class SegUnlearnApp(MONAILabelApp):
     """Segmentation with a versioned UNet on DICOM or file studies.
 
@@ -351,7 +356,7 @@ class SegUnlearnApp(MONAILabelApp):
         task = self.infer_task(str(request.get("model")))
         studies = datastore or self.datastore()
         image, tag = request.get("image"), check_prediction_tag(request.get("label_tag"))
-        save = str(request.get("save_label", False)).lower() in ("true", "1", "yes")
+        save = asks_to_save(request)
         if request.get("model") == MARKER:
             save = False  # its answer is no label
         if save and request.get("before"):
@@ -368,9 +373,9 @@ class SegUnlearnApp(MONAILabelApp):
         file, params = task({**request, "image": path, "image_id": image_id, "modality": modality})
         label = file
         if save:
-            label = studies.save_label(
-                str(image), file, tag, {"model": request["model"], "params": params}
-            )
+            info = {"model": request["model"], "params": params}
+            author = {"user": request["actor"]} if request.get("actor") else {}
+            label = studies.save_label(str(image), file, tag, info | author)
         return {"label": label, "tag": tag, "file": file, "params": params}
 
     def infer_dicom_seg(self, request: Mapping[str, Any], user: str | None = None) -> Dataset:

@@ -17,11 +17,12 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from monailabel.endpoints.user.auth import User as PlatformUser
 from requests_toolbelt import MultipartEncoder
 
-from segunlearn.app.application import SegUnlearnApp
+from segunlearn.app.application import SegUnlearnApp, asks_to_save
 from segunlearn.app.marker import MARKER
 from segunlearn.app.routes.common import User, caller, current_app, json_object, save_upload
+from segunlearn.app.routes.forget import ANNOTATORS
 from segunlearn.app.routes.session import session_image
-from segunlearn.errors import ConflictError, InvalidInputError, NotFoundError
+from segunlearn.errors import ConflictError, ForbiddenError, InvalidInputError, NotFoundError
 
 Output = Literal["image", "json", "all", "dicom_seg"]
 
@@ -57,7 +58,10 @@ async def infer_wsi(model: str, user: User) -> None:
                 "application/dicom": {},
             }
         },
-        403: {"description": "Only administrators see what served before a forgetting"},
+        403: {
+            "description": "Only administrators see what served before a forgetting; whoever may "
+            "only look saves no label"
+        },
         404: {"description": "No such model, image, session or forget request"},
         409: {"description": "Nothing was trained yet, or what served before was destroyed"},
         422: {"description": "The image cannot be read as one volume"},
@@ -124,6 +128,11 @@ def _infer(
     name = caller(user)
     request["actor"] = name or str(options.get("client_id") or "")[:200]
     request["roles"] = frozenset(user.roles)
+    if asks_to_save(request) and request["roles"].isdisjoint(ANNOTATORS):
+        raise ForbiddenError(
+            "save_label: only annotators, reviewers and administrators save labels. Ask without "
+            "it, or sign in as one."
+        )
     if model == MARKER and output == "dicom_seg":
         raise InvalidInputError(f"{MARKER} segments nothing; ask for output=image.")
     leftovers: list[Path] = []
