@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from app_sources import put_meta_model
 from audit_home import MODEL, Site
 from segunlearn.adaptation import LeaveOneOut, MetaModel
-from segunlearn.app import adapter_run, adapter_task, background, wiring
+from segunlearn.app import adapter_run, adapter_task, audit_studies, background, wiring
 from segunlearn.app.adapter_list import AdapterControl
 from segunlearn.app.adapter_run import SITE_ADAPT
 from segunlearn.app.adapter_store import SiteAdapters, site_digest
@@ -323,7 +323,7 @@ def test_what_is_kept_of_a_failure_names_no_study(
         text = "Name-0201_1.nii.gz" if named == "file" else "'Name-0201_1'"
         raise LabelError(f"{text}: is damaged in 1 place.")
 
-    monkeypatch.setattr(adapter_run, "studies_of", broken)
+    monkeypatch.setattr(audit_studies, "studies_of", broken)
     (result,) = refit(app)
     pseudonym = site.records.pseudonyms.of("Name-0201_1")
     assert f"{pseudonym}" in result["why"]

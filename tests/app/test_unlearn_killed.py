@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,31 @@ class Countdown:
         return counted
 
 
+def deaths(
+    tmp_path: Path, first: Site, act: Callable[[Site], object]
+) -> Iterator[tuple[int, Site]]:
+    """Copies where an act died at each durable change in turn and was settled, and a whole one.
+
+    Yields
+    ------
+    fatal, site
+        The number of the change it died at; the copy.
+    """
+    for fatal in range(1, 200):
+        root = tmp_path / str(fatal)
+        shutil.copytree(first.home.root, root)
+        site = replace(first, home=replace(first.home, root=root))
+        with pytest.MonkeyPatch.context() as patches:
+            countdown = Countdown(patches, fatal)
+            with contextlib.suppress(Killed):
+                act(site)
+        settle(site.home, site.records)
+        yield fatal, site
+        if countdown.left > 0:
+            return  # it ended before it could die
+    pytest.fail("it never came to an end")
+
+
 def test_every_moment_of_a_restore_out_of_order(tmp_path: Path) -> None:
     """The first of two forgotten people comes back, or nothing changed; the other never does."""
     first = site_in(tmp_path, forget=2, retain=2, unseen=6)
@@ -59,16 +85,7 @@ def test_every_moment_of_a_restore_out_of_order(tmp_path: Path) -> None:
     for case in first.forget:
         requests += first.mark([case])
         assert unlearn_quickly(first, requests[-1])["outcome"] == "published"
-    ended = False
-    for fatal in range(1, 200):
-        root = tmp_path / str(fatal)
-        shutil.copytree(first.home.root, root)
-        site = replace(first, home=replace(first.home, root=root))
-        with pytest.MonkeyPatch.context() as patches:
-            countdown = Countdown(patches, fatal)
-            with contextlib.suppress(Killed):
-                restore_quickly(site, requests[0])
-        settle(site.home, site.records)
+    for fatal, site in deaths(tmp_path, first, lambda site: restore_quickly(site, requests[0])):
         assert not list(site.home.unlearning.iterdir()), fatal
         active = site.registry.active()
         finisher = Finisher(site.home, site.records)
@@ -87,10 +104,6 @@ def test_every_moment_of_a_restore_out_of_order(tmp_path: Path) -> None:
             assert [d.requests for d in holding] == [(requests[1],)], fatal
             assert not finisher.keys.has(requests[0]), fatal
         assert finisher.deposits.open(holding[0].deposit_id, "v0001") == weights, fatal
-        ended = countdown.left > 0
-        if ended:
-            break
-    assert ended, "it never came to an end"
 
 
 @pytest.mark.parametrize("what", ["unlearn", "restore", "purge"])
@@ -101,21 +114,14 @@ def test_every_moment(tmp_path: Path, what: str) -> None:
     (request,) = first.mark(first.forget)
     if what != "unlearn":
         assert unlearn_quickly(first, request)["outcome"] == "published"
-    for fatal in range(1, 200):
-        root = tmp_path / str(fatal)
-        shutil.copytree(first.home.root, root)
-        site = replace(first, home=replace(first.home, root=root))
-        undo = Undo(site.home, site.records, MODEL, "test")
-        with pytest.MonkeyPatch.context() as patches:
-            countdown = Countdown(patches, fatal)
-            try:
-                if what == "unlearn":
-                    unlearn_quickly(site, request)
-                else:
-                    getattr(undo, what)(request)
-            except Killed:
-                pass
-        settle(site.home, site.records)
+
+    def act(site: Site) -> None:
+        if what == "unlearn":
+            unlearn_quickly(site, request)
+        else:
+            getattr(Undo(site.home, site.records, MODEL, "test"), what)(request)
+
+    for fatal, site in deaths(tmp_path, first, act):
         assert not list(journals(site.home)), fatal
         active, old = site.registry.active(), site.registry.get("v0001")
         state = site.records.forget_set.get(request).state
@@ -131,9 +137,6 @@ def test_every_moment(tmp_path: Path, what: str) -> None:
             assert (state, old.weights_state) == ("purged", "destroyed"), fatal
             assert not list(finisher.deposits.all()), fatal
             assert not finisher.keys.has(request), fatal
-        if countdown.left > 0:
-            return  # it ended before it could die
-    pytest.fail("it never came to an end")
 
 
 def refused(site: Site, request: str) -> None:
@@ -153,23 +156,12 @@ def test_every_moment_of_a_refusal(tmp_path: Path) -> None:
     first = site_in(tmp_path, forget=1, retain=2, unseen=6)
     first.publish(1, [*first.forget, *first.retain])
     (request,) = first.mark(first.forget)
-    for fatal in range(1, 200):
-        root = tmp_path / str(fatal)
-        shutil.copytree(first.home.root, root)
-        site = replace(first, home=replace(first.home, root=root))
-        with pytest.MonkeyPatch.context() as patches:
-            countdown = Countdown(patches, fatal)
-            with contextlib.suppress(Killed):
-                refused(site, request)
-        settle(site.home, site.records)
+    for fatal, site in deaths(tmp_path, first, lambda site: refused(site, request)):
         assert not list(journals(site.home)), fatal
         for version in site.registry.versions()[1:]:
             assert (version.state, version.weights_state) == ("retired", "destroyed"), fatal
             assert not version.weights.exists(), fatal
         assert unlearn_quickly(site, request)["outcome"] == "published", fatal
-        if countdown.left > 0:
-            return  # it ended before it could die
-    pytest.fail("it never came to an end")
 
 
 @pytest.mark.parametrize("left", [True, False])

@@ -24,6 +24,7 @@ from segunlearn.adapters.site import SiteAdapter, Start, differing
 from segunlearn.app import checkpoints
 from segunlearn.app.adapter_store import AdapterInfo, SiteAdapters
 from segunlearn.app.adapter_support import AdaptOrder, HeaderOf, Support, choose_support
+from segunlearn.app.audit_studies import read_sets
 from segunlearn.app.locks import training_lock
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
@@ -41,7 +42,6 @@ from segunlearn.records.numbered import created_now
 from segunlearn.records.runs import Progress
 from segunlearn.records.store import utc_now
 from segunlearn.records.versions import VersionInfo, VersionRegistry
-from segunlearn.unlearning.sets import Study, studies_of
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +194,16 @@ class AdaptRun(WatchedRun):
         config = ModelConfig.from_json(info.config)
         marked = withdrawn(self.records, self.order.model, config.labels)
         left_out = untaught(self.records, info).union(marked)
-        studies = self._read(fetch(support.cases), config, left_out)
+        studies = read_sets(
+            {"support": fetch(support.cases)},
+            config,
+            lambda done, total: self.tell(Progress("read", done, total, {})),
+            self.should_stop,
+            without=left_out,
+            # as in training: who shares a number may be one person, and is held out as one
+            cut=lambda study: replace(study, person=number_of(study.person)),
+            stopped="the adapting was stopped while it read images.",
+        )["support"]
         network = load_weights(info.weights, config, info.sha256)
         network = network.to(choose_device(self.order.device))
         meta = read_meta_model(info)
@@ -219,19 +228,6 @@ class AdaptRun(WatchedRun):
         return {"outcome": "adopted", "adapter": published.name, "why": why,
                 "leave_one_out": held_out.means if held_out else None,
                 "curve": [list(point) for point in adapted.curve]}  # fmt: skip
-
-    def _read(
-        self, cases: Sequence[Case], config: ModelConfig, left_out: Collection[str]
-    ) -> tuple[Study, ...]:
-        studies: list[Study] = []
-        for number, case in enumerate(cases, start=1):
-            if self.should_stop():
-                raise CancelledError("the adapting was stopped while it read images.")
-            # as in training: who shares a number may be one person, and is held out as one
-            read = studies_of([case], config, without=left_out)
-            studies += [replace(study, person=number_of(study.person)) for study in read]
-            self.tell(Progress("read", number, len(cases), {}))
-        return tuple(studies)
 
     def _about(
         self,

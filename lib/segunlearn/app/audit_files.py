@@ -86,12 +86,12 @@ class Audits:
     """The audits of one home; whatever is read is verified first."""
 
     def __init__(self, home: Home) -> None:
-        self._home, self._root = home, home.audits
+        self.home, self._root = home, home.audits
 
     @property
     def public_key(self) -> Path:
         """File of the home's public key."""
-        return self._home.audit_key.with_name("audit-public-key.pem")
+        return self.home.audit_key.with_name("audit-public-key.pem")
 
     def work(self, key: str) -> Path:
         """Folder of measures that audits of the same models and studies share."""
@@ -206,7 +206,7 @@ class Audits:
         return folder
 
     def _signing_key(self) -> Ed25519PrivateKey:
-        private = self._home.audit_key
+        private = self.home.audit_key
         if not private.exists():
             with contextlib.suppress(InvalidInputError):  # another process was first
                 create_keys(private, self.public_key)

@@ -97,6 +97,7 @@ def read_sets(
     *,
     without: Collection[str] = (),
     cut: Callable[[Study], Study] = lambda study: study,
+    stopped: str = "it was stopped while studies were read; nothing was changed.",
 ) -> dict[str, tuple[Study, ...]]:
     """Read the studies of some sets.
 
@@ -112,6 +113,8 @@ def read_sets(
         Structures whose voxels become background: the version was never taught them.
     cut
         What is kept of each study.
+    stopped
+        What a person is told who stopped it.
 
     Raises
     ------
@@ -126,7 +129,7 @@ def read_sets(
         studies = []
         for case in cases:
             if cancel():
-                raise CancelledError("it was stopped while studies were read; nothing was changed.")
+                raise CancelledError(stopped)
             studies += [cut(study) for study in studies_of([case], config, without=without)]
             done += 1
             report(done, total)

@@ -18,12 +18,13 @@ from segunlearn.adaptation.meta_training import (
 )
 from segunlearn.adaptation.virtual_sites import VirtualSettings
 from segunlearn.app.adapter_support import HeaderOf
+from segunlearn.app.audit_studies import read_sets
 from segunlearn.app.site_choice import Aliases
 from segunlearn.app.training_run import TrainingRun
 from segunlearn.cases import Case, number_of
 from segunlearn.dicom.site import SiteKey
-from segunlearn.errors import CancelledError, InvalidInputError
-from segunlearn.networks import ModelConfig, load_weights
+from segunlearn.errors import InvalidInputError
+from segunlearn.networks import load_weights
 from segunlearn.records.durable import write_durably
 from segunlearn.records.ledger import LedgerEntry
 from segunlearn.records.runs import Progress
@@ -31,7 +32,6 @@ from segunlearn.records.version_info import META_MODEL
 from segunlearn.records.versions import VersionInfo
 from segunlearn.training import TrainResult, TrainSettings, split
 from segunlearn.training.parallel import devices_for
-from segunlearn.unlearning.sets import Study, studies_of
 
 #: Kind of its runs, and name of the trainer.
 META_TRAIN: Final = "meta_train"
@@ -136,7 +136,19 @@ class MetaTrainingRun(TrainingRun):
         return {**super()._parameters(), "meta": self.meta.to_json()}
 
     def _publish(self, result: TrainResult) -> VersionInfo:
-        by_site = self._read([c for c in result.train_cases if c.site], result.config)
+        cases = [c for c in result.train_cases if c.site]
+        by_site = read_sets(
+            {
+                site: [c for c in cases if c.site == site]
+                for site in dict.fromkeys(c.site for c in cases)
+            },
+            result.config,
+            lambda done, total: self.report(Progress("read", done, total, {})),
+            self.should_stop,
+            without=self.settings.without,
+            cut=lambda s: replace(s, person=number_of(s.person)),  # in support or query, not both
+            stopped="the meta-training was stopped while it read images; start it again to go on.",
+        )
         network = load_weights(result.weights, result.config, result.sha256)
         made = meta_train(
             network.to(devices_for(result.settings)[0]),
@@ -159,20 +171,6 @@ class MetaTrainingRun(TrainingRun):
             },
         }
         return super()._publish(result)
-
-    def _read(self, cases: Sequence[Case], config: ModelConfig) -> dict[str, list[Study]]:
-        by_site: dict[str, list[Study]] = {}
-        for number, case in enumerate(cases, start=1):
-            if self.should_stop():
-                raise CancelledError(
-                    "the meta-training was stopped while it read images; start it again to go on."
-                )
-            for study in studies_of([case], config, without=self.settings.without):
-                # in support or query, not both
-                study = replace(study, person=number_of(study.person))
-                by_site.setdefault(case.site, []).append(study)
-            self.report(Progress("read", number, len(cases), {}))
-        return by_site
 
     def _entry(self, outcome: str, result: TrainResult | None = None) -> LedgerEntry:
         entry = super()._entry(outcome, result)

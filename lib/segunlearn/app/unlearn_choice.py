@@ -117,11 +117,12 @@ def choose_unlearning(
         or the sets cannot be made, see ``audit_choice.choose``.
     """
     asked = asked_for(order.requests, records)
+    audits = Audits(home)  # an audit's signature is verified once for all requests
     never, elsewhere, known, there = [], [], [], []
     model = registry.root.name
     others = {}
     for request in asked:
-        models = models_that_know(home, records, request)
+        models = models_that_know(audits, records, request)
         if models and model not in models:
             there.append(request)
         if left := tuple(m for m in models if m != model):
@@ -131,7 +132,7 @@ def choose_unlearning(
     if there and (order.requests or not here):
         raise InvalidInputError(_only_there(there[0], model, others[there[0].request_id]))
     studies = [r for r in here if r.target.kind != "structure"]
-    served = versions_that_know_cases(home, records, registry, studies)
+    served = versions_that_know_cases(audits, records, registry, studies)
     for request, cases_, versions in served:
         if not cases_:
             never.append(request)
@@ -152,7 +153,7 @@ def choose_unlearning(
     if known:
         original = _original(registry, active)
         ids = tuple(r.request_id for r in known)
-        shown = show_what_was_forgotten(Audits(home), records, registry, [original], hidden=True)
+        shown = show_what_was_forgotten(audits, records, registry, [original], hidden=True)
         also = [r for r, _ in shown if r.request_id not in ids]
         ids += tuple(r.request_id for r in also)
         sets = choose(
@@ -182,7 +183,7 @@ def _of(requests: Sequence[ForgetRequest], found: Sequence[Known]) -> tuple[Vers
 
 
 def versions_that_know_cases(
-    home: Home,
+    audits: Audits,
     records: Records,
     registry: VersionRegistry,
     requests: Sequence[ForgetRequest],
@@ -192,7 +193,7 @@ def versions_that_know_cases(
 
     Those know it that did not reach the level, or what the request needs where that is more.
     """
-    found, audits = [], Audits(home)
+    found = []
     for request in requests:
         cases = ledger_cases(records.ledger, request)
         least = highest([level, request.needed])

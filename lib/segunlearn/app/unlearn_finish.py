@@ -10,6 +10,7 @@ from typing import Final
 
 from segunlearn.adapters.deposit import Content, Deposit, Deposits
 from segunlearn.adapters.keys import KeyStore
+from segunlearn.app.audit_files import Audits
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.app.unlearn_journal import Journal
@@ -300,12 +301,13 @@ class Finisher:
                     request_id, str(reached), actor=journal.actor, role=ROLE, why=why
                 )
             return
+        audits = Audits(self.home)
         if state == "fulfilled" and any(
-            model != journal.model for model, _ in known_in(self.home, self.records, request)
+            model != journal.model for model, _ in known_in(audits, self.records, request)
         ):
             if at_least(request.reached, request.needed):  # of another model: the weaker counts
                 reached = min(str(reached), request.reached, key=LEVELS.index)
-            known = models_that_know(self.home, self.records, request)
+            known = models_that_know(audits, self.records, request)
             if others := [m for m in known if m != journal.model]:
                 why += f"; not fulfilled: {', '.join(others)} still knows it"
                 self.records.forget_set.set_reached(

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterator, Sequence
 
 from segunlearn.app.audit_files import Audits, passed_without
 from segunlearn.app.audit_targets import TAUGHT, People
-from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.app.structures import versions_that_know_structure
 from segunlearn.errors import NotFoundError
@@ -133,27 +132,27 @@ def versions_that_know_target(
 
 
 def known_in(
-    home: Home, records: Records, request: ForgetRequest, *, hides: bool = False
+    audits: Audits, records: Records, request: ForgetRequest, *, hides: bool = False
 ) -> Iterator[tuple[str, VersionInfo]]:
     """Versions of every model that know a request's studies or its structure, with their model.
 
     Parameters
     ----------
-    home, records, request
+    audits, records, request
         Of the installation.
     hides
         As for :func:`versions_that_know_target`.
     """
-    audits = Audits(home)
+    home = audits.home
     for model in sorted(p.name for p in (home.root / "models").glob("*") if p.is_dir()):
         registry = VersionRegistry(home.model(model))
         found = versions_that_know_target(audits, records, registry, request, hides=hides)
         yield from ((model, version) for version in found)
 
 
-def models_that_know(home: Home, records: Records, request: ForgetRequest) -> list[str]:
+def models_that_know(audits: Audits, records: Records, request: ForgetRequest) -> list[str]:
     """Models with open weights that know more of a request's target than the request allows."""
-    found = known_in(home, records, request, hides=at_least("hidden", request.needed))
+    found = known_in(audits, records, request, hides=at_least("hidden", request.needed))
     return sorted({model for model, version in found if version.weights_state == "here"})
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from segunlearn.app.audit_files import Audits
 from segunlearn.app.audit_order import Order
 from segunlearn.app.audit_run import AuditRun
 from segunlearn.app.audit_targets import Targets
@@ -183,7 +184,7 @@ class UnlearnRun(WatchedRun):
         measured = {
             request.request_id
             for request, _, versions in versions_that_know_cases(
-                self.home, self.records, self.registry, studies, "retrained"
+                Audits(self.home), self.records, self.registry, studies, "retrained"
             )
             if active in {v.version for v in versions}
         }

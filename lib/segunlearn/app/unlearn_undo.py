@@ -162,7 +162,7 @@ class Undo:
         return (*versions, *sorted(elsewhere)), tuple(sorted(bound - {request.request_id}))
 
     def _known(self, request: ForgetRequest) -> tuple[str, ...]:
-        found = known_in(self.home, self.records, request)
+        found = known_in(Audits(self.home), self.records, request)
         return tuple(v.version for model, v in found if model == self.model)
 
     def _left_by(self, request: ForgetRequest) -> list[str]:
@@ -174,7 +174,7 @@ class Undo:
         }  # fmt: skip
         return [
             f"{model}/{v.version}"
-            for model, v in known_in(self.home, self.records, request)
+            for model, v in known_in(Audits(self.home), self.records, request)
             if model != self.model and (v.weights_state == "here" or (model, v.version) in held)
         ]
 
