@@ -195,6 +195,8 @@ def test_restore_and_purge(client: TestClient, site: Site, monkeypatch: pytest.M
     for way in ("restore", "purge"):
         answer = client.post(f"{path}/{way}", json={"confirm": True} if way == "purge" else {})
         assert (answer.status_code, "is approved" in answer.json()["detail"]) == (409, True)
+    answer = client.get(f"{path}/purge")
+    assert (answer.status_code, "is approved" in answer.json()["detail"]) == (409, True)
     assert everything(site) == before
 
     unlearned(site, ids)
@@ -212,14 +214,18 @@ def test_restore_and_purge(client: TestClient, site: Site, monkeypatch: pytest.M
         answer = client.post(f"{path}/purge", json=body)
         assert (answer.status_code, "final" in answer.json()["detail"]) == (400, True)
     assert client.post(f"{path}/purge", json={"confirm": True, "force": 1}).status_code == 422
+    told = client.get(f"{path}/purge")
+    assert told.json() == {"destroyed": ["v0001"], "requests": [again[1]]}, told.text
     assert everything(site) == before
     answer = client.post(f"{path}/purge", json={"confirm": True})
     assert answer.status_code == 200, answer.text
-    assert (answer.json()["destroyed"], answer.json()["requests"]) == (["v0001"], [again[1]])
+    assert {key: answer.json()[key] for key in told.json()} == told.json()
+    assert client.get(f"{path}/purge").status_code == 409
     assert "Name-" not in answer.text
     assert client.post(f"/forget/requests/{again[1]}/restore", json={}).status_code == 404
     assert client.post(f"/forget/requests/{NOBODY}/restore", json={}).status_code == 404
     assert client.post("/forget/requests/me/purge", json={"confirm": True}).status_code == 422
+    assert client.get(f"/forget/requests/{NOBODY}/purge").status_code == 404
 
 
 def test_a_restore_out_of_order_is_a_task(
@@ -259,6 +265,7 @@ def test_roles(client: TestClient, site: Site, sign_in: SignIn) -> None:
         ("post", "/models/v0001/activate", None),
         ("get", "/unlearning/plan", None),
         ("post", f"/forget/requests/{request}/restore", {}),
+        ("get", f"/forget/requests/{request}/purge", None),
         ("post", f"/forget/requests/{request}/purge", {"confirm": True}),
         ("post", "/train/unlearn", {}),
     )

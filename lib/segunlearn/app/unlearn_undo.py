@@ -114,28 +114,8 @@ class Undo:
         """
         with training_lock(self.home, self.model, "purge", 5.0):
             settle(self.home, self.records, self.model, locked=True)
-            request = fulfilled(self.records, request_id)
-            if not at_least(request.reached, "unlearned"):
-                raise ConflictError(
-                    f"forget request {request_id} is only {request.reached}: whoever has the "
-                    "weights can bring the study back, so destroying the old ones erases nothing. "
-                    "Restore it, mark it anew for the level 'unlearned', and unlearn it first."
-                )
-            if left := self._left_by(request):
-                raise ConflictError(
-                    f"forget request {request_id}: {', '.join(left)} knows it, too, and a purge "
-                    f"here would leave that. Purge it there (--model {left[0].split('/')[0]}); "
-                    "what is in service there has to go first: restore the request, mark it anew "
-                    "and unlearn it in each model."
-                )
-            retire = self._known(request)
+            request, retire, active = self._may_go(request_id)
             destroyed, others = self.would_destroy(request)
-            active = registry_active(self.registry)
-            if active in retire:
-                raise ConflictError(
-                    f"{active}, which is in service, was taught by what is to be purged. Unlearn "
-                    "it first."
-                )
             run_id = self._start("purge", (request_id,), active)
             journal = Journal(
                 run_id, "purge", self.model, (request_id,), self.actor, active, retire=retire,
@@ -149,6 +129,47 @@ class Undo:
             "requests": list(others),
             "places": [p.to_json() for p in self._open_places(cases)] if cases else [],
         }
+
+    def would_purge(self, request_id: str) -> dict[str, Any]:
+        """Say what :meth:`purge` would destroy; nothing is changed.
+
+        Returns
+        -------
+        dict
+            ``destroyed`` and ``requests``, as of the purge.
+
+        Raises
+        ------
+        ConflictError, NotFoundError
+            As the purge.
+        """
+        request, _, _ = self._may_go(request_id)
+        destroyed, others = self.would_destroy(request)
+        return {"destroyed": list(destroyed), "requests": list(others)}
+
+    def _may_go(self, request_id: str) -> tuple[ForgetRequest, tuple[str, ...], str]:
+        """Read a request that may be purged, the versions that know it, and what is in service."""
+        request = fulfilled(self.records, request_id)
+        if not at_least(request.reached, "unlearned"):
+            raise ConflictError(
+                f"forget request {request_id} is only {request.reached}: whoever has the "
+                "weights can bring the study back, so destroying the old ones erases nothing. "
+                "Restore it, mark it anew for the level 'unlearned', and unlearn it first."
+            )
+        if left := self._left_by(request):
+            raise ConflictError(
+                f"forget request {request_id}: {', '.join(left)} knows it, too, and a purge "
+                f"here would leave that. Purge it there (--model {left[0].split('/')[0]}); "
+                "what is in service there has to go first: restore the request, mark it anew "
+                "and unlearn it in each model."
+            )
+        retire, active = self._known(request), registry_active(self.registry)
+        if active in retire:
+            raise ConflictError(
+                f"{active}, which is in service, was taught by what is to be purged. Unlearn "
+                "it first."
+            )
+        return request, retire, active
 
     def would_destroy(self, request: ForgetRequest) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Versions whose weights a purge destroys, and other requests that lose their way back."""

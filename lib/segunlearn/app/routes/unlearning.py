@@ -92,6 +92,13 @@ class PlaceOut(BaseModel):
     words: str = Field(description="Why, and what to do")
 
 
+class WouldPurge(BaseModel):
+    """What a purge would destroy."""
+
+    destroyed: list[str] = Field(description="Versions whose weights would be gone for good")
+    requests: list[str] = Field(description="Others that could not be restored any more")
+
+
 class Purged(BaseModel):
     """What was destroyed."""
 
@@ -137,6 +144,18 @@ def restore(request_id: RequestId, body: Why, user: Decider, app: App) -> Restor
     found = _undo(app, user).restore(request_id, body.why)
     app.forgetting.wake()
     return Restored.model_validate(found)
+
+
+@router.get(
+    "/forget/requests/{request_id}/purge", summary="What a purge would destroy",
+    responses=_REFUSALS,
+)  # fmt: skip
+def would_purge(request_id: RequestId, user: Decider, app: App) -> WouldPurge:
+    """Say what would be gone, and which other requests would lose their way back.
+
+    Refused as the purge itself would be; nothing is changed.
+    """
+    return WouldPurge.model_validate(_undo(app, user).would_purge(request_id))
 
 
 @router.post("/forget/requests/{request_id}/purge", summary="Make it final", responses=_REFUSALS)
