@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from importlib.resources import files
@@ -64,6 +65,22 @@ def test_types_are_strict_and_right(node: str) -> None:
     for hole in ("@ts-ignore", "@ts-expect-error", ": any", "as any", "eval(", "innerHTML"):
         assert hole not in text, hole
     assert "dangerouslySet" not in text
+
+
+#: Where the source names a route: in a question to the server, or before it.
+_ROUTE = re.compile(
+    r"""(?:(?:open|address|each|optional|ask)(?:<[^(]*>)?\(\s*|"(?:GET|PUT|POST|DELETE)",\s*"""
+    r"""|path = |map\(\(\w+\) => )["'`]([a-z]+)["'`/$]"""
+)
+
+
+def test_the_routes_that_are_used_are_those_that_sites_are_told_to_pass_on() -> None:
+    text = "".join(p.read_text() for p in (SOURCE / "src").iterdir())
+    used = set(_ROUTE.findall(text))
+    assert {"forget", "login", "models", "infer", "pacs"} <= used
+    docs = (SOURCE.parents[1] / "docs" / "ohif.md").read_text()
+    told = docs[docs.index("Let your web server pass") : docs.index("on to this server")]
+    assert set(re.findall(r"`/([a-z]+)/?`", told)) - {"segunlearn"} == used
 
 
 def test_the_npm_layout_is_what_hosts_look_for(node: str, tmp_path: Path) -> None:
