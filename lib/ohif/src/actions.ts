@@ -1,15 +1,26 @@
 // What a person can do, and what is said afterwards.
-import { ApiError, call, open, query, segment } from "./api";
+import { ApiError, call, open, query, segment, sentence } from "./api";
 import { notify } from "./host";
 import { failed, refresh } from "./live";
 import { compare } from "./masks";
 import { get, set, setDraft } from "./store";
-import type { Dialog, Target } from "./store";
-import type { ForgetRequest, Plan, Purged, Reason, Restored, Run } from "./types";
+import type { Dialog, State, Target } from "./store";
+import type {
+  ForgetRequest, Plan, Purged, Reason, RequestDetail, Restored, Run, WouldPurge,
+} from "./types";
 import { KINDS } from "./words";
 
-export const openDialog = (dialog: Dialog): void => set({ dialog, fault: "", plan: null });
-export const closeDialog = (): void => set({ dialog: null, fault: "", plan: null });
+/** Number of the question whose answer a dialog waits for; what was asked before is dropped. */
+let asked = 0;
+
+function change(dialog: Dialog | null, more: Partial<State> = {}): void {
+  asked += 1;
+  const asking = dialog?.kind === "unlearn" || dialog?.kind === "purge";
+  set({ dialog, plan: null, wouldPurge: null, asking, ...more });
+}
+
+export const openDialog = (dialog: Dialog): void => change(dialog, { fault: "" });
+export const closeDialog = (): void => change(null, { fault: "" });
 
 /** Does something; a failure is shown where it was asked for, and nothing typed is lost. */
 async function perform(work: () => Promise<string>, close = true): Promise<boolean> {
@@ -17,14 +28,14 @@ async function perform(work: () => Promise<string>, close = true): Promise<boole
   set({ busy: true, fault: "" });
   try {
     const said = await work();
-    set({ said, ...(close ? { dialog: null, plan: null } : {}) });
+    if (close) change(null, { said });
+    else set({ said });
     if (said) notify("success", said);
     void refresh();
     return true;
   } catch (error) {
-    if (!(error instanceof ApiError)) throw error;
-    set({ fault: error.message });
-    if (error.status === 0 || error.status === 401) failed(error);
+    set({ fault: sentence(error) });
+    if (error instanceof ApiError && [0, 401].includes(error.status)) failed(error);
     else void refresh();
     return false;
   } finally {
@@ -74,19 +85,48 @@ export const dismiss = (request: ForgetRequest, why: string): Promise<boolean> =
 export async function loadPlan(
   requests: ForgetRequest[], restore: string, method: string,
 ): Promise<void> {
-  const asked: Record<string, string | string[]> = restore
+  const what: Record<string, string | string[]> = restore
     ? { restore } : { request: requests.map((r) => r.request_id) };
-  if (method) asked["method"] = method;
+  if (method) what["method"] = method;
+  await ask(`unlearning/plan${query(what)}`, (plan: Plan | null) => ({ plan }));
+}
+
+export const loadPurge = (request: ForgetRequest): Promise<void> =>
+  ask(
+    `forget/requests/${request.request_id}/purge`,
+    (wouldPurge: WouldPurge | null) => ({ wouldPurge }),
+  );
+
+/** Asks what the server would do; a refusal is shown in the dialog. */
+async function ask<T>(path: string, kept: (found: T | null) => Partial<State>): Promise<void> {
+  asked += 1;
+  const mine = asked;
+  let found: T | null = null;
+  let fault = "";
+  set({ asking: true, fault });
   try {
-    set({ plan: await call<Plan>("GET", `unlearning/plan${query(asked)}`), fault: "" });
+    found = await call<T>("GET", path);
   } catch (error) {
-    if (!(error instanceof ApiError)) throw error;
-    set({ fault: error.message });
+    fault = sentence(error);
+  }
+  if (mine === asked) set({ ...kept(found), asking: false, fault });
+}
+
+/** What the newest step of a request says. */
+export async function lastStep(request: ForgetRequest): Promise<string> {
+  try {
+    const found = await call<RequestDetail>("GET", `forget/requests/${request.request_id}`);
+    return found.history[found.history.length - 1]?.why ?? "";
+  } catch {
+    return ""; // the panel tells when the server is away
   }
 }
 
-function order(words: string): void {
-  set({ pending: { words, since: Date.now(), known: get().runs.map((r) => r.run_id) } });
+const known = (): string[] => get().runs.map((r) => r.run_id);
+
+/** Waits for a run that was not known before the order was given. */
+function order(words: string, before: string[]): void {
+  set({ pending: { words, since: Date.now(), known: before } });
   setTimeout(() => document.getElementById("segunlearn-runs")?.scrollIntoView({ block: "start" }), 300);
 }
 
@@ -100,8 +140,9 @@ export const unlearn = (
     };
     if (options.restore) body["restore"] = options.restore;
     else body["requests"] = requests.map((r) => r.request_id).join(",");
+    const before = known();
     await call("POST", "train/unlearn", body);
-    order(options.dry_run ? "The dry run starts" : "The unlearning starts");
+    order(options.dry_run ? "The dry run starts" : "The unlearning starts", before);
     return options.dry_run ? "The dry run starts; nothing is changed." : "The unlearning starts.";
   });
 
@@ -123,8 +164,10 @@ export const purge = (request: ForgetRequest, why: string): Promise<boolean> =>
     const found = await call<Purged>("POST", path, { why, confirm: true });
     setDraft(`why-${request.request_id}`, "");
     const places = found.places.map((p) => `${p.where}: ${p.words}`).join(" ");
+    const others = found.requests.length;
     return (
       `Destroyed for good: ${found.destroyed.join(", ") || "the key"}.` +
+      (others ? ` ${others} more of the same unlearning cannot be restored any more.` : "") +
       (places ? ` Still to be looked at: ${places}` : "")
     );
   });
@@ -138,8 +181,9 @@ export const cancel = (run: Run): Promise<boolean> =>
 export const adapt = (now: boolean, confirmOne: boolean): Promise<boolean> =>
   perform(async () => {
     const support = get().support.map((s) => s.uid).join(",");
+    const before = known();
     await call("POST", "train/site_adapt", { adapt_now: now, support, confirm_one: confirmOne });
-    order(now ? "The adapting starts" : "The dry run starts");
+    order(now ? "The adapting starts" : "The dry run starts", before);
     return now ? "The adapting starts." : "The dry run starts; nothing is changed.";
   });
 
@@ -161,6 +205,6 @@ export const compareMasks = (series: string, request: string): Promise<boolean> 
 export const showReport = (audit: string): Promise<boolean> =>
   perform(async () => {
     const answer = await open(`audits/${audit}/report`, { method: "GET" });
-    set({ dialog: { kind: "report", audit, html: await answer.text() } });
+    openDialog({ kind: "report", audit, html: await answer.text() });
     return "";
   }, false);

@@ -46,6 +46,15 @@ function look(): Active | null {
   };
 }
 
+/** Every study that the viewer has loaded, and their series; what lies in viewports is among them. */
+export function loaded(): { studies: string[]; series: string[] } {
+  const own = displaySets().filter((d) => !DERIVED.has(d.Modality ?? ""));
+  return {
+    studies: own.flatMap((d) => d.StudyInstanceUID ?? []),
+    series: own.flatMap((d) => d.SeriesInstanceUID ?? []),
+  };
+}
+
 export function watchActive(onChange: () => void): () => void {
   let last = "";
   const update = (): void => {

@@ -12,6 +12,10 @@ export class ApiError extends Error {
 }
 
 const AWAY = "The server does not answer. What you typed is kept; this goes on by itself when it is back.";
+export const FOREIGN =
+  "Something else answered in the server's place, such as a proxy or a page to sign in. What you typed is kept. " +
+  "If this stays, load the page again.";
+const LATE = "The server took too long to answer. Try again.";
 const EXPIRED = "Your session has expired. Sign in again; what you typed is kept.";
 
 let base = "/";
@@ -26,6 +30,9 @@ export function findServer(moduleUrl: string | undefined, configured: string | u
 
 export const address = (path: string): string => new URL(path, base).href;
 
+const lost = (error: unknown): ApiError =>
+  new ApiError(0, error instanceof DOMException && error.name === "TimeoutError" ? LATE : AWAY);
+
 export async function open(path: string, init: RequestInit): Promise<Response> {
   let answer: Response;
   try {
@@ -36,9 +43,7 @@ export async function open(path: string, init: RequestInit): Promise<Response> {
       headers: { ...authorization(), ...(init.headers as Record<string, string>) },
     });
   } catch (error) {
-    throw new ApiError(0, error instanceof DOMException && error.name === "TimeoutError"
-      ? "The server took too long to answer. Try again."
-      : AWAY);
+    throw lost(error);
   }
   if (answer.ok) return answer;
   throw new ApiError(answer.status, await reasonOf(answer));
@@ -51,14 +56,32 @@ export async function call<T>(method: string, path: string, body?: unknown): Pro
     init.headers = { "Content-Type": "application/json" };
   }
   const answer = await open(path, init);
-  return (await answer.json()) as T;
+  let text: string;
+  try {
+    text = await answer.text();
+  } catch (error) {
+    throw lost(error); // cut off on the way
+  }
+  try {
+    return JSON.parse(text) as T;
+  } catch {
+    throw new ApiError(502, FOREIGN);
+  }
+}
+
+/** For people; a mistake of this page itself, which must not stop it, goes to the console, too. */
+export function sentence(error: unknown): string {
+  if (error instanceof ApiError) return error.message;
+  console.error("SegUnlearn:", error);
+  return `This page cannot understand what the server answered (${String(error)}).`;
 }
 
 async function reasonOf(answer: Response): Promise<string> {
   if (answer.status === 401) return EXPIRED;
   const type = answer.headers.get("content-type") ?? "";
   if (type.includes("json")) {
-    const { detail } = (await answer.json().catch(() => ({}))) as { detail?: unknown };
+    const found = (await answer.json().catch(() => null)) as { detail?: unknown } | null;
+    const detail = found?.detail;
     if (typeof detail === "string") return detail.charAt(0).toUpperCase() + detail.slice(1);
   }
   if (answer.status >= 502 && answer.status <= 504) return AWAY;

@@ -5,7 +5,7 @@ import { startBadges } from "./badge";
 import { ID, PANEL, host, onEvents, useServices } from "./host";
 import type { ExtensionParams } from "./host";
 import { removeMasks } from "./masks";
-import { refreshStatus, startLive, failed } from "./live";
+import { failed, lookAtStudy, startLive } from "./live";
 import { commands, customizations, forgetKnown } from "./menus";
 import { Panel } from "./panel";
 import { captureReact } from "./react";
@@ -50,7 +50,7 @@ function onModeEnter(): void {
   loadSupport();
   stops = [
     ...onEvents(host().panelService, ["PANELS_CHANGED"], addPanel),
-    watchActive(() => void refreshStatus().catch(failed)),
+    watchActive(() => void lookAtStudy().catch(failed)),
     startLive(),
     startBadges(),
   ];

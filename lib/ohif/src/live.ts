@@ -1,34 +1,97 @@
 // Keeps the state as the server has it: one stream of changes for a tab that is seen, else polling.
-import { ApiError, call, open, query } from "./api";
+import { loaded } from "./active";
+import { ApiError, call, open, query, sentence } from "./api";
 import { notify } from "./host";
 import { removeStaleMasks } from "./masks";
 import { get, set } from "./store";
 import type { State } from "./store";
-import type { Adapter, Audit, ForgetRequest, Me, Outbox, Run, Status } from "./types";
+import type {
+  Adapter, Audit, ForgetRequest, Me, Outbox, RequestState, Run, Status,
+} from "./types";
 
 const POLL_MS = 3000;
 /** The server says something at least every 15 seconds; a silent stream is a cut one. */
 const SILENCE_MS = 25_000;
 const PAGE = 200;
+const MOST = 1000;
+/** Studies and series of one question: its address must pass proxies. */
+const BATCH = 80;
+const OPEN: RequestState[] = ["proposed", "requested", "approved", "working", "refused"];
 
 let stopping: AbortController | null = null;
 let refreshing: Promise<void> | null = null;
 let again = false;
 let forgetSeen = -1;
 
+/** Asks for all that is seen: the active study, then other studies loaded, and the support. */
 export async function refreshStatus(): Promise<void> {
-  const active = get().active;
-  if (!active) return;
-  const series = active.series.map((s) => s.uid).slice(0, 900);
-  try {
-    const found = await call<Record<string, Status>>(
-      "GET", `forget/status${query({ study: active.study, series })}`,
-    );
-    set({ status: { ...get().status, ...found }, statusFault: "" });
-  } catch (error) {
-    if (!(error instanceof ApiError) || error.status !== 400) throw error;
-    set({ statusFault: error.message });
+  const { active, support } = get();
+  const others = loaded();
+  const own = [...(active ? [active.study] : []), ...(active?.series ?? []).map((s) => s.uid)];
+  const seen = new Set(own);
+  const more = [...others.studies, ...others.series, ...support.map((s) => s.uid)]
+    .filter((uid) => !seen.has(uid));
+  const studies = new Set([own[0], ...others.studies]);
+  let found: Record<string, Status> = {};
+  let statusFault = "";
+  for (const uids of [...batches(own), ...batches([...new Set(more)])]) {
+    const study = uids.filter((uid) => studies.has(uid));
+    const series = uids.filter((uid) => !studies.has(uid));
+    try {
+      const part = await call<Record<string, Status>>("GET", `forget/status${query({ study, series })}`);
+      found = { ...found, ...part };
+    } catch (error) {
+      if (!(error instanceof ApiError) || error.status !== 400) throw error;
+      if (seen.has(uids[0] ?? "")) statusFault = error.message;
+    }
   }
+  set({ status: { ...get().status, ...found }, statusFault });
+}
+
+const batches = (uids: string[]): string[][] =>
+  Array.from({ length: Math.ceil(Math.min(uids.length, MOST) / BATCH) }, (_, i) =>
+    uids.slice(i * BATCH, (i + 1) * BATCH));
+
+export async function lookAtStudy(): Promise<void> {
+  await refreshStatus();
+  set({ requests: await withOwn(get().requests) });
+}
+
+const joined = (...parts: ForgetRequest[][]): ForgetRequest[] =>
+  [...new Map(parts.flat().map((r) => [r.request_id, r])).values()]
+    .sort((a, b) => b.created.localeCompare(a.created));
+
+/** The newest requests, and of a longer list also whatever still waits for somebody. */
+async function listed(): Promise<{ total: number; requests: ForgetRequest[] }> {
+  const ask = (values: Parameters<typeof query>[0]): Promise<{ total: number; requests: ForgetRequest[] }> =>
+    call("GET", `forget/requests${query(values)}`);
+  const page = await ask({ limit: PAGE });
+  if (page.total <= page.requests.length) return page;
+  const open = await ask({ state: OPEN, limit: MOST });
+  return { total: page.total, requests: joined(page.requests, open.requests) };
+}
+
+/** Adds the requests of the active study, and of the masks that are shown, however old they are. */
+async function withOwn(requests: ForgetRequest[]): Promise<ForgetRequest[]> {
+  const { active, status, masks } = get();
+  const uids = active ? [active.study, ...active.series.map((s) => s.uid)] : [];
+  const covers = uids.flatMap((uid) => [...(status[uid]?.covers ?? []), ...(status[uid]?.proposals ?? [])]);
+  const there = new Set(requests.map((r) => r.request_id));
+  const ids = new Set([...covers.map((c) => c.request_id), ...(masks ? [masks.request] : [])]);
+  const missing = [...ids].filter((id) => !there.has(id)).slice(0, 20);
+  return joined(requests, await each<ForgetRequest>(missing.map((id) => `forget/requests/${id}`)));
+}
+
+/** Asks one by one; what is not there (any more) is left out. */
+async function each<T>(paths: string[]): Promise<T[]> {
+  const found: T[] = [];
+  for (const path of paths)
+    try {
+      found.push(await call<T>("GET", path));
+    } catch (error) {
+      if (!(error instanceof ApiError) || error.status !== 404) throw error;
+    }
+  return found;
 }
 
 async function everything(): Promise<void> {
@@ -43,20 +106,33 @@ async function everything(): Promise<void> {
   };
   const me = await call<Me>("GET", "whoami");
   const [page, runs, audits, adapters, outbox] = await Promise.all([
-    call<{ total: number; requests: ForgetRequest[] }>("GET", `forget/requests${query({ limit: PAGE })}`),
-    call<Run[]>("GET", `runs${query({ limit: 5 })}`),
+    listed(),
+    newestRuns(),
     optional<{ audits: Audit[] }>(`audits${query({ limit: 5 })}`, { audits: [] }),
     optional<{ adapters: Adapter[] }>("adapters", { adapters: [] }),
     me.pacs ? optional<Outbox | null>(`pacs/outbox${query({ limit: 0 })}`, null) : null,
     refreshStatus(),
   ]);
+  const requests = await withOwn(page.requests);
+  takeRuns(runs);
   const back = ["away", "expired"].includes(get().server);
   set({
-    server: "ok", why: "", ...(back ? { fault: "" } : {}), me, requests: page.requests, total: page.total,
+    server: "ok", why: "", ...(back ? { fault: "" } : {}), me, requests, total: page.total,
     audits: audits.audits, adapters: adapters.adapters, outbox,
   });
-  takeRuns(runs);
   removeStaleMasks();
+}
+
+/** The newest runs, those that run, and those that ran when they were last told of. */
+async function newestRuns(): Promise<Run[]> {
+  const newest = await call<Run[]>("GET", `runs${query({ limit: 5 })}`);
+  const running = await call<Run[]>("GET", `runs${query({ state: "running", limit: 20 })}`);
+  const told = new Set([...newest, ...running].map((r) => r.run_id));
+  const lost = get().runs.filter((r) => r.state === "running" && !told.has(r.run_id));
+  const ended = await each<Run>(lost.map((r) => `runs/${r.run_id}`));
+  const gone = lost.filter((r) => !ended.some((e) => e.run_id === r.run_id));
+  if (gone.length) set({ runs: get().runs.filter((r) => !gone.includes(r)) });
+  return [...newest, ...running, ...ended];
 }
 
 /** Asks for everything; calls that come meanwhile are answered by one more round. */
@@ -80,11 +156,11 @@ export function refresh(): Promise<void> {
   return refreshing;
 }
 
+/** Says what is wrong; asking goes on, whatever it was. */
 export function failed(error: unknown): void {
-  if (!(error instanceof ApiError)) throw error;
-  const server: State["server"] =
-    error.status === 401 ? "expired" : error.status === 403 ? "refused" : "away";
-  set({ server, why: error.message });
+  const status = error instanceof ApiError ? error.status : 0;
+  const server: State["server"] = status === 401 ? "expired" : status === 403 ? "refused" : "away";
+  set({ server, why: sentence(error) });
 }
 
 const ENDS: Record<string, "success" | "warning" | "error" | "info"> = {
@@ -113,7 +189,8 @@ function takeRuns(runs: Run[]): void {
     }
   }
   const merged = new Map([...before, ...runs.map((r) => [r.run_id, r] as const)]);
-  const newest = [...merged.values()].sort((a, b) => b.started.localeCompare(a.started)).slice(0, 8);
+  const newest = [...merged.values()].sort((a, b) => b.started.localeCompare(a.started))
+    .filter((r, place) => place < 8 || r.state === "running");
   const { pending } = get();
   const known = new Set(pending?.known);
   set({
@@ -175,13 +252,28 @@ const pause = (ms: number, signal: AbortSignal): Promise<void> =>
     }, { once: true });
   });
 
-/** A child process that dies before its run begins leaves only the platform's word. */
+const OVER: Record<string, string> = {
+  ERROR: "The work ended before it began. The server's log says why.",
+  STOPPED: "The work was stopped before it began.",
+  GONE: "The server knows nothing of the work any more; it was started again, perhaps. Start the work anew.",
+};
+
+/** Work may end without any run: only the platform's word tells of it then. */
 async function lookAfterPending(): Promise<void> {
   const pending = get().pending;
   if (!pending || Date.now() - pending.since < 5000) return;
-  const task = await call<{ status?: string }>("GET", "train/").catch(() => ({ status: "" }));
-  if (task.status === "ERROR" && get().pending === pending)
-    set({ pending: null, fault: "The work ended before it began. The server's log says why." });
+  let status = "";
+  try {
+    status = (await call<{ status?: string }>("GET", "train/")).status ?? "";
+  } catch (error) {
+    if (error instanceof ApiError && error.status === 404) status = "GONE";
+  }
+  if (status !== "DONE" && !OVER[status]) return;
+  await refresh(); // its run, where there is one after all
+  if (get().pending !== pending) return;
+  const fault = OVER[status];
+  set(fault ? { pending: null, fault }
+    : { pending: null, said: "The work has ended; nothing had to be run for it." });
 }
 
 async function live(signal: AbortSignal): Promise<void> {

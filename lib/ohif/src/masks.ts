@@ -1,5 +1,5 @@
 // Masks before and after a forgetting, as two segmentations of the host that can be switched.
-import { ApiError, call, open, query } from "./api";
+import { ApiError, FOREIGN, call, open, query } from "./api";
 import { displaySets, host, showPanel, viewports } from "./host";
 import type { DisplaySet } from "./host";
 import { get, set } from "./store";
@@ -143,7 +143,9 @@ async function infer(model: string, image: string, more: Record<string, string>)
   const answer = await open(`infer/${model}${query({ image })}`, {
     method: "POST", body, signal: AbortSignal.timeout(PATIENCE_MS),
   });
-  const parts = await answer.formData();
+  const parts = await answer.formData().catch(() => {
+    throw new ApiError(502, FOREIGN);
+  });
   const params = JSON.parse(String(parts.get("params"))) as {
     version: string; label_names: Record<string, number>;
   };

@@ -2,7 +2,7 @@
 import type { Masks } from "./masks";
 import { React } from "./react";
 import type {
-  Adapter, Audit, ForgetRequest, Kind, Me, Outbox, Plan, Run, Status,
+  Adapter, Audit, ForgetRequest, Kind, Me, Outbox, Plan, Run, Status, WouldPurge,
 } from "./types";
 
 export interface Series {
@@ -30,6 +30,7 @@ export interface Target {
 export type Dialog =
   | { kind: "mark"; target: Target }
   | { kind: "withdraw" | "approve" | "dismiss" | "restore" | "purge"; request: ForgetRequest }
+  /** Without requests and restore: all that wait. */
   | { kind: "unlearn"; requests: ForgetRequest[]; restore?: string }
   | { kind: "adapt" }
   | { kind: "rollback"; adapter: Adapter }
@@ -55,6 +56,9 @@ export interface State {
   masks: Masks | null;
   dialog: Dialog | null;
   plan: Plan | null;
+  wouldPurge: WouldPurge | null;
+  /** The dialog waits for what the server would do. */
+  asking: boolean;
   busy: boolean;
   fault: string;
   /** What was done last, for screen readers and eyes. */
@@ -79,6 +83,8 @@ let state: State = {
   masks: null,
   dialog: null,
   plan: null,
+  wouldPurge: null,
+  asking: false,
   busy: false,
   fault: "",
   said: "",

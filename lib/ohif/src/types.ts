@@ -20,6 +20,8 @@ export type RequestState =
   | "restored"
   | "purged";
 
+export type Level = "none" | "hidden" | "unlearned" | "retrained";
+
 export interface Me {
   name: string;
   signed_in: boolean;
@@ -36,8 +38,8 @@ export interface ForgetRequest {
   reason: Reason;
   note: string;
   state: RequestState;
-  needed: string;
-  reached: string;
+  needed: Level;
+  reached: Level;
   live: boolean;
   source: string;
   marked_by: string;
@@ -47,11 +49,17 @@ export interface ForgetRequest {
   message: string;
 }
 
+export interface RequestDetail extends ForgetRequest {
+  history: { why: string }[];
+}
+
 export interface Cover {
   request_id: string;
   target_kind: Kind;
   state: RequestState;
   reason: Reason;
+  needed: Level;
+  reached: Level;
 }
 
 export interface Status {
@@ -85,6 +93,7 @@ export interface Run {
 }
 
 export interface Plan {
+  requests: { id: string; what: string }[];
   original: string;
   recommended: string;
   level: string;
@@ -131,6 +140,11 @@ export interface Restored {
   version: string;
   requests: string[];
   lost: string[];
+}
+
+export interface WouldPurge {
+  destroyed: string[];
+  requests: string[];
 }
 
 export interface Purged {

@@ -1,0 +1,227 @@
+"""The panel's state in node: what it asks a server, and what it makes of the answers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ohif_panel import Panel
+
+
+@pytest.fixture(scope="module")
+def panel(tmp_path_factory: pytest.TempPathFactory) -> Panel:
+    return Panel(tmp_path_factory.mktemp("panel"))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param("html()", id="a page"),
+        pytest.param("html(500)", id="an error's page"),
+        pytest.param('new Response("")', id="nothing"),
+        pytest.param("null", id="null"),
+        pytest.param("({})", id="another shape"),
+        pytest.param("json(null, 400)", id="no reason"),
+    ],
+)
+def test_polling_goes_on_after_any_answer(panel: Panel, answer: str) -> None:
+    """A proxy's page instead of JSON ended it for good."""
+    found = panel.does(f"""
+      console.error = () => {{}};
+      let wrong = true;
+      for (const [path, right] of Object.entries(answers))
+        answers[path] = (...a) => wrong && path !== "whoami" ? {answer} : right(...a);
+      live.startLive();
+      const away = await until(() => get().server === "away");
+      const why = get().why;
+      wrong = false;
+      say({{away, why, back: await until(() => get().server === "ok")}});
+    """)
+    assert (found["away"], found["back"]) == (True, True)
+    assert found["why"].endswith(".")
+    if answer in ("html()", 'new Response("")'):
+        assert found["why"].startswith("Something else answered in the server's place")
+
+
+def test_a_page_instead_of_an_answer_is_said_where_it_was_asked_for(panel: Panel) -> None:
+    found = panel.does("""
+      answers["forget/requests/7/approve"] = () => html();
+      const done = await actions.approve(request(7, "requested"));
+      say({done, fault: get().fault, busy: get().busy});
+    """)
+    assert (found["done"], found["busy"]) == (False, False)
+    assert "Something else answered" in found["fault"]
+
+
+@pytest.mark.parametrize(
+    ("task", "said", "fault"),
+    [
+        ('({status: "DONE"})', "nothing had to be run", ""),
+        ('({status: "ERROR"})', "", "ended before it began"),
+        ('({status: "STOPPED"})', "", "stopped before it began"),
+        ('json({detail: "No Train task"}, 404)', "", "knows nothing of the work"),
+    ],
+)
+def test_work_that_ends_without_a_run_is_not_awaited(
+    panel: Panel, task: str, said: str, fault: str
+) -> None:
+    """A request that no version was taught is fulfilled at once, without any run."""
+    found = panel.does(f"""
+      answers["train/unlearn"] = () => ({{}});
+      let task = {{status: "RUNNING"}};
+      answers["train/"] = () => task;
+      const options = {{dry_run: false, method: "", quick: false, restore: ""}};
+      live.startLive();
+      await actions.unlearn([request(1, "approved")], options);
+      const [waits, looked] = [!!get().pending, () => asked.filter(a => a === "train/").length > 2];
+      const goes_on = await until(looked) && !!get().pending;
+      task = {task};
+      const ended = await until(() => !get().pending);
+      say({{waits, goes_on, ended, said: get().said, fault: get().fault}});
+    """)
+    assert (found["waits"], found["goes_on"], found["ended"]) == (True, True, True)
+    assert said in found["said"]
+    assert fault in found["fault"]
+    assert bool(found["fault"]) == bool(fault)
+
+
+@pytest.mark.parametrize("when", ["before the order is answered", "with the task's end"])
+def test_a_run_ends_the_waiting(panel: Panel, when: str) -> None:
+    """Also one that is told of before its order is answered; the task's end says nothing then."""
+    early = json.dumps(when.startswith("before"))
+    found = panel.does(f"""
+      const told = () => {{ answers["runs"] = () => [run("9", "done")]; }};
+      answers["train/unlearn"] = async () => {{
+        if ({early}) {{ told(); await live.refresh(); }}
+        return {{}};
+      }};
+      answers["train/"] = () => {{ told(); return {{status: "DONE"}}; }};
+      const options = {{dry_run: false, method: "", quick: false, restore: ""}};
+      await actions.unlearn([request(1, "approved")], options);
+      const stop = live.startLive();
+      const ended = await until(() => !get().pending);
+      stop();
+      say({{ended, said: get().said}});
+    """)
+    assert found == {"ended": True, "said": "The unlearning starts."}
+
+
+_VIEWER = """
+const shown = (study, series, Modality = "CT") => (
+  {StudyInstanceUID: study, SeriesInstanceUID: series, Modality});
+let sets = [shown("1.1", "1.1.1"), shown("1.2", "1.2.1"), shown("1.2", "1.2.2", "SEG")];
+host.useServices({displaySetService: {getActiveDisplaySets: () => sets}});
+set({active: {study: "1.1", series: [{uid: "1.1.1", words: ""}]}});
+set({support: [{uid: "1.3.1", words: ""}]});
+const all = (q) => [...q.getAll("study"), ...q.getAll("series")];
+"""
+
+
+def test_every_study_in_sight_is_asked_for(panel: Panel) -> None:
+    """A mark elsewhere on a prior, or on a series that was chosen for adapting, stayed unseen."""
+    found = panel.does(
+        _VIEWER
+        + """
+      answers["forget/status"] = (q) => Object.fromEntries(
+        all(q).map(uid => [uid, {marked: true, covers: [], proposals: []}]));
+      await live.refresh();
+      const marked = Object.keys(get().status).sort();
+      // what cannot be asked for among the others does not hide the active study
+      answers["forget/status"] = (q) => all(q).includes("1.2")
+        ? json({detail: "1.2 is no study"}, 400)
+        : Object.fromEntries(all(q).map(uid => [uid, {marked: false, covers: [], proposals: []}]));
+      await live.refresh();
+      const {status, statusFault, server} = get();
+      // many series are asked for in addresses that proxies take
+      sets = Array.from({length: 400}, (_, n) => shown("1.1", `1.1.${"5".repeat(58)}.${n}`));
+      asked.length = 0;
+      await live.refresh();
+      say({marked, after: status["1.1"].marked, statusFault, server,
+           longest: Math.max(...asked.map(a => a.length)),
+           known: Object.keys(get().status).length});
+    """
+    )
+    assert found["marked"] == ["1.1", "1.1.1", "1.2", "1.2.1", "1.3.1"]
+    assert (found["after"], found["statusFault"], found["server"]) == (False, "", "ok")
+    assert found["longest"] < 8000
+    assert found["known"] > 400
+
+
+def test_requests_beyond_the_newest_are_found(panel: Panel) -> None:
+    """Of a long list, what is open and what covers the active study."""
+    found = panel.does(
+        _VIEWER
+        + """
+      const old = [request(1, "fulfilled"), request(2, "approved"), request(3, "withdrawn")];
+      const cover = {request_id: "1", target_kind: "study", state: "fulfilled"};
+      answers["forget/status"] = () => ({"1.1": {marked: true, covers: [cover], proposals: []}});
+      answers["forget/requests"] = (q) => {
+        const rows = Array.from({length: 200}, (_, n) => request(1000 - n, "withdrawn"));
+        const open = q.getAll("state");
+        return open.length
+          ? {total: 1, requests: old.filter(r => open.includes(r.state))}
+          : {total: 203, requests: rows.slice(0, Number(q.get("limit")))};
+      };
+      answers["forget/requests/1"] = () => old[0];
+      await live.refresh();
+      say(get().requests.map(r => r.request_id).filter(id => Number(id) < 801 || id === "1000"));
+    """
+    )
+    assert found == ["1000", "2", "1"]  # newest first
+
+
+def test_a_run_that_ended_unseen_is_told(panel: Panel) -> None:
+    """While the tab is hidden, more runs may end than a list of the newest has."""
+    found = panel.does("""
+      const newest = [1, 2, 3, 4, 5].map(n => run(`${n}0`, "done", {kind: "plan"}));
+      let running = [run("01", "running"), run("02", "running")];
+      answers["runs"] = (q) => q.get("state") === "running" ? running : newest;
+      await live.refresh();
+      const first = get().runs.filter(r => r.state === "running").map(r => r.run_id);
+      answers["runs/01"] = () => run("01", "cancelled", {message: "stopped"});
+      running = [];  // and the other is not there any more: another store
+      await live.refresh();
+      say({first, left: get().runs.filter(r => r.state === "running").length, said: get().said});
+    """)
+    assert sorted(found["first"]) == ["01", "02"]
+    assert (found["left"], found["said"]) == (0, "Unlearning: cancelled. stopped")
+
+
+def test_an_older_plan_does_not_replace_a_newer(panel: Panel) -> None:
+    """Nor one that comes when the dialog was left for another."""
+    found = panel.does("""
+      const hold = {};
+      answers["unlearning/plan"] = (q) =>
+        new Promise(done => { hold[q.get("method")] = () => done({lines: [q.get("method")]}); });
+      const one = request(1, "approved");
+      actions.openDialog({kind: "unlearn", requests: [one]});
+      const plans = ["slow", "fast"].map(m => actions.loadPlan([one], "", m));
+      await until(() => hold.slow && hold.fast);
+      hold.fast(); await plans[1];
+      hold.slow(); await plans[0];
+      const lines = get().plan.lines;
+      const late = actions.loadPlan([one], "", "late");
+      await until(() => hold.late);
+      actions.closeDialog();
+      actions.openDialog({kind: "unlearn", requests: [request(2, "approved")]});
+      hold.late(); await late;
+      say({lines, plan: get().plan, asking: get().asking});
+    """)
+    assert found == {"lines": ["fast"], "plan": None, "asking": True}
+
+
+def test_a_refused_plan_takes_the_one_before_away(panel: Panel) -> None:
+    found = panel.does("""
+      answers["unlearning/plan"] = (q) => q.get("method")
+        ? json({detail: "it was taught the liver. Train again."}, 400) : {lines: ["all"]};
+      const one = request(1, "approved");
+      await actions.loadPlan([one], "", "");
+      const lines = get().plan.lines;
+      await actions.loadPlan([one], "", "calibrated");
+      say({lines, plan: get().plan, asking: get().asking, fault: get().fault});
+    """)
+    assert found == {
+        "lines": ["all"], "plan": None, "asking": False,
+        "fault": "It was taught the liver. Train again.",
+    }  # fmt: skip
