@@ -221,6 +221,10 @@ def serving(studies: str, home: Path, viewer: Path | None = None) -> Iterator[Vi
         server.stop()
 
 
+#: A hospital, and the server on its files.
+Site = tuple[Hospital, ViewerServer]
+
+
 def upload(rest: str, hospital: Hospital) -> None:
     """Put all studies into an Orthanc."""
     with httpx.Client(timeout=30) as client:

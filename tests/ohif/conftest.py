@@ -12,7 +12,7 @@ import pytest
 
 from chromium import chromium
 from conftest import missing
-from ohif_site import ROOT, Hospital, build_hospital
+from ohif_site import ROOT, Hospital, Site, build_hospital, serving
 from ohif_tab import Tab, open_tab
 
 
@@ -34,6 +34,16 @@ def newer_viewer() -> Path:
     if not (folder / "index.html").is_file():
         missing("no newer viewer is prepared (make viewer)")
     return folder
+
+
+@pytest.fixture(scope="module")
+def embedded(
+    hospital: Hospital, newer_viewer: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
+    """OHIF 3.13.2 on the embedded archive."""
+    own = hospital.copy(tmp_path_factory.mktemp("embedded"))
+    with serving(str(own.dicom), own.home, newer_viewer) as server:
+        yield own, server
 
 
 OpenTab = Callable[..., Tab]

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ohif_site import ATTACK, HOSTILE, Hospital, Person, ViewerServer, serving, upload
+from ohif_site import ATTACK, HOSTILE, Hospital, Person, Site, ViewerServer, serving, upload
 from ohif_tab import crowding
 from oidc_issuer import running_issuer
 from orthanc_process import OrthancProcess
@@ -31,18 +31,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 #: machines that do nothing else.
 SEEN, FLOW = 5.0, 60.0
 TYPED = "the letter of the third of May, page two"
-
-Site = tuple[Hospital, ViewerServer]
-
-
-@pytest.fixture(scope="module")
-def embedded(
-    hospital: Hospital, newer_viewer: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Site]:
-    """OHIF 3.13.2 on the embedded archive."""
-    own = hospital.copy(tmp_path_factory.mktemp("embedded"))
-    with serving(str(own.dicom), own.home, newer_viewer) as server:
-        yield own, server
 
 
 @pytest.fixture(scope="module")

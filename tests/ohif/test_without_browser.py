@@ -107,6 +107,29 @@ def test_a_run_ends_the_waiting(panel: Panel, when: str) -> None:
     assert found == {"ended": True, "said": "The unlearning starts."}
 
 
+def test_what_is_in_work_is_said_to_run_only_while_it_does(panel: Panel) -> None:
+    found = panel.does("""
+      const runs = [run("1", "running", {parameters: {requests: ["5"]}}), run("2", "done")];
+      const ended = [{...runs[0], state: "cancelled"}];
+      const all = words.stateOf;
+      say({
+        running: all(request(5, "working"), runs), other: all(request(6, "working"), runs),
+        killed: all(request(5, "working"), ended),
+        hidden: all(request(6, "working", {reached: "hidden"}), runs),
+        elsewhere: all(request(6, "working", {reached: "unlearned"}), runs),
+        refused: all(request(6, "refused"), runs),
+      });
+    """)
+    assert found == {
+        "running": "being unlearned",
+        "other": "not yet forgotten",
+        "killed": "not yet forgotten",
+        "hidden": "only hidden so far",
+        "elsewhere": "another model still knows it",
+        "refused": "tried, not forgotten",  # by an audit, a failure or a person who stopped it
+    }
+
+
 _VIEWER = """
 const shown = (study, series, Modality = "CT") => (
   {StudyInstanceUID: study, SeriesInstanceUID: series, Modality});

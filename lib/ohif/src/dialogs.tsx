@@ -19,13 +19,17 @@ interface FrameProps {
 function Frame({ title, says = [], children, wide }: FrameProps): JSX.Element {
   const ref = React.useRef<HTMLDialogElement>(null);
   React.useEffect(() => {
+    const before = document.activeElement as HTMLElement | null; // showModal moves it
     const element = ref.current;
     if (element && !element.open) element.showModal();
-    const before = document.activeElement as HTMLElement | null;
     // a menu of the host that still fades would take Escape from the browser, which closes for us
     const own = (e: KeyboardEvent): void => { if (e.key === "Escape") e.stopPropagation(); };
     window.addEventListener("keydown", own, true);
-    return () => { window.removeEventListener("keydown", own, true); before?.focus?.(); };
+    return () => {
+      window.removeEventListener("keydown", own, true);
+      const there = before?.isConnected && before !== document.body;
+      (there ? before : document.querySelector<HTMLElement>(".sul"))?.focus();
+    };
   }, []);
   return (
     <dialog ref={ref} className={`sul-dialog${wide ? " wide" : ""}`} aria-label={title}
@@ -110,15 +114,68 @@ function MarkDialog({ target }: { target: Target }): JSX.Element {
 }
 
 function What({ request }: { request: ForgetRequest }): JSX.Element {
+  const state = useStore((s) => words.stateOf(request, s.runs));
   return (
     <p className="words">
       <strong>{words.KINDS[request.target.kind]} {words.shortId(request.target.id)}</strong>:{" "}
-      {words.REASONS[request.reason]}, {words.STATES[request.state]}
+      {words.REASONS[request.reason]}, {state}
     </p>
   );
 }
 
 const why = (request: ForgetRequest): string => `why-${request.request_id}`;
+
+/** While the server is asked, and the way to ask again. */
+function Asking({ again }: { again: () => void }): JSX.Element | null {
+  const asking = useStore((s) => s.asking);
+  const fault = useStore((s) => s.fault);
+  if (asking) return <p className="soft">The server looks what it would do …</p>;
+  return fault ? null : <Act label="Ask the server again" act={again} />;
+}
+
+function whyNotYet(known: boolean, asking: boolean): string | undefined {
+  if (known) return undefined;
+  return asking ? "The server has not answered yet what it would do."
+    : "The server does not offer it; the dialog says why.";
+}
+
+/** Versions and other requests that a purge takes along. */
+function Lost({ request }: { request: ForgetRequest }): JSX.Element {
+  const found = useStore((s) => s.wouldPurge);
+  const requests = useStore((s) => s.requests);
+  const look = (): void => void actions.loadPurge(request);
+  React.useEffect(look, [request.request_id]);
+  if (!found) return <Asking again={look} />;
+  return (
+    <div data-cy="sul-lost">
+      <p className="words">Destroyed: the key, {found.destroyed.join(", ") || "no version"}.</p>
+      {found.requests.length ? (
+        <React.Fragment>
+          <p className="bad words">{words.LOSING}</p>
+          <ul>
+            {found.requests.map((id) => {
+              const other = requests.find((r) => r.request_id === id);
+              return (
+                <li key={id} data-id={id}>
+                  {other ? <What request={other} /> : <p>request <span className="id">{id}</span></p>}
+                </li>
+              );
+            })}
+          </ul>
+        </React.Fragment>
+      ) : null}
+    </div>
+  );
+}
+
+function Purge({ request, text }: { request: ForgetRequest; text: string }): JSX.Element {
+  const known = useStore((s) => s.wouldPurge !== null);
+  const asking = useStore((s) => s.asking);
+  return (
+    <Ends label="Purge" look="danger" typed="purge" why={whyNotYet(known, asking)}
+      act={() => void actions.purge(request, text)} />
+  );
+}
 
 function Simple({ dialog }: {
   dialog: Extract<Dialog, { request: ForgetRequest }>;
@@ -164,8 +221,9 @@ function Simple({ dialog }: {
     case "purge":
       return (
         <Frame title="Purge: erase for good" says={words.PURGING}>
-          <What request={request} />{note}
-          <Ends label="Purge" look="danger" typed="purge" act={() => void actions.purge(request, text)} />
+          <What request={request} />
+          <Lost request={request} />{note}
+          <Purge request={request} text={text} />
         </Frame>
       );
   }
@@ -175,17 +233,20 @@ function UnlearnDialog({ requests, restore = "" }: {
   requests: ForgetRequest[]; restore?: string;
 }): JSX.Element {
   const plan = useStore((s) => s.plan);
-  const fault = useStore((s) => s.fault);
+  const asking = useStore((s) => s.asking);
+  const all = useStore((s) => s.requests);
   const [method, setMethod] = useDraft("method");
   const [quick, setQuick] = React.useState(false);
-  React.useEffect(() => {
-    void actions.loadPlan(requests, restore, method);
-  }, [method]);
+  const look = (): void => void actions.loadPlan(requests, restore, method);
+  React.useEffect(look, [method]);
+  const planned = plan?.requests ?? [];
+  const named = requests.length || restore ? requests
+    : planned.flatMap((p) => all.find((r) => r.request_id === p.id) ?? []);
   const start = (dry: boolean): void =>
     void actions.unlearn(requests, { dry_run: dry, method, quick, restore });
   return (
     <Frame title={restore ? "Restore, and forget the others again" : "Unlearn"} says={words.UNLEARNING}>
-      {requests.map((r) => <What key={r.request_id} request={r} />)}
+      {named.map((r) => <What key={r.request_id} request={r} />)}
       <label>Method
         <select value={method} data-cy="sul-method" onChange={(e) => setMethod(e.target.value)}>
           <option value="">the usual one for the level{plan ? ` “${plan.level}”` : ""}</option>
@@ -203,12 +264,13 @@ function UnlearnDialog({ requests, restore = "" }: {
           onChange={(e) => setQuick(e.target.checked)} />{" "}
         Quick audit: fewer and shorter attacks; the report says what is left out
       </label>
-      {plan ? (
+      {plan && !asking ? (
         <ul className="soft" data-cy="sul-plan">
           {plan.lines.map((line, i) => <li key={i} className="words">{line}</li>)}
         </ul>
-      ) : fault ? null : <p className="soft">The server plans …</p>}
-      <Ends label="Unlearn" typed="unlearn" act={() => start(false)}>
+      ) : <Asking again={look} />}
+      <Ends label="Unlearn" typed="unlearn" why={whyNotYet(plan !== null && !asking, asking)}
+        act={() => start(false)}>
         <Act label="Dry run" name="sul-dry-run" act={() => start(true)} />
       </Ends>
     </Frame>

@@ -8,6 +8,7 @@ import { get, subscribe } from "./store";
 import type { Target } from "./store";
 import { refresh } from "./live";
 import type { Status } from "./types";
+import { stateOf } from "./words";
 
 interface MenuArguments {
   StudyInstanceUID?: string;
@@ -120,7 +121,7 @@ function Cell({ study }: { study: string }): JSX.Element | null {
   }, [study, status]);
   if (!status?.marked && !status?.series_marked) return null;
   const words = status.marked ? "FORGET" : `${status.series_marked} series`;
-  const title = status.marked ? `Marked for forgetting: ${status.covers[0]?.state ?? ""}` : "Series are marked for forgetting";
+  const title = status.marked ? `Marked for forgetting: ${status.covers[0] ? stateOf(status.covers[0], get().runs) : ""}` : "Series are marked for forgetting";
   return React.createElement("span", { "className": "sul-cell", title, "data-cy": "sul-cell" }, words);
 }
 

@@ -55,7 +55,7 @@ function Content(): JSX.Element {
   const [theme, setTheme] = React.useState("dark");
   React.useEffect(() => setTheme(themeOf(ref.current)), []);
   return (
-    <div className="sul" ref={ref} data-theme={theme} data-cy="sul-panel"
+    <div className="sul" ref={ref} tabIndex={-1} data-theme={theme} data-cy="sul-panel"
       onKeyDown={(e) => e.stopPropagation() /* the viewer's own keys would swallow Enter */}>
       <ServerState />
       <ArchiveState />

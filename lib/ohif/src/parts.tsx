@@ -2,8 +2,8 @@
 import { address } from "./api";
 import { React } from "./react";
 import { useDraft, useStore } from "./store";
-import type { RequestState } from "./types";
-import { STATES, TONES } from "./words";
+import type { Cover } from "./types";
+import { TONES, stateOf } from "./words";
 
 interface ActProps {
   label: string;
@@ -35,8 +35,11 @@ export function Act({ label, act, why, look, name, about }: ActProps): JSX.Eleme
   );
 }
 
-export function Chip({ state }: { state: RequestState }): JSX.Element {
-  return <span className={`sul-chip ${TONES[state]}`}>{STATES[state]}</span>;
+export function Chip({ about }: {
+  about: Pick<Cover, "request_id" | "state" | "needed" | "reached">;
+}): JSX.Element {
+  const words = useStore((s) => stateOf(about, s.runs));
+  return <span className={`sul-chip ${TONES[about.state]}`} data-cy="sul-chip">{words}</span>;
 }
 
 interface FieldProps {

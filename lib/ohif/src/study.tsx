@@ -14,7 +14,7 @@ function Covers({ covers }: { covers: Cover[] }): JSX.Element {
     <React.Fragment>
       {covers.map((cover) => (
         <p key={cover.request_id} className="words">
-          <Chip state={cover.state} />{" "}
+          <Chip about={cover} />{" "}
           {cover.target_kind === "study" ? "" : `by a mark on the ${KINDS[cover.target_kind]}: `}
           {REASONS[cover.reason]}
         </p>
@@ -58,7 +58,7 @@ function Item({ series, status, shown }: {
       <div className="id" title={series.uid}>{shortId(series.uid)}</div>
       {status?.marked ? (
         <p>
-          <Chip state={(status.covers[0] as Cover).state} />{" "}
+          <Chip about={status.covers[0] as Cover} />{" "}
           {covered ? <span className="soft">covered by the {KINDS[covered.target_kind]}</span> : null}
         </p>
       ) : null}

@@ -1,5 +1,5 @@
 // Every sentence about what becomes of the data stands here.
-import type { ForgetRequest, Kind, Reason, RequestState } from "./types";
+import type { ForgetRequest, Kind, Level, Reason, RequestState, Run } from "./types";
 
 export const REASONS: Record<Reason, string> = {
   consent_withdrawn: "Consent withdrawn",
@@ -16,8 +16,8 @@ export const STATES: Record<RequestState, string> = {
   requested: "waits for approval",
   approved: "approved",
   withdrawn: "mark withdrawn",
-  working: "being unlearned",
-  refused: "audit refused it",
+  working: "not yet forgotten",
+  refused: "tried, not forgotten",
   fulfilled: "forgotten, restorable",
   restored: "restored",
   purged: "erased for good",
@@ -42,6 +42,26 @@ export const TONES: Record<RequestState, "plain" | "warn" | "good" | "bad"> = {
   restored: "plain",
   purged: "good",
 };
+
+const LEVELS: readonly Level[] = ["none", "hidden", "unlearned", "retrained"];
+
+/** Whether an unlearning of this request runs now. */
+export const isUnlearned = (request_id: string, runs: readonly Run[]): boolean =>
+  runs.some((r) => {
+    const ids = r.parameters["requests"];
+    return r.state === "running" && r.kind === "unlearn" && Array.isArray(ids) && ids.includes(request_id);
+  });
+
+/** The state in words; what is in work is only said to run while it does. */
+export function stateOf(
+  about: Pick<ForgetRequest, "request_id" | "state" | "needed" | "reached">, runs: readonly Run[],
+): string {
+  if (about.state !== "working") return STATES[about.state];
+  if (isUnlearned(about.request_id, runs)) return "being unlearned";
+  if (about.reached === "none") return STATES.working;
+  return LEVELS.indexOf(about.reached) < LEVELS.indexOf(about.needed)
+    ? `only ${about.reached} so far` : "another model still knows it";
+}
 
 /** Which law's word applies to a request as it stands. */
 export function lawOf(request: Pick<ForgetRequest, "state" | "live">): string {
@@ -77,6 +97,10 @@ export const RESTORING = [
   "Versions made since are no longer served. Requests that were unlearned together come back together.",
   "In the law's words: the restriction of processing (GDPR Art. 18) ends.",
 ];
+
+/** What else a purge takes along. */
+export const LOSING =
+  "These were unlearned together with it and lose their way back, too. They stay forgotten, and nobody can restore them any more:";
 
 export const PURGING = [
   "The key, every old version that knows these data, their checkpoints and caches are destroyed. Nobody can restore them, we neither.",
