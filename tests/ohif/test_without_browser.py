@@ -194,6 +194,29 @@ def test_requests_beyond_the_newest_are_found(panel: Panel) -> None:
     assert found == ["1000", "2", "1"]  # newest first
 
 
+def test_a_slow_answer_on_one_study_takes_no_newer_request_away(panel: Panel) -> None:
+    found = panel.does(
+        _VIEWER
+        + """
+      const cover = {request_id: "1", target_kind: "study", state: "fulfilled"};
+      answers["forget/status"] = () => ({"1.1": {marked: true, covers: [cover], proposals: []}});
+      let answer;
+      answers["forget/requests/1"] = () => new Promise(done => { answer = () => done(old); });
+      const old = request(1, "fulfilled");
+      const looks = live.lookAtStudy();
+      await until(() => answer);
+      const slow = answer;
+      answers["forget/requests/1"] = () => old;
+      answers["forget/requests"] = () => ({total: 1, requests: [request(9, "requested")]});
+      await live.refresh();
+      slow();
+      await looks;
+      say(get().requests.map(r => r.request_id));
+    """
+    )
+    assert found == ["9", "1"]
+
+
 def test_a_run_that_ended_unseen_is_told(panel: Panel) -> None:
     """While the tab is hidden, more runs may end than a list of the newest has."""
     found = panel.does("""

@@ -54,7 +54,8 @@ const batches = (uids: string[]): string[][] =>
 
 export async function lookAtStudy(): Promise<void> {
   await refreshStatus();
-  set({ requests: await withOwn(get().requests) });
+  const older = await olderOf(get().requests);
+  if (older.length) set({ requests: joined(older, get().requests) });
 }
 
 const joined = (...parts: ForgetRequest[][]): ForgetRequest[] =>
@@ -71,15 +72,15 @@ async function listed(): Promise<{ total: number; requests: ForgetRequest[] }> {
   return { total: page.total, requests: joined(page.requests, open.requests) };
 }
 
-/** Adds the requests of the active study, and of the masks that are shown, however old they are. */
-async function withOwn(requests: ForgetRequest[]): Promise<ForgetRequest[]> {
+/** What a list lacks of the active study, and of the masks that are shown. */
+async function olderOf(requests: ForgetRequest[]): Promise<ForgetRequest[]> {
   const { active, status, masks } = get();
   const uids = active ? [active.study, ...active.series.map((s) => s.uid)] : [];
   const covers = uids.flatMap((uid) => [...(status[uid]?.covers ?? []), ...(status[uid]?.proposals ?? [])]);
   const there = new Set(requests.map((r) => r.request_id));
   const ids = new Set([...covers.map((c) => c.request_id), ...(masks ? [masks.request] : [])]);
   const missing = [...ids].filter((id) => !there.has(id)).slice(0, 20);
-  return joined(requests, await each<ForgetRequest>(missing.map((id) => `forget/requests/${id}`)));
+  return each<ForgetRequest>(missing.map((id) => `forget/requests/${id}`));
 }
 
 /** Asks one by one; what is not there (any more) is left out. */
@@ -113,7 +114,7 @@ async function everything(): Promise<void> {
     me.pacs ? optional<Outbox | null>(`pacs/outbox${query({ limit: 0 })}`, null) : null,
     refreshStatus(),
   ]);
-  const requests = await withOwn(page.requests);
+  const requests = joined(await olderOf(page.requests), page.requests);
   takeRuns(runs);
   const back = ["away", "expired"].includes(get().server);
   set({
