@@ -92,6 +92,7 @@ def test_titles_are_private_and_never_reject() -> None:
     assert len(set(codes)) == len(TITLES)
     assert not IOCM_CODES & set(codes)
     assert SCHEME.startswith("99")
+    assert "audit" not in TITLES["refused"][1]  # a stop or a fault also ends there
     for code, meaning in TITLES.values():
         assert len(code) <= 16  # SH
         assert len(meaning) <= 64  # LO

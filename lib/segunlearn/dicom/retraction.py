@@ -47,7 +47,7 @@ TITLES: Mapping[str, tuple[str, str]] = {
     "approved": ("FORGET02", "Withdrawal from model training approved"),
     "working": ("FORGET03", "Withdrawal from model in progress"),
     "fulfilled": ("FORGET04", "Withdrawal from model fulfilled"),
-    "refused": ("FORGET05", "Withdrawal from model failed its audit"),
+    "refused": ("FORGET05", "Withdrawal from model not achieved"),
     "restored": ("FORGET06", "Withdrawal from model reversed"),
     "purged": ("FORGET07", "Withdrawal from model made final"),
     "withdrawn": ("FORGET08", "Request to withdraw from model cancelled"),
