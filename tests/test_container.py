@@ -89,6 +89,18 @@ def test_the_proxy_says_who_calls_and_speaks_only_tls() -> None:
     assert "error_log /dev/stderr crit;" in NGINX  # lesser errors write the request line
 
 
+def test_strangers_cannot_fill_the_proxys_memory() -> None:
+    """Where it keeps bodies before it passes them on, they are as small as the gate wants them."""
+    (signing_in,) = re.findall(r"location ~ \^/\(login\|auth/token\) {([^}]*)}", NGINX)
+    assert "client_max_body_size 16k;" in signing_in
+    gate = (ROOT / "lib" / "segunlearn" / "app" / "security" / "gate.py").read_text(
+        encoding="utf-8"
+    )
+    assert "_LARGEST_SIGN_IN: Final = 16 << 10\n" in gate
+    others = NGINX.replace(signing_in, "")
+    assert others.count("proxy_pass ") == others.count("proxy_request_buffering off;") == 1
+
+
 def test_no_word_of_the_command_is_unknown() -> None:
     """The compose file's and the image's options are options of ``segunlearn serve``."""
     described = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")

@@ -3,97 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import httpx
 import pytest
-from fastapi import FastAPI
-from monailabel.config import settings
 
 from app_sources import stock_client_module
-from live_server import live_server
-from oidc_issuer import TestIssuer, running_issuer
-from segunlearn.app import viewer, wiring
-from segunlearn.app.forgetting import Forgetting
-from segunlearn.app.inference_queue import InferenceQueue
-from segunlearn.app.options import AppOptions, Home
-from segunlearn.app.records import Records
-from segunlearn.app.routes import audits, changes, forget
+from guarded_server import Place, serving
+from oidc_issuer import TestIssuer
 from segunlearn.app.security import health
 from segunlearn.app.security.failures import LIMIT, Failures
-from segunlearn.app.security.protection import protect, routers
-from segunlearn.errors import SegUnlearnError, UnavailableError
+from segunlearn.errors import UnavailableError
 from segunlearn.records.access_tokens import AccessTokens
 from segunlearn.records.trail import Trail
 
 PAGE = {"Accept": "text/html,application/xhtml+xml"}
-
-
-@dataclass
-class Place:
-    """A server with the routes that matter here."""
-
-    url: str
-    records: Records
-    server: FastAPI
-
-    def client(self, token: str = "", **options: Any) -> httpx.Client:
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=60, **options)
-
-    def token(self, role: str, name: str = "") -> str:
-        return AccessTokens(self.records.store).create(name or f"the {role}", role, 1)[0]
-
-    def trail(self) -> list[tuple[str, str, str]]:
-        return [(r.action, r.actor, r.outcome) for r in self.records.trail.every()]
-
-
-class Reports:
-    """Stands in for the audits; the report is what matters here."""
-
-    def get(self, audit_id: str) -> dict[str, Any]:
-        return {"audit_id": audit_id}
-
-    def report(self, audit_id: str) -> tuple[dict[str, Any], str]:
-        return {"about": {"pictures": True}}, "<p>a report"
-
-
-@contextmanager
-def serving(home: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[Place]:
-    monkeypatch.setattr(settings, "MONAI_LABEL_AUTH_ENABLE", False)  # put back afterwards
-    place = Home(home)
-    records = Records(place)
-    made: Any = SimpleNamespace(
-        options=AppOptions(home=home, **options), records=records, home=place,
-        model=SimpleNamespace(registry=SimpleNamespace(active=lambda: None)),
-        inferences=InferenceQueue(2),
-    )  # fmt: skip
-    monkeypatch.setattr(health, "current_app", lambda: made)
-    server = FastAPI()
-    for router in (changes.router, forget.router, audits.router, *viewer.routers(), *routers()):
-        server.include_router(router)
-    found = Forgetting(records.forget_set, records.ledger, records.runs_unchecked)
-    server.dependency_overrides[forget.forgetting] = lambda: found
-    server.dependency_overrides[audits.audits] = Reports
-    server.dependency_overrides[viewer.current_source] = lambda: "embedded"
-    server.dependency_overrides[viewer.current_bundle] = lambda: viewer._BUNDLED
-    server.add_exception_handler(SegUnlearnError, wiring._our_error)
-    protect(server, made)
-    with live_server(server) as url:
-        yield Place(url, records, server)
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    with serving(tmp_path / "home", monkeypatch, login="tokens") as place:
-        yield place
-
-
 MARK = {"reason": "consent_withdrawn"}
 #: Method, path, body, and the weakest role that may.
 RIGHTS = [
@@ -301,19 +224,6 @@ def test_ready_says_what_is_wrong(place: Place, monkeypatch: pytest.MonkeyPatch)
         assert answer.status_code == 503
         assert answer.json() == {**good, "ready": False, "home": "fault"}
         assert client.get("/health/live").status_code == 200
-
-
-@pytest.fixture(scope="module")
-def issuer() -> Iterator[TestIssuer]:
-    with running_issuer() as issuer:
-        yield issuer
-
-
-@pytest.fixture
-def sso(issuer: TestIssuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    options = {"login": "oidc", "issuer": issuer.issuer}
-    with serving(tmp_path / "home", monkeypatch, **options) as place:
-        yield place
 
 
 def test_the_issuer_signs_a_browser_in(sso: Place) -> None:

@@ -40,8 +40,9 @@ _SIGN_IN: Final = re.compile(r"/login|/auth/token")
 #: Pages to which a browser without a session is led to sign in first.
 _PAGES: Final = re.compile(r"/(?:ohif(?:/[^.]*)?)?|/audits/[0-9a-f]{32}/report")
 
-#: Largest body that is no upload, in bytes.
+#: Largest body that is no upload, and of a sign-in, which strangers may send: bytes.
 _LARGEST_FORM: Final = 16 << 20
+_LARGEST_SIGN_IN: Final = 16 << 10
 _UPLOADS: Final = ("multipart/", "application/dicom", "application/octet-stream")
 
 #: Sent with every answer.
@@ -105,9 +106,8 @@ class Gate:
         path = path_of(scope)
         if self.rules.identify is None:
             return None if self.rules.let_everyone_in else _not_from_here(scope)
-        signs_in = scope["method"] == "POST" and _SIGN_IN.fullmatch(path)
         wait = self.failures.wait(_address(scope))
-        if signs_in and wait:
+        if wait and _signs_in(scope, path):
             return self._too_many(wait)
         token = _bearer(scope)
         try:
@@ -167,6 +167,8 @@ class _Visit:
         headers = dict(scope["headers"])
         media = headers.get(b"content-type", b"").decode("latin-1").strip().lower()
         self._largest = gate.rules.max_upload if media.startswith(_UPLOADS) else _LARGEST_FORM
+        if _signs_in(scope, path_of(scope)):
+            self._largest = _LARGEST_SIGN_IN
         length = headers.get(b"content-length", b"0")
         self._announced = int(length) if length.isdigit() else 0
         self._read = 0
@@ -178,10 +180,13 @@ class _Visit:
         if message["type"] == "http.request":
             self._read += len(message.get("body", b""))
             if max(self._read, self._announced) > self._largest:
+                taken = f"{self._largest >> 20} MiB"
+                if self._largest < 1 << 20:
+                    taken = f"{self._largest >> 10} KiB"
                 raise HTTPException(
                     413,
-                    f"the body is larger than {self._largest >> 20} MiB, which is what is taken "
-                    "here (--conf max_upload for uploads).",
+                    f"the body is larger than {taken}, which is what is taken here (--conf "
+                    "max_upload for uploads).",
                     headers={"Connection": "close"},
                 )
         return message
@@ -230,6 +235,10 @@ def cookie(scope: Scope, name: str) -> str:
 def _address(scope: Scope) -> str:
     client = scope.get("client")
     return str(client[0]) if client else ""
+
+
+def _signs_in(scope: Scope, path: str) -> bool:
+    return scope["method"] == "POST" and _SIGN_IN.fullmatch(path) is not None
 
 
 def _bearer(scope: Scope) -> str | None:
