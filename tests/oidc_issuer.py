@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from fastapi import FastAPI, Form, HTTPException
-from fastapi.responses import RedirectResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 
 from live_server import live_server
 
@@ -56,6 +56,7 @@ class TestIssuer:
     url: str = ""
     issuer: str = ""
     down: bool = False
+    answer: tuple[int, dict[str, Any]] | None = None  # of the token endpoint
     asked: list[str] = field(default_factory=list)
     codes: dict[str, tuple[str, str]] = field(default_factory=dict)
     roles: tuple[str, ...] = ("monailabel-annotator",)
@@ -122,7 +123,9 @@ def running_issuer() -> Iterator[TestIssuer]:
     def token(
         grant_type: str = Form(), code: str = Form(""), code_verifier: str = Form(""),
         redirect_uri: str = Form(""), password: str = Form(""),
-    ) -> dict[str, str]:  # fmt: skip
+    ) -> Any:  # fmt: skip
+        if state.answer is not None:
+            return JSONResponse(state.answer[1], state.answer[0])
         if grant_type == "password" and password != "right":
             raise HTTPException(401, "wrong")
         if grant_type == "authorization_code":

@@ -1,4 +1,4 @@
-"""What strangers can cost the server."""
+"""What the gate counts against an address, and what strangers can cost the server."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from guarded_server import Place
+from oidc_issuer import TestIssuer
+from segunlearn.app.security import oidc
+from segunlearn.app.security.failures import LIMIT
+from segunlearn.records.access_tokens import AccessTokens
 
 FORM = {"content-type": "application/x-www-form-urlencoded"}
+RIGHT = {"username": "meyer", "password": "right"}
 
 
 @pytest.mark.parametrize("path", ["/login", "/auth/token"])
@@ -32,3 +37,81 @@ def test_a_strangers_body_is_small(place: Place, path: str) -> None:
             "next": "/" + "%" * 2000,
         }
         assert client.post(path, data=longest).status_code == 401
+
+
+def test_a_wrong_password_stands_in_the_trail_and_is_counted(sso: Place) -> None:
+    with sso.client() as client:
+        wrong = [client.post("/auth/token", data={**RIGHT, "password": str(n)}) for n in range(31)]
+        assert [a.status_code for a in wrong] == [401] * LIMIT + [429]
+        assert client.post("/auth/token", data=RIGHT).status_code == 429
+    assert sso.trail() == [("login_failure", "", "refused")] * LIMIT
+    assert "meyer" not in str([*sso.records.trail.every()])
+
+
+def test_an_outage_of_the_issuer_is_nobodys_failure(
+    sso: Place, issuer: TestIssuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issuer.down = True
+    try:
+        with sso.client(issuer.token()) as client:
+            for _ in range(LIMIT + 1):
+                answer = client.get("/whoami")
+                assert answer.status_code == 503
+                assert int(answer.headers["retry-after"]) > 0
+            assert client.get("/health/live").status_code == 200
+            assert client.post("/auth/token", data=RIGHT).status_code == 503
+    finally:
+        issuer.down = False
+    assert sso.trail() == []
+    monkeypatch.setattr(oidc, "_PAUSE", -1.0)
+    with sso.client() as client:
+        assert client.post("/auth/token", data=RIGHT).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("status", "fault"), [(401, "invalid_client"), (400, "unauthorized_client"), (429, "")]
+)
+def test_what_the_issuer_does_not_let_the_server_do_is_nobodys_guess(
+    sso: Place, issuer: TestIssuer, status: int, fault: str
+) -> None:
+    issuer.answer = (status, {"error": fault})
+    try:
+        with sso.client() as client:
+            for _ in range(LIMIT + 1):
+                answer = client.post("/auth/token", data=RIGHT)
+                assert answer.status_code == 503
+                assert fault in answer.json()["detail"]
+    finally:
+        issuer.answer = None
+    assert sso.trail() == []
+
+
+def test_what_has_expired_locks_nobody_out(
+    sso: Place, issuer: TestIssuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page of a session that is over goes on asking; so does a program with an old token."""
+    token = issuer.token()
+    with sso.client() as browser, sso.client(token) as program:
+        assert browser.post("/login", data={"token": token}).status_code == 303
+        with monkeypatch.context() as later:
+            later.setattr(oidc, "LEEWAY", -400.0)
+            for _ in range(LIMIT + 1):
+                assert browser.get("/whoami").status_code == 401
+            assert sso.trail() == [("login", "meyer", "done")]
+            for _ in range(LIMIT + 1):
+                assert program.get("/whoami").status_code == 401
+                assert browser.post("/login", data={"token": token}).status_code == 401
+        assert sso.trail()[1:] == [("login_failure", "", "refused")]  # once a minute
+        assert browser.post("/auth/token", data=RIGHT).status_code == 200
+
+
+def test_a_revoked_token_locks_nobody_out(place: Place) -> None:
+    tokens = AccessTokens(place.records.store)
+    text, made = tokens.create("x", "user", 1)
+    tokens.revoke(made.token_id)
+    with place.client(text) as program, place.client() as browser:
+        answers = [program.get("/whoami") for _ in range(LIMIT + 1)]
+        assert {(a.status_code, "revoked" in a.text) for a in answers} == {(401, True)}
+        done = browser.post("/login", data={"token": place.token("user")})
+        assert done.status_code == 303
+    assert [row[0] for row in place.trail()] == ["login_failure", "login"]

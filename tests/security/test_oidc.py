@@ -13,7 +13,7 @@ import pytest
 
 from oidc_issuer import AUDIENCE, Key, TestIssuer, running_issuer
 from segunlearn.app.security import oidc
-from segunlearn.app.security.identity import Identity, NotSignedInError
+from segunlearn.app.security.identity import GenuineTokenError, Identity, NotSignedInError
 from segunlearn.app.security.oidc import Issuer
 from segunlearn.errors import UnavailableError
 
@@ -68,7 +68,7 @@ def test_bad_claims(issuer: TestIssuer, ours: Issuer, claims: dict[str, Any], wo
         name: int(now + value.total_seconds()) if isinstance(value, timedelta) else value
         for name, value in claims.items()
     }
-    with pytest.raises(NotSignedInError, match=word):
+    with pytest.raises(GenuineTokenError, match=word):
         ours.identify(issuer.token(**given))
 
 
@@ -88,6 +88,7 @@ def test_signatures_that_are_none_of_the_issuer(issuer: TestIssuer, ours: Issuer
     )
     unsigned = jwt.encode(payload, None, algorithm="none", headers={"kid": "rsa-1"})
     for forged in (
+        issuer.token(Key("rsa-1"), exp=1),
         with_public_key,
         unsigned,
         issuer.token(Key("rsa-1")),
@@ -98,8 +99,9 @@ def test_signatures_that_are_none_of_the_issuer(issuer: TestIssuer, ours: Issuer
         f"{head}.{body[:-3]}xyz.{signature}",
         "", "x", "a.b.c", good + "\n" * 3 + "x", "ÿ" * 30,
     ):  # fmt: skip
-        with pytest.raises(NotSignedInError):
+        with pytest.raises(NotSignedInError) as told:
             ours.identify(forged)
+        assert not isinstance(told.value, GenuineTokenError), "this was a guess"
 
 
 def test_a_token_brings_no_key_of_its_own(issuer: TestIssuer, ours: Issuer) -> None:
@@ -137,6 +139,24 @@ def test_while_the_issuer_is_away_its_known_keys_are_used_for_a_day(
         ours.identify(issuer.token())
     with pytest.raises(UnavailableError):
         Issuer(issuer.issuer, AUDIENCE).identify(issuer.token())
+
+
+def test_a_key_that_an_issuer_could_not_show_is_nobodys_failure(
+    issuer: TestIssuer, ours: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours.identify(issuer.token())
+    issuer.down, new = True, Key("rsa-2")
+    issuer.keys = [new]
+    monkeypatch.setattr(oidc, "_PAUSE", -1.0)
+    for pause in (-1.0, 10.0):  # asked, and just asked
+        monkeypatch.setattr(oidc, "_PAUSE", pause)
+        with pytest.raises(UnavailableError):
+            ours.identify(issuer.token(new))
+    issuer.down = False
+    monkeypatch.setattr(oidc, "_PAUSE", -1.0)
+    assert ours.identify(issuer.token(new)).name == "meyer"
+    with pytest.raises(NotSignedInError, match="does not show"):
+        ours.identify(issuer.token(Key("unknown")))
 
 
 def test_an_issuer_that_does_not_answer_keeps_nobody_waiting_whose_key_is_known(

@@ -109,8 +109,8 @@ class AccessTokens:
             )  # fmt: skip
         return f"{PREFIX}_{token_id}_{secret}", made
 
-    def holder(self, text: str) -> AccessToken | None:
-        """Return the good token of this text, None when there is none."""
+    def find(self, text: str) -> AccessToken | None:
+        """Return the token of this text, not only a good one; None: there is none."""
         parts = _TOKEN.fullmatch(text)
         if parts is None:
             return None
@@ -119,10 +119,12 @@ class AccessTokens:
             row = connection.execute(query).one_or_none()
         kept = str(row.digest) if row is not None else "0" * 64
         same = hmac.compare_digest(kept, _digest(parts[2]))
-        if row is None or not same:
-            return None
-        found = _token(row)
-        return found if found.state == "good" else None
+        return _token(row) if row is not None and same else None
+
+    def holder(self, text: str) -> AccessToken | None:
+        """Return the good token of this text, None when there is none."""
+        found = self.find(text)
+        return found if found is not None and found.state == "good" else None
 
     def list(self) -> Sequence[AccessToken]:
         """All tokens that were ever made, the oldest first."""

@@ -23,10 +23,12 @@ class Failures:
     ----------
     clock
         Seconds that never go back.
+    limit
+        Failures of one address in a minute.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._lock = clock, threading.Lock()
+    def __init__(self, clock: Callable[[], float] = time.monotonic, limit: int = LIMIT) -> None:
+        self._clock, self._limit, self._lock = clock, limit, threading.Lock()
         self._seen: OrderedDict[str, tuple[float, int]] = OrderedDict()  # begin, count
 
     def add(self, address: str) -> None:
@@ -42,7 +44,7 @@ class Failures:
         """Seconds that the address has to wait; 0: none."""
         with self._lock:
             began, count = self._of(address)
-            return 0 if count < LIMIT else max(1, math.ceil(began + WINDOW - self._clock()))
+            return 0 if count < self._limit else max(1, math.ceil(began + WINDOW - self._clock()))
 
     def _of(self, address: str) -> tuple[float, int]:
         now = self._clock()

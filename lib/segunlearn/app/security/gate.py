@@ -19,11 +19,14 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from segunlearn.app.security.addresses import is_loopback
-from segunlearn.app.security.failures import Failures
-from segunlearn.app.security.identity import Identity, NotSignedInError
+from segunlearn.app.security.identity import (
+    GenuineTokenError,
+    Identity,
+    NotSignedInError,
+)
 from segunlearn.app.security.metrics import Metrics
 from segunlearn.app.security.sessions import COOKIE, Sessions
-from segunlearn.app.security.witness import Witness
+from segunlearn.app.security.witness import Witness, address_of
 from segunlearn.errors import SegUnlearnError
 
 logger = logging.getLogger(__name__)
@@ -79,7 +82,6 @@ class Gate:
     ) -> None:
         self.app, self.rules = app, rules
         self.sessions, self.witness, self.metrics = sessions, witness, metrics
-        self.failures = Failures()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 400 to 413, or pass the request on with its caller."""
@@ -106,18 +108,19 @@ class Gate:
         path = path_of(scope)
         if self.rules.identify is None:
             return None if self.rules.let_everyone_in else _not_from_here(scope)
-        wait = self.failures.wait(_address(scope))
+        wait = self.witness.failures.wait(address_of(scope))
         if wait and _signs_in(scope, path):
             return self._too_many(wait)
-        token = _bearer(scope)
+        shown = _bearer(scope)
+        token = self.sessions.token(cookie(scope, COOKIE)) if shown is None else shown
         try:
-            if token is None:
-                token = self.sessions.token(cookie(scope, COOKIE))
             if token is None:
                 raise NotSignedInError("sign in, or send a token: Authorization: Bearer …")
             identity = await run_in_threadpool(self.rules.identify, token)
-        except SegUnlearnError as error:
-            return await self._turned_away(scope, path, token, error)
+        except NotSignedInError as error:
+            return await self._turned_away(scope, path, shown, error)
+        except SegUnlearnError as error:  # issuer or store is away: that is nobody's failure
+            return None if is_open(scope["method"], path) else _cannot_tell(error)
         scope["state"]["segunlearn_identity"] = identity
         if not identity.role and not is_open(scope["method"], path):
             await self.witness.failed(scope, "forbidden", identity, "no role of this server")
@@ -127,8 +130,9 @@ class Gate:
         return None
 
     async def _turned_away(
-        self, scope: Scope, path: str, token: str | None, error: SegUnlearnError
+        self, scope: Scope, path: str, shown: str | None, error: NotSignedInError
     ) -> Response | None:
+        """Answer who is not signed in; a session's token was once good, and is no guess."""
         query = scope.get("query_string", b"").decode("latin-1")
         brings_its_own = re.search(r"(?:^|&)token=", query) is not None  # OHIF reads it there
         if _is_page(scope, path) and not (brings_its_own and is_open("GET", path)):
@@ -137,13 +141,11 @@ class Gate:
             return RedirectResponse(f"{root}/login?next={quote(here, safe='')}", 303)
         if is_open(scope["method"], path):
             return None
-        if token is not None:
-            self.metrics.login_failures += 1
-            wait = self.failures.wait(_address(scope))
+        if shown is not None:
+            guessed = not isinstance(error, GenuineTokenError)
+            wait = await self.witness.turned_away(scope, str(error), guessed=guessed)
             if wait:
                 return self._too_many(wait)
-            self.failures.add(_address(scope))
-            await self.witness.failed(scope, "login_failure", None, str(error))
         return JSONResponse(
             {"detail": str(error)},
             error.http_status,
@@ -194,10 +196,7 @@ class _Visit:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = int(message["status"])
-            path = path_of(self._scope)
-            if self.status == 401 and _SIGN_IN.fullmatch(path):
-                self._gate.failures.add(_address(self._scope))
-            failure = await self._gate.witness.saw(self._scope, path, self.status)
+            failure = await self._gate.witness.saw(self._scope, path_of(self._scope), self.status)
             if failure is not None:  # what cannot be recorded is not handed out
                 self.status, self._replaced = failure.status_code, True
                 await failure(self._scope, self._receive, self._send)
@@ -232,13 +231,16 @@ def cookie(scope: Scope, name: str) -> str:
     return ""
 
 
-def _address(scope: Scope) -> str:
-    client = scope.get("client")
-    return str(client[0]) if client else ""
-
-
 def _signs_in(scope: Scope, path: str) -> bool:
     return scope["method"] == "POST" and _SIGN_IN.fullmatch(path) is not None
+
+
+def _cannot_tell(error: SegUnlearnError) -> Response:
+    """Answer while nobody can say who calls."""
+    logger.error("nobody can say who calls: %s", error)
+    wait = getattr(error, "retry_after", None)
+    headers = {"Retry-After": str(wait)} if wait is not None else None
+    return JSONResponse({"detail": str(error)}, error.http_status, headers)
 
 
 def _bearer(scope: Scope) -> str | None:

@@ -22,6 +22,10 @@ class NotSignedInError(SegUnlearnError):
     http_status = 401
 
 
+class GenuineTokenError(NotSignedInError):
+    """The token is genuine, but expired, revoked or not for this server: nobody has guessed."""
+
+
 @dataclass(frozen=True)
 class Identity:
     """A person or program that calls.

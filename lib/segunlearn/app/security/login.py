@@ -26,7 +26,7 @@ from pydantic import BaseModel
 
 from segunlearn.app.security.gate import cookie
 from segunlearn.app.security.health import page
-from segunlearn.app.security.identity import NotSignedInError
+from segunlearn.app.security.identity import GenuineTokenError, NotSignedInError
 from segunlearn.app.security.oidc import Issuer
 from segunlearn.app.security.protection import Protection, protection_of
 from segunlearn.app.security.sessions import COOKIE, LIFE, set_cookie
@@ -38,6 +38,10 @@ router = APIRouter(tags=["Login"])
 _PENDING: Final = "segunlearn_login"
 _PENDING_LIFE: Final = 600.0
 _MOST_PENDING: Final = 1000
+#: Errors of an issuer (RFC 6749, section 5.2) that are not about whom it shall sign in.
+_OF_THE_SERVER: Final = frozenset(
+    {"invalid_client", "unauthorized_client", "unsupported_grant_type", "invalid_scope"}
+)
 #: Where a browser may be led after signing in: a path of this server.
 _HERE: Final = re.compile(r"/(?![/\\])[^\s\\]{0,2000}")
 
@@ -111,8 +115,8 @@ async def token(
         found = password.strip()
     else:
         form = {"grant_type": "password", "username": username, "password": password}
-        found = await _from_issuer(parts.issuer, form)
-    await _accept(request, parts, found)
+        found = await _from_issuer(request, parts, parts.issuer, form)
+    await _accept(request, parts, found, shown=parts.issuer is None)
     return Token(access_token=found, token_type="Bearer")
 
 
@@ -187,11 +191,11 @@ async def from_issuer(
         "redirect_uri": str(request.url_for("from_issuer")),
     }
     try:
-        accepted = await _from_issuer(issuer, form)
-        await _accept(request, parts, accepted)
+        accepted = await _from_issuer(request, parts, issuer, form)
+        await _accept(request, parts, accepted, shown=False)
+        response = _begun(request, parts, accepted, where)
     except NotSignedInError as refused:
-        return _login_page(request, where, str(refused))
-    response = _begun(request, parts, accepted, where)
+        response = _login_page(request, where, str(refused))
     response.delete_cookie(_PENDING, path=request.scope.get("root_path") or "/")
     return response
 
@@ -211,20 +215,26 @@ def _issuer(parts: Protection) -> Issuer:
     return parts.issuer
 
 
-async def _accept(request: Request, parts: Protection, token: str) -> None:
-    """Check a token that somebody signs in with, and record how that ended."""
+async def _accept(request: Request, parts: Protection, token: str, *, shown: bool = True) -> None:
+    """Check a token that somebody signs in with, and record how that ended.
+
+    One that the caller has not shown, but the issuer has just given, is no guess.
+    """
     if parts.identify is None:
         raise ConflictError("login is off here: no token is needed.")
     try:
         identity = await run_in_threadpool(parts.identify, token)
     except NotSignedInError as error:
-        parts.metrics.login_failures += 1
-        await parts.witness.failed(request.scope, "login_failure", None, str(error))
+        guessed = shown and not isinstance(error, GenuineTokenError)
+        await parts.witness.turned_away(request.scope, str(error), guessed=guessed)
         raise
     await parts.witness.login(request.scope, identity)
 
 
-async def _from_issuer(issuer: Issuer, form: dict[str, str]) -> str:
+async def _from_issuer(
+    request: Request, parts: Protection, issuer: Issuer, form: dict[str, str]
+) -> str:
+    """Exchange what the caller has shown for a token; records where the issuer refuses it."""
     form = {"client_id": settings.MONAI_LABEL_AUTH_CLIENT_ID, **form}
     if os.environ.get("SEGUNLEARN_CLIENT_SECRET"):
         form["client_secret"] = os.environ["SEGUNLEARN_CLIENT_SECRET"]
@@ -235,12 +245,20 @@ async def _from_issuer(issuer: Issuer, form: dict[str, str]) -> str:
             told = answer.json() if answer.status_code < 500 else {}
     except (httpx.HTTPError, ValueError) as error:
         raise UnavailableError("the issuer cannot be reached. Try again later.") from error
-    if answer.status_code >= 500:
+    told = told if isinstance(told, dict) else {}
+    found, fault = told.get("access_token"), told.get("error")
+    if answer.status_code == 200 and isinstance(found, str):
+        return found
+    if str(fault) in _OF_THE_SERVER:
+        raise UnavailableError(
+            f"the issuer does not let this server sign people in ({fault}). The administrator "
+            "checks the client, its secret and its flows there."
+        )
+    if answer.status_code not in (400, 401, 403):
         raise UnavailableError("the issuer met an error. Try again later.")
-    found = told.get("access_token") if isinstance(told, dict) else None
-    if answer.status_code != 200 or not isinstance(found, str):
-        raise NotSignedInError("the issuer did not accept this. Check name and password.")
-    return found
+    why, guessed = "the issuer did not accept this.", form["grant_type"] == "password"
+    await parts.witness.turned_away(request.scope, why, guessed=guessed)
+    raise NotSignedInError(f"{why} Check name and password.")
 
 
 def _begun(request: Request, parts: Protection, token: str, where: str) -> Response:

@@ -17,7 +17,12 @@ import httpx
 import jwt
 from monailabel.config import settings
 
-from segunlearn.app.security.identity import Identity, NotSignedInError, strongest
+from segunlearn.app.security.identity import (
+    GenuineTokenError,
+    Identity,
+    NotSignedInError,
+    strongest,
+)
 from segunlearn.errors import UnavailableError
 
 logger = logging.getLogger(__name__)
@@ -60,6 +65,7 @@ class Issuer:
         self._discovery: Discovery | None = None
         self._keys: dict[str | None, list[jwt.PyJWK]] = {}
         self._read_at = self._tried_at = -1e9
+        self._away = False
 
     def identify(self, token: str) -> Identity:
         """Check a token and return who it is about.
@@ -92,11 +98,13 @@ class Issuer:
                 options={"require": ["exp", "iss", "aud"]},
             )
         except jwt.ExpiredSignatureError as error:
-            raise NotSignedInError("the token has expired. Sign in again.") from error
-        except jwt.InvalidTokenError as error:
+            raise GenuineTokenError("the token has expired. Sign in again.") from error
+        except (jwt.DecodeError, jwt.InvalidAlgorithmError) as error:
             raise NotSignedInError(f"the token is not good: {error}.") from error
+        except jwt.InvalidTokenError as error:  # claims are looked at after the signature
+            raise GenuineTokenError(f"the token is not good: {error}.") from error
         if str(claims.get("typ", "")).lower() in _OTHER_KINDS:
-            raise NotSignedInError("this is no access token. Send the access token.")
+            raise GenuineTokenError("this is no access token. Send the access token.")
         return identity_of(claims)
 
     def discovery(self) -> Discovery:
@@ -134,6 +142,8 @@ class Issuer:
                 self._lock.release()
         if time.monotonic() - self._read_at > _STALE:
             raise UnavailableError("the issuer's keys could not be read. Try again later.")
+        if found is None and self._away:  # it may have shown a new one
+            raise UnavailableError("the issuer's keys could not be read. Try again later.")
         if found is None:
             raise NotSignedInError("the token is signed with a key that the issuer does not show.")
         return found
@@ -144,8 +154,9 @@ class Issuer:
         if time.monotonic() - self._tried_at > _PAUSE:
             try:
                 self._read_keys()
-                found = self._find(kid, algorithm)
+                self._away, found = False, self._find(kid, algorithm)
             except UnavailableError as error:
+                self._away = True
                 if found is None or time.monotonic() - self._read_at > _STALE:
                     raise
                 logger.warning("the issuer's keys are used as they were: %s", error)
@@ -179,7 +190,7 @@ def identity_of(claims: Mapping[str, Any]) -> Identity:
     """
     name = claims.get(settings.MONAI_LABEL_AUTH_TOKEN_USERNAME) or claims.get("sub")
     if not isinstance(name, str) or not name.strip():
-        raise NotSignedInError("the token names nobody; it needs preferred_username or sub.")
+        raise GenuineTokenError("the token names nobody; it needs preferred_username or sub.")
     roles: Any = claims
     for part in settings.MONAI_LABEL_AUTH_TOKEN_ROLES.split("#"):
         roles = roles.get(part) if isinstance(roles, Mapping) else None

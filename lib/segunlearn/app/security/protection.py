@@ -13,7 +13,12 @@ from starlette.middleware import Middleware
 
 from segunlearn.app.options import AppOptions, Login
 from segunlearn.app.security.gate import Gate, Rules
-from segunlearn.app.security.identity import Identity, NotSignedInError, current_user
+from segunlearn.app.security.identity import (
+    GenuineTokenError,
+    Identity,
+    NotSignedInError,
+    current_user,
+)
 from segunlearn.app.security.metrics import Metrics
 from segunlearn.app.security.oidc import Issuer
 from segunlearn.app.security.sessions import Sessions
@@ -63,10 +68,14 @@ def protect(server: FastAPI, app: SegUnlearnApp | None) -> None:
         return app.records.store
 
     def holder(text: str) -> Identity:
-        found = AccessTokens(store()).holder(text)
-        if found is None:
-            raise NotSignedInError("the token is unknown, expired or revoked. Ask for another.")
-        return Identity(found.name, found.role)
+        tokens = AccessTokens(store())
+        found = tokens.holder(text)
+        if found is not None:
+            return Identity(found.name, found.role)
+        lapsed = tokens.find(text)
+        if lapsed is not None:
+            raise GenuineTokenError(f"the token is {lapsed.state}. Ask for another.")
+        raise NotSignedInError("the token is unknown. Ask for another.")
 
     issuer: Issuer | None = None
     identify: Callable[[str], Identity] | None = None
@@ -78,8 +87,9 @@ def protect(server: FastAPI, app: SegUnlearnApp | None) -> None:
     settings.MONAI_LABEL_AUTH_ENABLE = identify is not None  # what the routes' role checks ask
     if identify is not None:
         server.dependency_overrides[get_current_user] = current_user
-    witness = Witness((lambda: app.records.trail) if app is not None else None)
-    parts = Protection(options.login, identify, issuer, Sessions(), witness, Metrics())
+    metrics = Metrics()
+    witness = Witness((lambda: app.records.trail) if app is not None else None, metrics)
+    parts = Protection(options.login, identify, issuer, Sessions(), witness, metrics)
     server.state.segunlearn_protection = parts
     rules = Rules(identify, options.let_everyone_in, options.max_upload << 20)
     server.user_middleware.append(

@@ -16,7 +16,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
+from segunlearn.app.security.failures import Failures
 from segunlearn.app.security.identity import Identity
+from segunlearn.app.security.metrics import Metrics
 from segunlearn.errors import SegUnlearnError
 from segunlearn.records.trail import Outcome, Trail, TrailEntry
 
@@ -45,10 +47,11 @@ _MOST_FAILURES: Final = 60
 
 
 class Witness:
-    """Writes what the gate sees into the trail."""
+    """Writes what the gate sees into the trail, and counts who guesses."""
 
-    def __init__(self, trail: Callable[[], Trail] | None) -> None:
-        self._trail = trail
+    def __init__(self, trail: Callable[[], Trail] | None, metrics: Metrics) -> None:
+        self._trail, self._metrics = trail, metrics
+        self.failures, self._genuine = Failures(), Failures(limit=1)
         self._minute, self._written, self._left_out = -1, 0, 0
 
     async def saw(self, scope: Scope, path: str, status: int) -> Response | None:
@@ -69,6 +72,25 @@ class Witness:
     async def login(self, scope: Scope, identity: Identity) -> None:
         """Record that somebody signed in."""
         await self._must(_entry(scope, "login", identity, "done", "", ""))
+
+    async def turned_away(self, scope: Scope, why: str, *, guessed: bool) -> int:
+        """Record a token or sign-in that was not accepted; returns the seconds to wait before.
+
+        Parameters
+        ----------
+        scope, why
+            Of the request; a sentence.
+        guessed
+            A wrong secret was shown: it counts against the address. Whatever else was not accepted
+            does not, and is written once a minute and address.
+        """
+        address, counts = address_of(scope), self.failures if guessed else self._genuine
+        self._metrics.login_failures += guessed
+        wait = counts.wait(address)
+        if not wait:
+            counts.add(address)
+            await self.failed(scope, "login_failure", None, why)
+        return wait if guessed else 0
 
     async def failed(self, scope: Scope, action: str, identity: Identity | None, note: str) -> None:
         """Record somebody who was turned away; a flood of them is counted, not written."""
@@ -106,17 +128,22 @@ def _entry(
     what: str,
     note: str = "",
 ) -> TrailEntry:
-    client = scope.get("client")
     return TrailEntry(
         action,
         identity.name if identity else "",
         identity.role if identity else "",
-        str(client[0]) if client else "",
+        address_of(scope),
         kind,
         what,
         outcome,
         note,
     )
+
+
+def address_of(scope: Scope) -> str:
+    """Address of the caller; empty when it is not known."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
 
 
 def _shape(path: str) -> str:
