@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from guarded_server import Place
 from oidc_issuer import TestIssuer
-from segunlearn.app.security import oidc
+from segunlearn.app.security import login, oidc
 from segunlearn.app.security.failures import LIMIT
 from segunlearn.records.access_tokens import AccessTokens
 
@@ -115,3 +117,45 @@ def test_a_revoked_token_locks_nobody_out(place: Place) -> None:
         done = browser.post("/login", data={"token": place.token("user")})
         assert done.status_code == 303
     assert [row[0] for row in place.trail()] == ["login_failure", "login"]
+
+
+def test_strangers_push_out_nobodys_sign_in(sso: Place) -> None:
+    with sso.client() as browser:
+        to_issuer = browser.get("/login/oidc?next=/whoami")
+        for _ in range(1000):
+            login._pending.begin("/")
+        back = browser.get(to_issuer.headers["location"]).headers["location"]
+        done = browser.get(back)
+        assert (done.status_code, done.headers["location"]) == (303, "/whoami")
+
+
+def test_a_sign_in_under_way_is_sealed_in_its_browser(
+    sso: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with sso.client() as browser:
+        to_issuer = browser.get("/login/oidc", params={"next": "/whoami"})
+        header = to_issuer.headers["set-cookie"].lower()
+        assert all(word in header for word in ("httponly", "samesite=lax", "max-age=600"))
+        name, sealed = next(iter(browser.cookies.items()))
+        opened = base64.urlsafe_b64decode(sealed + "=" * (-len(sealed) % 4))
+        state = parse_qs(urlsplit(to_issuer.headers["location"]).query)["state"][0]
+        assert state.encode() not in opened
+        assert b"whoami" not in opened
+        back = browser.get(to_issuer.headers["location"]).headers["location"]
+        for wrong in ("", "x", sealed[:-4] + "AAAA", login._Pending().begin("/")[2]):
+            browser.cookies.set(name, wrong, domain="127.0.0.1")
+            assert browser.get(back).status_code == 401
+        browser.cookies.clear()
+        browser.cookies.set(name, sealed)
+        with monkeypatch.context() as later:
+            later.setattr(login, "_PENDING_LIFE", -1)
+            assert browser.get(back).status_code == 401
+        assert browser.get(back).status_code == 303
+
+
+def test_no_path_makes_the_cookie_too_large_for_browsers(sso: Place) -> None:
+    with sso.client() as browser:
+        for path in ("/" + "x" * 1999, "/" + "ä" * 1999, "/" + '"' * 1999):
+            answer = browser.get("/login/oidc", params={"next": path})
+            assert answer.status_code == 303
+            assert len(answer.headers["set-cookie"]) < 4096

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import html
 import os
 import re
 import secrets
-import threading
-import time
-from collections import OrderedDict
 from typing import Annotated, Any, Final
 from urllib.parse import quote, urlencode
 
 import httpx
+from cryptography.fernet import Fernet, InvalidToken
 from fastapi import APIRouter, Depends, Form, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, RedirectResponse
@@ -34,10 +33,11 @@ from segunlearn.errors import ConflictError, UnavailableError
 
 router = APIRouter(tags=["Login"])
 
-#: Cookie and life (seconds) of a sign-in at the issuer that is under way, and most at once.
+#: Cookie and life (seconds) of a sign-in at the issuer that is under way.
 _PENDING: Final = "segunlearn_login"
-_PENDING_LIFE: Final = 600.0
-_MOST_PENDING: Final = 1000
+_PENDING_LIFE: Final = 600
+#: Longest path in that cookie, in bytes: browsers keep 4096 of a whole cookie.
+_LONGEST_PATH: Final = 2000
 #: Errors of an issuer (RFC 6749, section 5.2) that are not about whom it shall sign in.
 _OF_THE_SERVER: Final = frozenset(
     {"invalid_client", "unauthorized_client", "unsupported_grant_type", "invalid_scope"}
@@ -70,24 +70,31 @@ class Token(BaseModel):
 
 
 class _Pending:
-    """Sign-ins at the issuer that have not come back yet."""
+    """Sign-ins at the issuer that have not come back yet: each in a cookie of its browser.
+
+    The cookie is sealed with a key of this process (AES and HMAC, with the time), so nobody reads
+    the verifier or makes one. In the server's memory, strangers could push the others' out.
+    """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, tuple[str, str, float]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._seal = Fernet(Fernet.generate_key())
 
-    def begin(self, where: str) -> tuple[str, str]:
+    def begin(self, where: str) -> tuple[str, str, str]:
+        """Return state, verifier and the cookie's value."""
         state, verifier = secrets.token_urlsafe(32), secrets.token_urlsafe(48)
-        with self._lock:
-            while len(self._kept) >= _MOST_PENDING:
-                self._kept.popitem(last=False)
-            self._kept[state] = (verifier, where, time.monotonic() + _PENDING_LIFE)
-        return state, verifier
+        where = where if len(where.encode()) <= _LONGEST_PATH else "/"
+        sealed = self._seal.encrypt(f"{state} {verifier} {where}".encode())
+        return state, verifier, sealed.decode().rstrip("=")
 
-    def end(self, state: str) -> tuple[str, str] | None:
-        with self._lock:
-            verifier, where, ends = self._kept.pop(state, ("", "", 0.0))
-        return (verifier, where) if time.monotonic() < ends else None
+    def end(self, state: str, sealed: str) -> tuple[str, str] | None:
+        """Return verifier and path where the cookie is of this state, and young enough."""
+        padded = sealed + "=" * (-len(sealed) % 4)
+        with contextlib.suppress(InvalidToken, ValueError):
+            text = self._seal.decrypt(padded.encode(), ttl=_PENDING_LIFE).decode()
+            kept, verifier, where = text.split(" ", 2)
+            if hmac.compare_digest(kept.encode(), state.encode()):
+                return verifier, where
+        return None
 
 
 _pending = _Pending()
@@ -156,7 +163,7 @@ def to_issuer(
     """Lead to the issuer's page: authorization code flow with PKCE (RFC 7636)."""
     issuer = _issuer(parts)
     endpoint = issuer.discovery().authorization_endpoint
-    state, verifier = _pending.begin(next)
+    state, verifier, sealed = _pending.begin(next)
     challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest())
     query = {
         "response_type": "code",
@@ -169,7 +176,7 @@ def to_issuer(
     }
     sign = "&" if "?" in endpoint else "?"
     response = RedirectResponse(f"{endpoint}{sign}{urlencode(query)}", 303)
-    set_cookie(response, request, _PENDING, state, _PENDING_LIFE)
+    set_cookie(response, request, _PENDING, sealed, _PENDING_LIFE)
     return response
 
 
@@ -179,11 +186,10 @@ async def from_issuer(
 ) -> Response:
     """Take the code that the issuer sent the browser back with, and begin a session."""
     issuer = _issuer(parts)
-    same = hmac.compare_digest(cookie(request.scope, _PENDING).encode(), state.encode())
-    found = _pending.end(state) if state and same else None
+    found = _pending.end(state, cookie(request.scope, _PENDING))
     if found is None or not code or error:
         return _login_page(request, "/", "The issuer did not sign you in, or it took too long.")
-    verifier, where = found
+    verifier, where = found  # good for ten minutes; the code is good once
     form = {
         "grant_type": "authorization_code",
         "code": code,
