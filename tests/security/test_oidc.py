@@ -56,6 +56,11 @@ BAD: list[tuple[str, dict[str, Any], str]] = [  # a timedelta counts from the te
     ("no issuer", {"iss": None}, "iss"),
     ("an ID token", {"typ": "ID"}, "access token"),
     ("a refresh token", {"typ": "Refresh"}, "access token"),
+    ("a logout token", {"typ": "Logout"}, "access token"),
+    ("an ID token of another issuer", {"at_hash": "x", "typ": None}, "access token"),
+    ("an ID token with its code", {"c_hash": "x", "typ": None}, "access token"),
+    ("an event", {"events": {"logout": {}}, "typ": None}, "access token"),
+    ("an ID token by its use", {"token_use": "id", "typ": None}, "access token"),
     ("nobody", {"sub": None, "preferred_username": None}, "nobody"),
 ]
 
@@ -70,6 +75,15 @@ def test_bad_claims(issuer: TestIssuer, ours: Issuer, claims: dict[str, Any], wo
     }
     with pytest.raises(GenuineTokenError, match=word):
         ours.identify(issuer.token(**given))
+
+
+def test_the_header_tells_the_kind_too(issuer: TestIssuer, ours: Issuer) -> None:
+    for typ in ("logout+jwt", "application/secevent+jwt", "Refresh"):
+        with pytest.raises(GenuineTokenError, match="access token"):
+            ours.identify(issuer.token(headers={"typ": typ}, typ=None))
+    for typ in ("at+jwt", "application/at+jwt", "JWT"):
+        good = issuer.token(headers={"typ": typ}, typ=None, nonce="n", token_use="access")
+        assert ours.identify(good).name == "meyer"
 
 
 def test_clocks_may_differ_by_a_minute(issuer: TestIssuer, ours: Issuer) -> None:

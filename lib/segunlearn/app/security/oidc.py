@@ -35,8 +35,11 @@ LEEWAY: Final = 60.0
 #: because of an unknown key no more often than this: seconds.
 _FRESH, _STALE, _PAUSE = 3600.0, 86400.0, 10.0
 _LARGEST_REPLY: Final = 1 << 20
-#: Kinds of tokens (Keycloak's ``typ``) that are not made for an interface such as this.
-_OTHER_KINDS: Final = frozenset({"id", "refresh", "offline", "logout"})
+#: Kinds of tokens that are not made for an interface such as this: ``typ`` (Keycloak's, or in the
+#: header, where "+jwt" follows), ``token_use`` (Cognito's); and claims that only such have. An
+#: access token may have a ``nonce``.
+_OTHER_KINDS: Final = frozenset({"id", "id_token", "refresh", "offline", "logout", "secevent"})
+_OTHER_CLAIMS: Final = frozenset({"at_hash", "c_hash", "events"})
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Issuer:
             raise NotSignedInError(f"the token is not good: {error}.") from error
         except jwt.InvalidTokenError as error:  # claims are looked at after the signature
             raise GenuineTokenError(f"the token is not good: {error}.") from error
-        if str(claims.get("typ", "")).lower() in _OTHER_KINDS:
+        if _is_of_another_kind(header, claims):
             raise GenuineTokenError("this is no access token. Send the access token.")
         return identity_of(claims)
 
@@ -200,6 +203,13 @@ def identity_of(claims: Mapping[str, Any]) -> Identity:
         role=strongest(roles if isinstance(roles, list) else []),
         email=email[:200] if isinstance(email, str) else "",
     )
+
+
+def _is_of_another_kind(header: Mapping[str, Any], claims: Mapping[str, Any]) -> bool:
+    """Whether this is an ID, refresh or logout token, as far as it says."""
+    media = str(header.get("typ", "")).lower().removeprefix("application/").removesuffix("+jwt")
+    said = {media, *(str(claims.get(name, "")).lower() for name in ("typ", "token_use"))}
+    return not said.isdisjoint(_OTHER_KINDS) or not _OTHER_CLAIMS.isdisjoint(claims)
 
 
 def _address(told: Mapping[str, Any], name: str, issuer: str) -> str:
