@@ -513,6 +513,9 @@ def test_the_commands(app: SegUnlearnApp, site: Site, monkeypatch: pytest.Monkey
     assert SITE in run(site, "adapters", "list").stdout.replace("\n", "")
     assert "base serves" in run(site, "adapters", "rollback", "South").stdout
     assert "v0001 is in service" in run(site, "adapters", "activate", "South", "v0001").stdout
+    by_hand = [r for r in site.records.trail.every() if r.source == "command line"]
+    assert {(r.action, r.kind) for r in by_hand} == {("publish", "adapter")}
+    assert [r.what for r in by_hand] == [site_digest(SITE), f"{site_digest(SITE)}/v0001"]
     site.mark(site.unseen[:1], approve=False)
     again = run(site, "adapt", *where, "--refit", "--json")
     assert [s["outcome"] for s in json.loads(again.stdout)["sites"]] == ["adopted"]

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from guarded_server import Place
 from oidc_issuer import TestIssuer
+from segunlearn.app.routes import datastore, tasks
 from segunlearn.app.security import login, oidc
 from segunlearn.app.security.failures import LIMIT
+from segunlearn.errors import (
+    ConflictError,
+    ForbiddenError,
+    InvalidInputError,
+    NotFoundError,
+)
 from segunlearn.records.access_tokens import AccessTokens
 
 FORM = {"content-type": "application/x-www-form-urlencoded"}
@@ -159,3 +167,83 @@ def test_no_path_makes_the_cookie_too_large_for_browsers(sso: Place) -> None:
             answer = browser.get("/login/oidc", params={"next": path})
             assert answer.status_code == 303
             assert len(answer.headers["set-cookie"]) < 4096
+
+
+class Works:
+    """An app whose trainings end as they are told to."""
+
+    def __init__(self, place: Place, ends: Exception | None) -> None:
+        self.records, self._ends, self.images = place.records, ends, ["Mustermann"]
+
+    def ordinary_trainers(self) -> list[str]:
+        return ["segmentation"]
+
+    def train_request(self, model: str, params: dict[str, Any]) -> dict[str, Any]:
+        if "wrong" in params:
+            raise InvalidInputError("there is no such option.")
+        return params
+
+    def train(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self._ends is not None:
+            raise self._ends
+        return {}
+
+    def datastore(self) -> Works:
+        return self
+
+    def remove_image(self, name: str) -> None:
+        if name not in self.images:
+            raise NotFoundError("there is no such image.")
+
+    def remove_label(self, name: str, tag: str) -> None:
+        if tag != "final":
+            raise ForbiddenError("not this one.")
+
+
+@pytest.mark.parametrize("path", ["/train/segmentation", "/train/"])
+@pytest.mark.parametrize(
+    ("ends", "status", "outcome"),
+    [(None, 200, "done"), (ConflictError("a study was marked."), 409, "failed"),
+     (RuntimeError("no memory"), 500, "failed"), (ForbiddenError("not this."), 403, "refused")],
+)  # fmt: skip
+def test_a_training_in_the_foreground_is_recorded_however_it_ends(
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    ends: Exception | None,
+    status: int,
+    outcome: str,
+) -> None:
+    monkeypatch.setattr(tasks, "current_app", lambda: Works(place, ends))
+    place.server.include_router(tasks.router)
+    with place.client(place.token("admin", "the chief")) as client:
+        assert client.post(f"{path}?run_sync=true", json={"wrong": 1}).status_code == 400
+        assert client.post(f"{path}?run_sync=true", json={}).status_code == status
+    (row,) = place.records.trail.every()
+    assert (row.action, row.actor, row.outcome) == ("train", "the chief", outcome)
+    assert row.what == path.removeprefix("/train/")
+
+
+def test_what_is_deleted_stands_in_the_trail_by_its_pseudonym(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datastore, "current_app", lambda: Works(place, None))
+    place.server.include_router(datastore.router)
+    with place.client(place.token("admin", "the chief")) as client:
+        for path, status in (
+            ("image?id=nobody", 404), ("?id=Mustermann", 200), ("image?id=Mustermann", 200),
+            ("label?id=Mustermann&tag=final", 200), ("label?id=Mustermann&tag=other", 403),
+        ):  # fmt: skip
+            assert client.delete(f"/datastore/{path}").status_code == status, path
+    with place.client(place.token("annotator", "Dr. Meyer")) as client:
+        assert client.delete("/datastore/image?id=Mustermann").status_code == 403
+    rows = [*place.records.trail.every()]
+    pseudonym = place.records.pseudonyms.of("Mustermann")
+    assert [(r.action, r.actor, r.kind, r.what, r.outcome) for r in rows] == [
+        ("delete", "the chief", "image", pseudonym, "done"),
+        ("delete", "the chief", "image", pseudonym, "done"),
+        ("delete", "the chief", "label", pseudonym, "done"),
+        ("delete", "the chief", "label", pseudonym, "refused"),
+        ("delete", "Dr. Meyer", "image", "", "refused"),
+    ]
+    assert "Mustermann" not in str(rows)

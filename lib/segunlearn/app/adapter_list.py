@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from segunlearn.app.adapter_store import AdapterInfo, AdapterState, SiteAdapters
+from segunlearn.app.adapter_store import AdapterInfo, AdapterState, SiteAdapters, site_digest
 from segunlearn.app.options import Home
 from segunlearn.app.site_choice import Aliases, find_site
 from segunlearn.errors import ConflictError, NotFoundError
@@ -102,6 +102,16 @@ class AdapterControl:
         served = self._served()
         info = self.store.roll_back(self._site(site), served)
         return line_of(info, served) if info is not None else None
+
+    def key(self, site: str) -> str:
+        """Name of a site's folder.
+
+        Raises
+        ------
+        NotFoundError
+            There is no such site.
+        """
+        return site_digest(self._site(site))
 
     def _site(self, asked: str) -> str:
         known = self.store.sites()

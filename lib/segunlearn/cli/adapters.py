@@ -13,13 +13,18 @@ from segunlearn.cli.common import (
     HomeOption,
     JsonOption,
     ModelOption,
+    StoreOption,
     console,
     home_of,
     print_json,
 )
+from segunlearn.cli.token import operator
+from segunlearn.errors import InvalidInputError
+from segunlearn.records.trail import Trail, TrailEntry
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # they load torch
     from segunlearn.app.adapter_list import AdapterLine
+    from segunlearn.app.options import Home
 
 adapters = typer.Typer(
     no_args_is_help=True, help="List the site adapters of a model; serve another one, or the base."
@@ -65,12 +70,17 @@ def activate(
     version: Annotated[str, typer.Argument(help="Name, as v0002.")],
     home: HomeOption = DEFAULT,
     model: ModelOption = "segmentation",
+    store: StoreOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Serve an adapter; one that was retired, or made for other weights, is refused."""
     from segunlearn.app.adapter_list import AdapterControl
 
-    _tell(site, AdapterControl(home_of(home), model).activate(site, version), as_json)
+    place = home_of(home)
+    trail, control = _trail(place, store), AdapterControl(place, model)
+    line = control.activate(site, version)
+    trail.append(_served(f"{line.key}/{line.version}"))
+    _tell(site, line, as_json)
 
 
 @adapters.command()
@@ -78,12 +88,29 @@ def rollback(
     site: SiteArgument,
     home: HomeOption = DEFAULT,
     model: ModelOption = "segmentation",
+    store: StoreOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Serve the adapter before the current one, or the base where there is none before."""
     from segunlearn.app.adapter_list import AdapterControl
 
-    _tell(site, AdapterControl(home_of(home), model).roll_back(site), as_json)
+    place = home_of(home)
+    trail, control = _trail(place, store), AdapterControl(place, model)
+    key, line = control.key(site), control.roll_back(site)
+    trail.append(_served(key))
+    _tell(site, line, as_json)
+
+
+def _trail(place: Home, store: str) -> Trail:
+    from segunlearn.app.records import Records
+
+    if not store and not place.database.is_file():
+        raise InvalidInputError(f"{place.root}: no store is here. Name the home of the server.")
+    return Records(place, store).trail
+
+
+def _served(what: str) -> TrailEntry:
+    return TrailEntry("publish", operator(), "", "command line", "adapter", what)
 
 
 def _tell(site: str, line: AdapterLine | None, as_json: bool) -> None:

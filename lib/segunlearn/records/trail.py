@@ -46,6 +46,7 @@ ACTIONS: Final[Mapping[str, str]] = {
     "change_need": "the level that a request needs or has reached was changed",
     "train": "a training, an adaptation or an unlearning was started or stopped",
     "publish": "a version or site adapter was put into service",
+    "delete": "an image or a label was deleted",
     "read_report": "an audit or its report was read",
     "read_images": "images, labels or weights were taken out as a whole",
     "read_log": "the server's log was read",

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, BackgroundTasks, File, Form, Query, UploadFile
+from fastapi import APIRouter, BackgroundTasks, File, Form, Query, Request, UploadFile
 from fastapi.responses import FileResponse
 
 from segunlearn.app.datastores.studies import FINAL
@@ -21,6 +21,7 @@ from segunlearn.app.routes.common import (
     json_object,
     save_upload,
 )
+from segunlearn.app.security import witness
 from segunlearn.errors import InvalidInputError, NotFoundError
 from segunlearn.volumes import strip_suffix
 
@@ -67,9 +68,11 @@ def add_image(
 
 @router.delete("/", summary="Remove an image and its labels", include_in_schema=False)
 @router.delete("/image", summary="Remove an image and its labels")
-def remove_image(id: str, user: Admin) -> dict[str, Any]:
+def remove_image(id: str, user: Admin, request: Request) -> dict[str, Any]:
     """Delete an image of a folder of files."""
-    current_app().datastore().remove_image(id)
+    app = current_app()
+    witness.about(request, app.records.pseudonyms.of(id))
+    app.datastore().remove_image(id)
     return {}
 
 
@@ -139,9 +142,11 @@ def save_label(
 
 
 @router.delete("/label", summary="Remove a label")
-def remove_label(id: str, tag: str, user: Admin) -> dict[str, Any]:
+def remove_label(id: str, tag: str, user: Admin, request: Request) -> dict[str, Any]:
     """Remove a label."""
-    current_app().datastore().remove_label(id, tag)
+    app = current_app()
+    witness.about(request, app.records.pseudonyms.of(id))
+    app.datastore().remove_label(id, tag)
     return {}
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, HTTPException
+from fastapi import APIRouter, Body, HTTPException, Request
 from monailabel.endpoints.user.auth import User as PlatformUser
 
 from segunlearn.app import background
 from segunlearn.app.routes.common import Admin, Annotator, User, caller, current_app
+from segunlearn.app.security import witness
 
 router = APIRouter()
 
@@ -51,7 +52,9 @@ def train_status(user: User, all: bool = False, check_if_running: bool = False) 
 
 
 @router.post("/train/", summary="Start every ordinary training", tags=["Train"], deprecated=True)
-def train_all(user: Admin, params: Parameters = None, run_sync: bool = False) -> dict[str, Any]:
+def train_all(
+    user: Admin, asking: Request, params: Parameters = None, run_sync: bool = False
+) -> dict[str, Any]:
     """Start the trainings that need no further decision; others are never started from here.
 
     ``params`` may hold one object per trainer, as OHIF's "Update Model" sends, or plain options.
@@ -63,6 +66,7 @@ def train_all(user: Admin, params: Parameters = None, run_sync: bool = False) ->
         asked = own if isinstance(own, dict) else _plain(params)
         request = app.train_request(model, _signed(asked, user))
         if run_sync:
+            witness.began(asking)
             result[model] = {"result": app.train(request), "detail": None}
         elif background.is_open("train"):
             result[model] = {"result": None, "detail": "A Train task is already running."}
@@ -75,6 +79,7 @@ def train_all(user: Admin, params: Parameters = None, run_sync: bool = False) ->
 def train(
     model: str,
     user: Admin,
+    asking: Request,
     params: Parameters = None,
     run_sync: bool = False,
     enqueue: bool = False,
@@ -92,6 +97,7 @@ def train(
     app = current_app()
     request = app.train_request(model, _signed(params, user))
     if run_sync:
+        witness.began(asking)
         return app.train(request)
     return _start("train", request, enqueue)
 

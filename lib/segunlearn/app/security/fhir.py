@@ -42,6 +42,7 @@ _EVENTS: Final[Mapping[str, tuple[tuple[str, str], str]]] = {
     "change_need": (_APPLICATION, "U"),
     "train": (_APPLICATION, "E"),
     "publish": (_APPLICATION, "U"),
+    "delete": (_APPLICATION, "D"),
     "read_report": (_EXPORT, "R"),
     "read_images": (_EXPORT, "R"),
     "read_log": (_USE, "R"),

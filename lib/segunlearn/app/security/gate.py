@@ -99,6 +99,10 @@ class Gate:
                     await refusal(scope, receive, visit.send)
                 else:
                     await self.app(scope, visit.receive, visit.send)
+            except Exception:  # whoever answers it stands before the gate
+                if not visit.answered:
+                    await self.witness.saw(scope, path_of(scope), 500)
+                raise
             finally:
                 counted(scope["method"], visit.status)
 
@@ -175,7 +179,7 @@ class _Visit:
         self._announced = int(length) if length.isdigit() else 0
         self._read = 0
         self.status = 500
-        self._replaced = False
+        self.answered = self._replaced = False
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -195,7 +199,7 @@ class _Visit:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.status = int(message["status"])
+            self.status, self.answered = int(message["status"]), True
             failure = await self._gate.witness.saw(self._scope, path_of(self._scope), self.status)
             if failure is not None:  # what cannot be recorded is not handed out
                 self.status, self._replaced = failure.status_code, True

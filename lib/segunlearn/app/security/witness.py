@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
@@ -25,7 +26,7 @@ from segunlearn.records.trail import Outcome, Trail, TrailEntry
 logger = logging.getLogger(__name__)
 
 #: Method, path, action, kind of what it is about; the first group of the path is its id. Paths
-#: that hold identifiers of patients have no group.
+#: that hold identifiers of patients have no group; their route gives a pseudonym, see ``about``.
 _SEEN: Final = tuple(
     (method, re.compile(path), action, kind)
     for method, path, action, kind in (
@@ -33,6 +34,8 @@ _SEEN: Final = tuple(
         ("GET", r"/model/([A-Za-z0-9_-]+)", "read_images", "weights"),
         ("GET", r"/datastore/dataset", "read_images", "dataset"),
         ("GET", r"/logs/", "read_log", "log"),
+        ("DELETE", r"/datastore/(?:image)?", "delete", "image"),
+        ("DELETE", r"/datastore/label", "delete", "label"),
         ("POST", r"/models/(v\d+)/activate", "publish", "version"),
         ("POST", r"/adapters/([0-9a-f]{16}/v\d+)/activate", "publish", "adapter"),
         ("POST", r"/adapters/([0-9a-f]{16})/rollback", "publish", "adapter"),
@@ -42,6 +45,8 @@ _SEEN: Final = tuple(
     )
 )
 
+#: What routes tell of a request, in its state.
+_ABOUT, _BEGAN = "segunlearn_about", "segunlearn_began"
 #: Failures that are recorded one by one in a minute; more are counted in the next row.
 _MOST_FAILURES: Final = 60
 
@@ -56,14 +61,15 @@ class Witness:
 
     async def saw(self, scope: Scope, path: str, status: int) -> Response | None:
         """Record an answer before it is sent; returns what to send instead where that failed."""
-        identity: Identity | None = scope["state"].get("segunlearn_identity")
-        method = scope["method"]
+        state, method = scope["state"], scope["method"]
+        identity: Identity | None = state.get("segunlearn_identity")
+        worked = state.get(_BEGAN, False)
         for wanted, pattern, action, kind in _SEEN:
             found = pattern.fullmatch(path) if method == wanted else None
-            if found is None or (status >= 400 and status != 403):
+            if found is None or (status >= 400 and status != 403 and not worked):
                 continue
-            what = found[1] if found.groups() else ""
-            outcome: Outcome = "done" if status < 400 else "refused"
+            what = found[1] if found.groups() else state.get(_ABOUT, "")
+            outcome: Outcome = "done" if status < 400 else "refused" if status == 403 else "failed"
             return await self._must(_entry(scope, action, identity, outcome, kind, what))
         if status == 403 and identity is not None:
             await self.failed(scope, "forbidden", identity, f"{method} {_shape(path)}")
@@ -117,6 +123,16 @@ class Witness:
                 {"detail": "this cannot be recorded now, so it is not handed out. Try later."}, 503
             )
         return None
+
+
+def about(request: Request, pseudonym: str) -> None:
+    """Tell the trail what a request is about, where its path does not."""
+    setattr(request.state, _ABOUT, pseudonym)
+
+
+def began(request: Request) -> None:
+    """Tell the trail that a request has begun its work, so that a failure stands there, too."""
+    setattr(request.state, _BEGAN, True)
 
 
 def _entry(
