@@ -170,6 +170,9 @@ def test_marking_twice_is_one_request(client: TestClient, path: str, kind: str) 
     second = client.put(path, json={"reason": "quality", "note": "other"})
     assert second.status_code == 200
     assert second.json() == made
+    raised = client.put(path, json={**MARK, "needed": "retrained"})
+    assert raised.status_code == 200
+    assert raised.json() == {**made, "needed": "retrained", "updated": raised.json()["updated"]}
     assert client.get("/forget/requests").json()["total"] == 1
 
 

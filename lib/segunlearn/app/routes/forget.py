@@ -191,7 +191,8 @@ def mark_study(
 ) -> RequestOut:
     """Keep a study out of training from now on, and ask for it to be unlearned.
 
-    Marking it again changes nothing and returns the same request with 200.
+    Marking it again makes no second request and returns the first with 200. A level or reason that
+    asks for more raises the request's level, or is refused where it was fulfilled at less (409).
     """
     return _mark(services, response, user, "study", uid, body)
 
