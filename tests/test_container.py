@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ ROOT = Path(__file__).parents[1]
 IMAGE = (ROOT / "container" / "Containerfile").read_text(encoding="utf-8")
 COMPOSE: dict[str, Any] = yaml.safe_load(
     (ROOT / "container" / "compose.yaml").read_text(encoding="utf-8")
+)
+WITH_ISSUER: dict[str, Any] = yaml.safe_load(
+    (ROOT / "container" / "compose.oidc.yaml").read_text(encoding="utf-8")
 )
 NGINX = (ROOT / "container" / "nginx.conf").read_text(encoding="utf-8")
 
@@ -75,6 +79,28 @@ def test_the_archive_and_the_server_have_no_way_out() -> None:
     assert COMPOSE["services"]["segunlearn"]["user"] == "10001:10001"
     text = (ROOT / "container" / "compose.yaml").read_text(encoding="utf-8")
     assert not re.search(r"(?i)password:?\s*['\"]?[a-z0-9]{6,}", text), "no secret is written here"
+
+
+def test_nobody_else_is_given_the_proxys_address() -> None:
+    """The server starts before the proxy, and would be given the first address that is free."""
+    (config,) = COMPOSE["networks"]["inside"]["ipam"]["config"]
+    proxy = ip_address(COMPOSE["services"]["proxy"]["networks"]["inside"]["ipv4_address"])
+    subnet, handed_out = ip_network(config["subnet"]), ip_network(config["ip_range"])
+    assert proxy in subnet
+    assert proxy not in handed_out
+    assert handed_out.subnet_of(subnet)
+
+
+def test_only_the_server_gets_a_way_out_to_the_issuer() -> None:
+    assert set(WITH_ISSUER) == {"services", "networks"}
+    ((name, changed),) = WITH_ISSUER["services"].items()
+    assert name == "segunlearn"
+    assert set(changed) == {"command", "environment", "networks"}
+    assert set(changed["networks"]) == {*COMPOSE["services"][name]["networks"], "issuer"}
+    assert WITH_ISSUER["networks"] == {"issuer": {}}
+    before, after = COMPOSE["services"][name]["command"], changed["command"]
+    assert after.startswith(before.strip().removesuffix("--login tokens") + "--login oidc --issuer")
+    assert not set(changed["environment"]) & set(COMPOSE["services"][name]["environment"])
 
 
 def test_the_proxy_says_who_calls_and_speaks_only_tls() -> None:
