@@ -307,6 +307,29 @@ def test_the_rest_of_a_support_goes_on_where_a_label_is_gone(
     assert (result["outcome"], result["studies"], result["unlabelled"]) == ("adopted", 2, 1)
 
 
+def test_a_label_that_goes_while_the_support_is_fetched_ends_the_adapting(
+    app: SegUnlearnApp, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row of the ledger, and the adapter's own record, would name a study that it never saw."""
+    label = site.unseen[1].label
+    assert label is not None
+    final = studies_of(site) / "labels" / "final" / label.name
+    trainable = StudiesDatastore.trainable
+
+    def gone(studies: StudiesDatastore, *given: Any, **more: Any) -> Any:
+        final.unlink()
+        studies._label_index.invalidate()
+        return trainable(studies, *given, **more)
+
+    monkeypatch.setattr(StudiesDatastore, "trainable", gone)
+    try:
+        with pytest.raises(ConflictError, match="1 studies of the support have no finished label"):
+            adapt(app, site)
+    finally:
+        final.hardlink_to(label)
+    assert (served(site), weights(site)) == ("base", [])
+
+
 @pytest.mark.parametrize("named", ["file", "study"])
 def test_what_is_kept_of_a_failure_names_no_study(
     app: SegUnlearnApp,

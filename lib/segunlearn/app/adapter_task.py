@@ -292,8 +292,9 @@ def fetching(
 ) -> Callable[[Sequence[Case]], Sequence[Case]]:
     """Make the function that gives cases their files.
 
-    It raises a ``LabelError`` where an image or label cannot be had: a support that is smaller
-    than it was told is another support.
+    It raises a ``LabelError`` where an image or label cannot be read, and a ``ConflictError`` where
+    one was marked or its label went meanwhile: a support that is smaller than it was told is
+    another support.
     """
 
     def fetch(cases: Sequence[Case]) -> Sequence[Case]:
@@ -309,6 +310,12 @@ def fetching(
         if found.skipped:
             why = next(iter(found.skipped.values()))
             raise LabelError(f"{len(found.skipped)} studies of the support cannot be read: {why}")
+        gone = len(set(wanted)) - len(found.cases)
+        if gone:
+            raise ConflictError(
+                f"{gone} studies of the support have no finished label any more, or were marked "
+                "for forgetting, since the adapting began, so nothing is changed. Start it again."
+            )
         order = {series: number for number, series in enumerate(wanted)}
         return [
             replace(c, person=cases[order[c.series]].person)
