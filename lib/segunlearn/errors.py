@@ -17,6 +17,7 @@
     ├── IntegrityError                409  a digest or the ledger's chain does not agree
     ├── CancelledError                409  the run was stopped by a person
     └── UnavailableError              503  the PACS or the store cannot be reached now
+        └── NoMemoryError             503  there is not enough memory for an image now
 
 Every message says what happened, why, and what to do. Identifiers of patients never stand in a
 message that is logged; series and studies are named by their pseudonym there.
@@ -109,3 +110,7 @@ class UnavailableError(SegUnlearnError):
 
     http_status = 503
     retry_after: int = 5
+
+
+class NoMemoryError(UnavailableError):
+    """There is not enough memory for an image now; smaller ones may still go."""

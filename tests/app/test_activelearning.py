@@ -6,6 +6,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,6 +131,38 @@ def test_without_memory_nothing_is_scored_and_the_reason_is_told(
     monkeypatch.setattr(Segmenter, "_windowed", full)
     with pytest.raises(UnavailableError, match="not enough memory"):
         app.next_sample({"strategy": "uncertainty"})
+
+
+@pytest.mark.parametrize("where", ["read_volume", "uncertainty"])
+def test_an_image_too_large_for_the_memory_keeps_no_other_from_being_proposed(
+    app: SegUnlearnApp,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    where: str,
+) -> None:
+    from segunlearn.app import activelearning
+
+    publish_tiny(app.home.root)
+    does, tried = getattr(activelearning, where), []
+    large = make_study(1).image.array.mean()
+
+    def lacking(*given: Any, **more: Any) -> Any:
+        found = does(*given, **more)
+        image = found if where == "read_volume" else given[1]
+        tried.append("person1" if np.isclose(image.array.mean(), large) else "another")
+        if tried[-1] == "person1":
+            raise MemoryError
+        return found
+
+    monkeypatch.setattr(activelearning, where, lacking)
+    for _ in range(2):
+        found = app.next_sample({"strategy": "uncertainty", "seconds": 600})
+        assert found["id"] in {"person2", "person3"}
+    assert "not enough memory" in caplog.text
+    tried.clear()
+    publish_tiny(app.home.root, seed=2)
+    app.next_sample({"strategy": "uncertainty", "seconds": 600})
+    assert tried == ["another", "another", "person1"], "what may end in nothing comes last"
 
 
 @pytest.mark.parametrize("method", ["entropy", "tta"])

@@ -22,6 +22,7 @@ from segunlearn.app.models import ActiveModel
 from segunlearn.errors import (
     IntegrityError,
     InvalidInputError,
+    NoMemoryError,
     SegUnlearnError,
     UnavailableError,
 )
@@ -161,6 +162,7 @@ class Uncertainty(OurStrategy):
         super().__init__("Image without a finished label on which the model is least sure")
         self._model, self._cache = model, cache
         self._seed = seed
+        self._too_large: set[str] = set()  # for the memory that there was; tried last from then on
 
     def info(self) -> dict[str, Any]:
         """Return the description and the options of a request."""
@@ -176,24 +178,29 @@ class Uncertainty(OurStrategy):
     ) -> list[str]:
         """By score, the least sure first; images without a score last.
 
+        Where there is not enough memory for an image, others are scored.
+
         Raises
         ------
         ConflictError
             Nothing was trained yet.
         InvalidInputError
             An option is wrong.
+        NoMemoryError
+            There is not enough memory for any.
         """
         method, limit, seconds = self._options(request)
         version = self._model.version()
         path = self._cache / f"{version.sha256}-{method}.json"
         scores = self._read(path)
         missing = [c for c in sorted(candidates) if c not in scores]
-        order = np.random.default_rng(self._seed).permutation(len(missing))
+        order = [missing[i] for i in np.random.default_rng(self._seed).permutation(len(missing))]
+        order.sort(key=lambda image_id: image_id in self._too_large)
+        lacking: NoMemoryError | None = None
         until = time.monotonic() + seconds
-        for position, index in enumerate(order):
+        for position, image_id in enumerate(order):
             if position >= limit or (position and time.monotonic() > until):
                 break
-            image_id = missing[index]
             _, segmenter = self._model.segmenter()
             try:
                 volume = read_volume(
@@ -202,13 +209,19 @@ class Uncertainty(OurStrategy):
                 )
                 with self._model.turn(volume):
                     scores[image_id] = uncertainty(segmenter, volume, method)
+            except (NoMemoryError, MemoryError) as error:
+                lacking = _lack_of_memory(error)
+                logger.warning("an image is not scored: %s", lacking)
+                self._too_large.add(image_id)
             except UnavailableError:
                 raise
             except SegUnlearnError as error:
                 logger.info("an image is not scored: %s", error)
                 scores[image_id] = -1.0
-        if len(order):
+        if order:
             write_json_durably(path, scores)
+        if lacking is not None and all(scores.get(c, -1.0) < 0.0 for c in candidates):
+            raise lacking
         return sorted(
             (c for c in candidates if scores.get(c, 0.0) >= 0.0),
             key=lambda c: (-scores.get(c, -0.5), c),
@@ -238,6 +251,14 @@ class Uncertainty(OurStrategy):
             return {str(k): float(v) for k, v in dict(read_json(path)).items()}
         except (IntegrityError, TypeError, ValueError):
             return {}
+
+
+def _lack_of_memory(error: NoMemoryError | MemoryError) -> NoMemoryError:
+    if isinstance(error, NoMemoryError):
+        return error
+    return NoMemoryError(
+        "there is not enough memory to read an image. Try again when less runs on the server."
+    )
 
 
 def uncertainty(segmenter: Segmenter, volume: Volume, method: str = "entropy") -> float:

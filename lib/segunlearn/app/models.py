@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from segunlearn.app.adapter_store import AdapterInfo, SiteAdapters
-from segunlearn.errors import ConflictError, UnavailableError
+from segunlearn.errors import ConflictError, NoMemoryError
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class ActiveModel:
         ------
         ConflictError, IntegrityError
             As ``version``.
-        UnavailableError
+        NoMemoryError
             The device has not enough memory.
         """
         info, segmenter = using or self.segmenter()
@@ -168,7 +168,7 @@ class ActiveModel:
 
         Raises
         ------
-        UnavailableError
+        NoMemoryError
             The device has not enough memory.
         """
         started = time.perf_counter()
@@ -178,7 +178,7 @@ class ActiveModel:
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                raise UnavailableError(
+                raise NoMemoryError(
                     f"the device has not enough memory for an image of {volume.shape} voxels. Try "
                     "again when nothing else runs on it, or serve with --conf device cpu."
                 ) from error
