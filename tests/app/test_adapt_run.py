@@ -157,6 +157,10 @@ def test_from_the_support_to_the_adapter_in_service(place: Place) -> None:
     assert {(c.series, c.role) for c in cases} == {(c.series, "support") for c in place.south}
     assert place.site.records.ledger.verify() == []
     assert place.site.records.runs.get(result["run_id"]).state == "done"
+    (step,) = place.site.records.trail.every()
+    assert (step.action, step.kind) == ("publish", "adapter")
+    assert result["adapter"].startswith(step.what)
+    assert result["run_id"] in step.note
 
 
 def test_an_adapter_that_harms_is_not_kept_and_the_reason_is_told(

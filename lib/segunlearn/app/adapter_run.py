@@ -22,7 +22,7 @@ from segunlearn.adaptation import (
 from segunlearn.adaptation.meta_model import need
 from segunlearn.adapters.site import SiteAdapter, Start, differing
 from segunlearn.app import checkpoints
-from segunlearn.app.adapter_store import AdapterInfo, SiteAdapters
+from segunlearn.app.adapter_store import AdapterInfo, SiteAdapters, site_digest
 from segunlearn.app.adapter_support import AdaptOrder, HeaderOf, Support, choose_support
 from segunlearn.app.audit_studies import read_sets
 from segunlearn.app.locks import training_lock
@@ -41,6 +41,7 @@ from segunlearn.records.ledger import LedgerCase, LedgerEntry
 from segunlearn.records.numbered import created_now
 from segunlearn.records.runs import Progress
 from segunlearn.records.store import utc_now
+from segunlearn.records.trail import TrailEntry
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 
 logger = logging.getLogger(__name__)
@@ -258,10 +259,16 @@ class AdaptRun(WatchedRun):
     def _publish(
         self, info: VersionInfo, support: Support, adapter: SiteAdapter, left_out: Collection[str]
     ) -> AdapterInfo:
-        """Write the ledger row, then the adapter: none is there that the ledger does not know."""
+        """Write ledger and trail, then the adapter: none is there that these do not know."""
         self.tell(Progress("publish", 0, 1, {}))
         self._refuse_marked(info, support, left_out)
         self._append(info, support, "done", adapter.sha256)
+        self.records.trail.append(
+            TrailEntry(
+                "publish", self.requested_by, kind="adapter", what=site_digest(support.site),
+                note=f"{SITE_ADAPT} of {self.order.model}, run {self.run_id}",
+            )
+        )  # fmt: skip
         pseudonyms = self.records.pseudonyms
         published = self.store.put(
             support.site,

@@ -70,7 +70,7 @@ class Metrics:
             f"segunlearn_request_seconds_sum {seconds:.6f}",
             f"segunlearn_request_seconds_count {total}",
         ]
-        lines += _head("login_failures_total", "counter", "Tokens and sign-ins not accepted")
+        lines += _head("login_failures_total", "counter", "Wrong tokens and passwords")
         lines.append(f"segunlearn_login_failures_total {self.login_failures}")
         own = {
             "requests_open": ("Requests under way", float(still)),
