@@ -19,11 +19,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from segunlearn.app.security.addresses import is_loopback
-from segunlearn.app.security.identity import (
-    GenuineTokenError,
-    Identity,
-    NotSignedInError,
-)
+from segunlearn.app.security.identity import GenuineTokenError, Identity, NotSignedInError
 from segunlearn.app.security.metrics import Metrics
 from segunlearn.app.security.sessions import COOKIE, Sessions
 from segunlearn.app.security.witness import Witness, address_of
