@@ -123,3 +123,23 @@ def test_a_mask_of_another_grid_is_refused(scene: Any) -> None:
             segmentation.show_mask(scene, volume, bad, "a.nrrd", {"core": 1})
     names = [scene.GetNthNode(i).GetName() for i in range(scene.GetNumberOfNodes())]
     assert "SegUnlearn mask" not in names
+
+
+@pytest.mark.parametrize("present", [(), (1,), (2,), (5,), (1, 5), (2, 5), (1, 2, 5)])
+def test_each_structure_by_its_value(scene: Any, present: tuple[int, ...]) -> None:
+    """Slicer imports by position: a structure that is not in the mask must not shift the others."""
+    names = {"core": 1, "shell": 2, "hull": 5}
+    volume, array = load_file(scene), np.zeros((4, 5, 6), np.uint8)
+    for value in present:
+        array[1 : 1 + value % 3, 1:3, value - 1] = value
+    label_map = scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode")
+    SLICER.util.updateVolumeFromArray(label_map, array)
+    content = segmentation._write(scene, label_map)
+    node = segmentation.show_mask(scene, volume, content, "a.nrrd", names)
+    for name, value in names.items():
+        np.testing.assert_array_equal(voxels(scene, node, volume, name), array == value, name)
+
+    sent, file_name, named = segmentation.label_map_of(scene, node, volume)
+    back = SLICER.util.arrayFromVolume(segmentation._read(scene, sent, file_name))
+    for one in named:
+        np.testing.assert_array_equal(back == one["idx"], array == names[one["name"]], one["name"])

@@ -50,7 +50,7 @@ def show_mask(
                 ids.InsertNextValue(segment_id)
         if present - set(names.values()):
             raise ValueError("the mask holds a structure that has no name")
-        # the segments take the values in the order of the values
+        _number(label_map, present)
         if (
             ids.GetNumberOfValues()
             and not slicer.vtkSlicerSegmentationsModuleLogic.ImportLabelmapToSegmentationNode(
@@ -118,6 +118,15 @@ def label_map_of(scene: Any, node: Any, volume: Any) -> tuple[bytes, str, list[d
         for i in range(ids.GetNumberOfValues())
     ]
     return content, "label.nrrd", named
+
+
+def _number(label_map: Any, present: set[int]) -> None:
+    """Give structures the numbers of their places: that is the value an import expects."""
+    array = slicer.util.arrayFromVolume(label_map)
+    for place, value in enumerate(sorted(present), start=1):
+        if value != place:  # larger, so that none takes the number of one that is still to come
+            array[array == value] = place
+    label_map.GetImageData().Modified()
 
 
 def _new_segment(segmentation: Any, name: str) -> str:
