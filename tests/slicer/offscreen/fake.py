@@ -125,6 +125,28 @@ def fake_server() -> Iterator[Script]:
         server.server_close()
 
 
+def mask(content: bytes, names: dict[str, int], wait: threading.Event | None = None) -> Any:
+    """Answer ``/infer`` with a mask, after ``wait``."""
+
+    def answer(handler: Any) -> Any:
+        if wait is not None:
+            wait.wait(30)
+        params = json.dumps({"label_names": names, "version": "v0001", "adapter": "base"}).encode()
+        body = (
+            b'--b\r\nContent-Disposition: form-data; name="params"\r\n\r\n' + params
+            + b'\r\n--b\r\nContent-Disposition: form-data; name="image"; '
+            b'filename="m.nrrd"\r\n\r\n' + content + b"\r\n--b--\r\n"
+        )  # fmt: skip
+        handler.send_response(200)
+        handler.send_header("Content-Type", "multipart/form-data; boundary=b")
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+        return ...
+
+    return answer
+
+
 def half_an_answer(handler: Any) -> Any:
     """Break off in the middle of a JSON text."""
     handler.send_response(200)

@@ -14,7 +14,9 @@ from SegUnlearnLib.signals import Signal
 class Masks:
     """One inference or submission at a time.
 
-    Signals: ``started(text)``; ``segmented(node, params)``; ``saved(answer)``; ``failed(Problem)``.
+    Signals: ``started(text)``; ``segmented(node, params)``; ``would_replace(node, names, params,
+    then)``: segments of these names hold something, ``then`` replaces them; ``saved(answer)``;
+    ``dropped(text)``: broken off; ``failed(Problem)``.
 
     Parameters
     ----------
@@ -26,10 +28,11 @@ class Masks:
 
     def __init__(self, api: Api, scene: Callable[[], Any]) -> None:
         self._api, self._scene = api, scene
-        self.started, self.segmented = Signal(), Signal()
-        self.saved, self.failed = Signal(), Signal()
+        self.started, self.segmented, self.would_replace = Signal(), Signal(), Signal()
+        self.saved, self.dropped, self.failed = Signal(), Signal(), Signal()
         self.labels: Mapping[str, int] = {}
         self._call: Any = None
+        self._broken_off = ""
 
     @property
     def is_busy(self) -> bool:
@@ -49,22 +52,38 @@ class Masks:
             self._call = None
             params, name, content = answer
             names = {str(k): int(v) for k, v in params["label_names"].items()}
-            scene = self._scene()
-            target = scene.GetNodeByID(node_id)
-            if target is None:
-                self.failed.emit(_scene("The image was closed meanwhile; its mask is dropped."))
-                return
-            try:
-                node = segmentation.show_mask(scene, target, content, name, names)
-            except ValueError as error:
-                self.failed.emit(
-                    _scene(f"The server's mask cannot be shown: {error}. Load the image anew.")
-                )
-                return
-            self.segmented.emit(node, params)
+            self._arrived(node_id, params, name, content, names)
 
         self._call = self._api.infer(model, image, options, done, self._failed)
+        self._broken_off = "Segmenting was broken off by connecting anew. Press Segment again."
         self.started.emit("The server segments the image …")
+
+    def _arrived(
+        self, node_id: str, params: Any, name: str, content: bytes, names: Mapping[str, int],
+        *, agreed: bool = False,
+    ) -> None:  # fmt: skip
+        """Show a mask; where that would lose what somebody drew, only once they agreed."""
+        scene = self._scene()
+        target = scene.GetNodeByID(node_id)
+        if target is None:
+            self.failed.emit(_scene("The image was closed meanwhile; its mask is dropped."))
+            return
+        try:
+            at_stake = [] if agreed else segmentation.would_replace(scene, target, names)
+            if not at_stake:
+                node = segmentation.show_mask(scene, target, content, name, names)
+                self.segmented.emit(node, params)
+                return
+            segmentation.check_mask(scene, target, content, name, names)
+        except ValueError as error:
+            self.failed.emit(
+                _scene(f"The server's mask cannot be shown: {error}. Load the image anew.")
+            )
+            return
+        self.would_replace.emit(
+            segmentation.segmentation_of(scene, target), at_stake, params,
+            lambda: self._arrived(node_id, params, name, content, names, agreed=True),
+        )  # fmt: skip
 
     def submit(self, node: Any, volume: Any, image: str, client: str) -> None:
         """Send a segmentation as the finished label of an image."""
@@ -92,12 +111,24 @@ class Masks:
             self.saved.emit(answer)
 
         self._call = self._api.save_label(image, name, content, info, done, self._failed)
+        self._broken_off = (
+            "Connecting anew broke off the sending; whether the label was saved is not known. "
+            "Submit it again."
+        )
         self.started.emit("The label is sent …")
 
     def cancel(self) -> None:
         """Break off what is under way."""
         if self._call is not None:
             self._call.cancel()
+
+    def clear(self) -> None:
+        """Expect nothing any more: the server is connected to anew, or another one is."""
+        call, self._call = self._call, None
+        if call is not None:
+            call.silence()
+            call.cancel()
+            self.dropped.emit(self._broken_off)
 
     def _failed(self, problem: Problem) -> None:
         self._call = None

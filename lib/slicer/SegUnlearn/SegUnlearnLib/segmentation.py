@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,33 +30,36 @@ def show_mask(
     Returns
     -------
     vtkMRMLSegmentationNode
-        That of the volume; segments of the same names are replaced, others stay.
+        That of the volume; segments of the same names are replaced, others stay. Ask before, see
+        ``would_replace``.
 
     Raises
     ------
     ValueError
-        It cannot be read, or is not on the volume's grid.
+        It cannot be read, is not on the volume's grid, or holds what has no name; nothing was
+        changed.
     """
     label_map = _read(scene, content, file_name)
     try:
-        if not _same_grid(label_map, volume):
-            raise ValueError("the mask is not on the grid of the image")
+        present = _structures(label_map, volume, names)
         node = segmentation_of(scene, volume)
-        present = {int(v) for v in np.unique(slicer.util.arrayFromVolume(label_map))} - {0}
-        ids = vtk.vtkStringArray()
+        segmentation = node.GetSegmentation()
+        old = [segment_id for segment_id, _ in _segments_named(segmentation, names)]
+        new, ids = [], vtk.vtkStringArray()
         for name, value in sorted(names.items(), key=lambda item: item[1]):
-            segment_id = _new_segment(node.GetSegmentation(), name)
+            new.append(str(segmentation.AddEmptySegment("", name)))
             if value in present:
-                ids.InsertNextValue(segment_id)
-        if present - set(names.values()):
-            raise ValueError("the mask holds a structure that has no name")
+                ids.InsertNextValue(new[-1])
         _number(label_map, present)
-        if (
-            ids.GetNumberOfValues()
-            and not slicer.vtkSlicerSegmentationsModuleLogic.ImportLabelmapToSegmentationNode(
+        done = (
+            not present
+            or slicer.vtkSlicerSegmentationsModuleLogic.ImportLabelmapToSegmentationNode(
                 label_map, node, ids
             )
-        ):
+        )
+        for segment_id in old if done else new:
+            segmentation.RemoveSegment(segment_id)
+        if not done:
             raise ValueError("the mask cannot be made a segmentation")
     finally:
         _remove(scene, label_map)
@@ -64,13 +67,31 @@ def show_mask(
     return node
 
 
+def would_replace(scene: Any, volume: Any, names: Iterable[str]) -> list[str]:
+    """List the volume's segments that hold something and that a mask would replace."""
+    node = found_segmentation(scene, volume)
+    if node is None:
+        return []
+    found = _segments_named(node.GetSegmentation(), names)
+    return [name for segment_id, name in found if _holds_something(node, segment_id)]
+
+
+def check_mask(
+    scene: Any, volume: Any, content: bytes, file_name: str, names: Mapping[str, int]
+) -> None:
+    """Raise ``show_mask``'s error if the mask does not fit; nothing is changed."""
+    label_map = _read(scene, content, file_name)
+    try:
+        _structures(label_map, volume, names)
+    finally:
+        _remove(scene, label_map)
+
+
 def segmentation_of(scene: Any, volume: Any) -> Any:
     """Return the volume's segmentation node, a new one where it has none."""
-    role = slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole()
-    for number in range(scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode")):
-        node = scene.GetNthNodeByClass(number, "vtkMRMLSegmentationNode")
-        if node.GetNodeReferenceID(role) == volume.GetID() and node.GetAttribute(_OURS):
-            return node
+    found = found_segmentation(scene, volume)
+    if found is not None:
+        return found
     node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", f"{volume.GetName()} structures")
     node.SetAttribute(_OURS, "1")
     node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
@@ -81,6 +102,16 @@ def segmentation_of(scene: Any, volume: Any) -> Any:
         if item:
             hierarchy.SetItemParent(item, parent)
     return node
+
+
+def found_segmentation(scene: Any, volume: Any) -> Any:
+    """Return the volume's segmentation node, None where it has none."""
+    role = slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole()
+    for number in range(scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode")):
+        node = scene.GetNthNodeByClass(number, "vtkMRMLSegmentationNode")
+        if node.GetNodeReferenceID(role) == volume.GetID() and node.GetAttribute(_OURS):
+            return node
+    return None
 
 
 #: Attribute of the segmentations that this module made.
@@ -120,6 +151,16 @@ def label_map_of(scene: Any, node: Any, volume: Any) -> tuple[bytes, str, list[d
     return content, "label.nrrd", named
 
 
+def _structures(label_map: Any, volume: Any, names: Mapping[str, int]) -> set[int]:
+    """Return the values that a mask holds, if it fits."""
+    if not _same_grid(label_map, volume):
+        raise ValueError("the mask is not on the grid of the image")
+    present = {int(v) for v in np.unique(slicer.util.arrayFromVolume(label_map))} - {0}
+    if present - set(names.values()):
+        raise ValueError("the mask holds a structure that has no name")
+    return present
+
+
 def _number(label_map: Any, present: set[int]) -> None:
     """Give structures the numbers of their places: that is the value an import expects."""
     array = slicer.util.arrayFromVolume(label_map)
@@ -129,11 +170,24 @@ def _number(label_map: Any, present: set[int]) -> None:
     label_map.GetImageData().Modified()
 
 
-def _new_segment(segmentation: Any, name: str) -> str:
-    old = segmentation.GetSegmentIdBySegmentName(name)
-    if old:
-        segmentation.RemoveSegment(old)
-    return str(segmentation.AddEmptySegment("", name))
+def _segments_named(segmentation: Any, names: Iterable[str]) -> list[tuple[str, str]]:
+    """Ids and names of the segments of these names, exactly: VTK takes Core for core."""
+    ids = [str(segmentation.GetNthSegmentID(i)) for i in range(segmentation.GetNumberOfSegments())]
+    named = [(i, str(segmentation.GetSegment(i).GetName())) for i in ids]
+    return [(segment_id, name) for segment_id, name in named if name in names]
+
+
+def _holds_something(node: Any, segment_id: str) -> bool:
+    segment, classes = (
+        node.GetSegmentation().GetSegment(segment_id),
+        slicer.vtkSegmentationConverter,
+    )
+    if segment.GetRepresentation(classes.GetBinaryLabelmapRepresentationName()) is not None:
+        image = slicer.vtkOrientedImageData()
+        node.GetBinaryLabelmapRepresentation(segment_id, image)
+        return bool(image.GetNumberOfPoints() and image.GetScalarRange()[1] > 0)
+    surface = segment.GetRepresentation(classes.GetClosedSurfaceRepresentationName())
+    return surface is not None and bool(surface.GetNumberOfPoints())
 
 
 def _remove(scene: Any, label_map: Any) -> None:

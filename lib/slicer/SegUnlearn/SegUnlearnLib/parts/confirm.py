@@ -24,7 +24,7 @@ class Confirm:
         self._typed.textChanged.connect(lambda *_: self._update())
         self._typed.returnPressed.connect(lambda *_: self._confirm())
         self._yes = button("", self._confirm, name="confirmButton")
-        self._no = button("Cancel", self.hide, name="confirmCancel")
+        self._no = button("Cancel", self._cancel, name="confirmCancel")
         layout.addWidget(self._text)
         self._entry = qt.QWidget()
         entry = row(self._hint, self._typed, stretch=1)
@@ -34,6 +34,7 @@ class Confirm:
         self.widget.setVisible(False)
         self._word = ""
         self._then: Callable[[], Any] | None = None
+        self._otherwise: Callable[[], Any] | None = None
 
     def ask(
         self,
@@ -43,6 +44,7 @@ class Confirm:
         word: str = "",
         *,
         danger: bool = True,
+        otherwise: Callable[[], Any] | None = None,
     ) -> None:
         """Ask; ``then`` is called when it is confirmed.
 
@@ -58,8 +60,10 @@ class Confirm:
             What must be typed first, empty: nothing.
         danger
             It is hard to take back.
+        otherwise
+            Is called when it is cancelled.
         """
-        self._word, self._then = word, then
+        self._word, self._then, self._otherwise = word, then, otherwise
         self._text.setText(text)
         self._hint.setText(f"Type {word} to confirm:")
         self._hint.setWordWrap(False)
@@ -74,7 +78,7 @@ class Confirm:
 
     def hide(self) -> None:
         """Ask nothing."""
-        self._then = None
+        self._then = self._otherwise = None
         self.widget.setVisible(False)
 
     def is_asking(self) -> bool:
@@ -90,6 +94,12 @@ class Confirm:
 
     def _is_typed(self) -> bool:
         return not self._word or text_of(self._typed).strip() == self._word
+
+    def _cancel(self) -> None:
+        otherwise = self._otherwise
+        self.hide()
+        if otherwise is not None:
+            otherwise()
 
     def _confirm(self) -> None:
         then = self._then

@@ -7,6 +7,7 @@ from typing import Any
 
 import qt
 
+from SegUnlearnLib import texts
 from SegUnlearnLib.identity import Identity
 from SegUnlearnLib.idioms import button, column, data_of, label, row
 from SegUnlearnLib.masks import Masks
@@ -58,11 +59,14 @@ class MaskPart:
         self.state = label(role="quiet")
         self.state.setObjectName("maskState")
         layout.addWidget(self.state)
-        self.confirm = Confirm()
+        self.confirm, self.replace = Confirm(), Confirm()
+        layout.addWidget(self.replace.widget)
         layout.addWidget(self.confirm.widget)
         masks.started.connect(self._started)
         masks.segmented.connect(self._segmented)
+        masks.would_replace.connect(self._ask_to_replace)
         masks.saved.connect(lambda *_: self._ended("The label was saved on the server."))
+        masks.dropped.connect(self._ended)
         masks.failed.connect(lambda *_: self._ended(""))
         session.changed.connect(self.update)
         self.update()
@@ -96,8 +100,9 @@ class MaskPart:
         node = segmentation_of(self._scene(), volume)
         segments = int(node.GetSegmentation().GetNumberOfSegments())
         self.confirm.ask(
-            f"Submit {node.GetName()} ({segments} segments) as the finished label of this image? "
-            "It replaces the finished label that the server has, and is used for training.",
+            f"Submit {node.GetName()} ({texts.count(segments, 'segment', 'segments')}) as the "
+            "finished label of this image? It replaces the one that the server may have, and "
+            "training uses it unless the study is marked.",
             "Submit",
             lambda: self._masks.submit(node, volume, one.image, self._client()),
             danger=False,
@@ -108,10 +113,27 @@ class MaskPart:
         self.update()
 
     def _segmented(self, node: Any, params: Any) -> None:
-        adapter = str(params.get("adapter") or "base")
-        with_adapter = "" if adapter == "base" else f" and adapter {adapter}"
-        self._ended(f"Segmented by version {params.get('version', '?')}{with_adapter}.")
+        self.replace.hide()
+        self._ended(f"Segmented by {_model(params)}.")
+
+    def _ask_to_replace(
+        self, node: Any, names: list[str], params: Any, then: Callable[[], Any]
+    ) -> None:
+        self._ended(f"Segmented by {_model(params)}. The mask waits for your answer.")
+        self.replace.ask(
+            f"The new mask replaces segments in {node.GetName()}: {', '.join(names)}. What was "
+            "drawn or corrected in them is lost. Cancel drops the new mask.",
+            "Replace them",
+            then,
+            otherwise=lambda: self._ended("The new mask was dropped; nothing was changed."),
+        )
 
     def _ended(self, text: str) -> None:
         self.state.setText(text)
         self.update()
+
+
+def _model(params: Any) -> str:
+    adapter = str(params.get("adapter") or "base")
+    with_adapter = "" if adapter == "base" else f" and adapter {adapter}"
+    return f"version {params.get('version', '?')}{with_adapter}"
