@@ -29,7 +29,8 @@ def geometry(node: Any) -> list[float]:
 def voxels(scene: Any, node: Any, volume: Any, name: str) -> Any:
     """Voxels of a segment on the volume's grid."""
     ids = vtk.vtkStringArray()
-    ids.InsertNextValue(node.GetSegmentation().GetSegmentIdBySegmentName(name))
+    ((segment_id, _),) = segmentation._segments_named(node.GetSegmentation(), [name])
+    ids.InsertNextValue(segment_id)
     label_map = scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode")
     SLICER.vtkSlicerSegmentationsModuleLogic.ExportSegmentsToLabelmapNode(
         node, ids, label_map, volume

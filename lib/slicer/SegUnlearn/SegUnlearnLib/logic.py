@@ -82,6 +82,7 @@ class Logic:
         self.forget_set.done.connect(self._decided)
         self.site.done.connect(self._decided)
         self._shown: Any = None
+        self._runs_of: Any = None
         self._at_work = ""
 
     def identify(self, volume: Any) -> Identity | Unknown:
@@ -94,6 +95,16 @@ class Logic:
             for part in (self.forget_set, self.evidence, self.site):
                 part.load()
             self.study.refresh()
+
+    def come_back(self) -> None:
+        """Ask for what others may have changed; the list of images, which is long, is kept."""
+        if self.session.server is not None:
+            self.session.refresh()
+            for part in (self.forget_set, self.evidence):
+                part.load()
+            self.site.load_adapters()
+            self.study.refresh()
+            self.runs.resume()
 
     def close(self) -> None:
         """Break off requests and delete reports, for the panel goes away."""
@@ -113,11 +124,15 @@ class Logic:
         if server is None:
             for part in (self.forget_set, self.evidence, self.site):
                 part.clear()
-            self.runs.forget()
+            self.masks.clear()
+            self.runs.hide()
             self.study.refresh()
         else:
+            if known != self._runs_of:
+                self.runs.forget()
+            self._runs_of = known
             self.reload()
-            self.runs.follow_running()
+            self.runs.resume()
 
     def _remember(self) -> None:
         """Note the study's state in the subject hierarchy, for its icon and its menu."""

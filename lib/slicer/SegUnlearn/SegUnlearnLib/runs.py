@@ -59,39 +59,55 @@ class RunView:
         return self.state not in ("waiting", "running")
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What the server was asked for; ``before`` are the runs that it had by then."""
+
+    trainer: str
+    task_id: str
+    before: frozenset[str]
+
+
 class Runs:
     """Starts tasks, and follows one run at a time.
 
-    Signals: ``changed(RunView)``; ``ended(RunView)``; ``failed(Problem)``: it did not start;
-    ``trouble(text)``: no answer for now, empty when it is over.
+    Signals: ``changed(RunView)``; ``ended(RunView)``; ``gone()``: nothing is shown any more;
+    ``failed(Problem)``: it did not start; ``trouble(text)``: no answer for now, or empty.
     """
 
     def __init__(self, api: Api, poll: float = _POLL) -> None:
         self._api, self._poll = api, poll
-        self.changed, self.ended = Signal(), Signal()
+        self.changed, self.ended, self.gone = Signal(), Signal(), Signal()
         self.failed, self.trouble = Signal(), Signal()
         self.view: RunView | None = None
         self._turn, self._failures, self._timer = 0, 0, None
+        self._looks = False
+        self._order = 0  # of the newest start: answers to older ones are late
+        self._task: _Task | None = None  # that has no run yet
 
     # -- starting ------------------------------------------------------------------------------
 
     def start(self, trainer: str, options: Mapping[str, Any]) -> None:
         """Start a task and follow the run that it becomes."""
-        mine = self._begin(RunView("", trainer, "waiting", text="Asking the server …"))
+        self._order += 1
+        self._task = None
+        self._begin(RunView("", trainer, "waiting", text="Asking the server …"))
+        mine = self._order
 
         def known(runs: Any) -> None:
-            before = {run["run_id"] for run in runs}
+            before = frozenset(run["run_id"] for run in runs)
             self._api.start(trainer, options, lambda task: started(task, before), refused)
 
-        def started(task: Any, before: set[str]) -> None:
-            if mine == self._turn:
+        def started(task: Any, before: frozenset[str]) -> None:
+            if mine == self._order:
+                self._task = _Task(trainer, str(task["id"]), before)
                 self._show(RunView("", trainer, "waiting", text="The server prepares it …"))
-                self._find(mine, trainer, str(task["id"]), before)
+                if self._looks:
+                    self._find(self._turn, self._task)
 
         def refused(problem: Problem) -> None:
-            if mine == self._turn:
-                self.view = None
-                self._turn += 1
+            if mine == self._order:
+                self.forget()
                 self.failed.emit(problem)
 
         self._api.runs(_LOOKED_AT, known, refused)
@@ -100,12 +116,13 @@ class Runs:
         """Follow what the server runs now, if anything: it may have been started elsewhere."""
         if self.view is not None and not self.view.is_over:
             return
+        mine = self._turn
 
         def found(runs: Any) -> None:
             running = next((run for run in runs if run["state"] == "running"), None)
-            if running is not None and (self.view is None or self.view.is_over):
-                mine = self._begin(view_of(running))
-                self._later(mine, lambda: self._ask(mine, running["run_id"]))
+            if running is not None and mine == self._turn:
+                turn = self._begin(view_of(running))
+                self._later(turn, lambda: self._ask(turn, running["run_id"]))
 
         self._api.runs(_LOOKED_AT, found, lambda problem: None)
 
@@ -118,59 +135,85 @@ class Runs:
     def stop(self) -> None:
         """Look no more; the run goes on."""
         self._turn += 1
+        self._looks = False
         if self._timer is not None:
             self._timer.stop()
 
+    def hide(self) -> None:
+        """Look no more, show nothing, and expect no answer: the server is connected to anew."""
+        self.stop()
+        self._order += 1
+        if self._task is None and self.view is not None and not self.view.run_id:
+            self.view = None  # whether it was started, nobody tells any more
+        self.gone.emit()
+
     def forget(self) -> None:
         """Look no more, and show nothing: another server."""
-        self.stop()
-        self.view = None
+        self.view = self._task = None
+        self.hide()
 
     def resume(self) -> None:
-        """Go on looking after ``stop``."""
-        if self.view is not None and self.view.run_id and not self.view.is_over:
-            mine, run_id = self._begin(self.view), self.view.run_id
-            self._ask(mine, run_id)
+        """Go on looking after ``stop`` or ``hide``, also for what was started elsewhere."""
+        view = self.view
+        if view is None or view.is_over:
+            self.follow_running()
+        elif self._task is not None:
+            self._find(self._begin(view), self._task)
+        elif view.run_id:
+            self._ask(self._begin(view), view.run_id)
+        else:
+            self._begin(view)  # the server is about to answer whether it starts it
 
     # -- following -----------------------------------------------------------------------------
 
     def _begin(self, view: RunView) -> int:
         self.stop()
+        self._looks = True
         self._failures = 0
         self.trouble.emit("")
         self._show(view)
         return self._turn
 
-    def _find(self, mine: int, trainer: str, task: str, before: set[str]) -> None:
+    def _find(self, mine: int, task: _Task) -> None:
         """Look for the new run; a task that ends without one says why in its last lines."""
+        trainer = task.trainer
 
         def again() -> None:
-            self._later(mine, lambda: self._find(mine, trainer, task, before))
+            self._later(mine, lambda: self._find(mine, task))
 
         def runs(found: Any) -> None:
             kinds = _KINDS.get(trainer, (trainer,))
-            new = [r for r in found if r["run_id"] not in before and r["kind"] in kinds]
+            new = [r for r in found if r["run_id"] not in task.before and r["kind"] in kinds]
             if mine != self._turn:
                 return
             self._well()
             if new:
                 self._take(mine, new[-1])
             else:
-                self._api.tasks(tasks, self._trouble(mine, again))
+                self._api.tasks(tasks, no_tasks)
+
+        def no_tasks(problem: Problem) -> None:
+            if problem.kind == "missing":  # a server that was started anew
+                tasks([])
+            else:
+                self._trouble(mine, again)(problem)
 
         def tasks(found: Any) -> None:
             if mine != self._turn:
                 return
-            own = next((t for t in found if str(t.get("id")) == task), None)
-            state = own["status"] if own else "RUNNING"
-            if state in ("SUBMITTED", "RUNNING"):
+            own = next((t for t in found if str(t.get("id")) == task.task_id), None)
+            state = own["status"] if own else ""
+            if own is None:
+                text = "The server was started anew and does not know it. Start it again."
+                self._end(RunView("", trainer, "lost", text=text))
+            elif state in ("SUBMITTED", "RUNNING"):
                 if state == "SUBMITTED":
                     self._show(RunView("", trainer, "waiting", text="It waits for its turn."))
                 again()
             elif state == "DONE":
                 self._end(RunView("", trainer, "done", text="There was nothing to do."))
             else:
-                last = [str(line) for line in (own or {}).get("details") or ()][-1:]
+                last = [str(line) for line in own.get("details") or ()][-1:]
                 text = f"The server's task ended: {''.join(last) or state}"
                 self._end(RunView("", trainer, "failed", text=text))
 
@@ -181,7 +224,7 @@ class Runs:
             return
 
         def failed(problem: Problem) -> None:
-            if problem.kind == "missing":
+            if problem.kind == "missing" and mine == self._turn:
                 kind = self.view.kind if self.view else ""
                 self._end(RunView(run_id, kind, "lost", text="The server knows no such run."))
             else:
@@ -195,6 +238,7 @@ class Runs:
         self._api.run(run_id, answered, failed)
 
     def _take(self, mine: int, run: Any) -> None:
+        self._task = None
         view = view_of(run)
         if view.is_over:
             self._end(view)
@@ -208,6 +252,7 @@ class Runs:
 
     def _end(self, view: RunView) -> None:
         self.stop()
+        self._task = None
         self._show(view)
         self.ended.emit(view)
 

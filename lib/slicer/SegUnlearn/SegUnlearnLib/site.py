@@ -34,6 +34,10 @@ class Site:
     def load(self) -> None:
         """Ask the server for both."""
         self._api.images(self._images, self._failed)
+        self.load_adapters()
+
+    def load_adapters(self) -> None:
+        """Ask the server for the adapters alone."""
         self._api.adapters(self._adapters, self._failed)
 
     def clear(self) -> None:
@@ -48,7 +52,7 @@ class Site:
             now = answer["adapter"]
             served = f"adapter {now['version']}" if now else "the base model"
             self.done.emit(f"The site is served by {served} now.")
-            self._api.adapters(self._adapters, self._failed)
+            self.load_adapters()
 
         self._api.roll_back(key, done, self.failed.emit)
 

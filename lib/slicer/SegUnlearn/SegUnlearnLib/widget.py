@@ -48,6 +48,9 @@ class Widget:
         self.evidence = EvidencePart(logic.evidence)
         self.site = SitePart(logic.site, logic.runs, self._may_decide)
         self.run = RunPart(logic.runs, self._may_decide)
+        self._questions = [
+            part.confirm for part in (self.study, self.masks, self.forget, self.site)
+        ]
         self.tabs = qt.QTabWidget()
         study_tab = qt.QWidget()
         in_tab = column(study_tab, 6)
@@ -81,7 +84,7 @@ class Widget:
         if self.logic.session.server is None and not self.logic.session.connecting:
             self.server.auto_connect()
         else:
-            self.logic.runs.resume()
+            self.logic.come_back()
 
     def exit(self) -> None:
         """Ask nothing while another module is shown."""
@@ -112,6 +115,9 @@ class Widget:
         connected = self.logic.session.server is not None
         if connected and self.banner.role == "error":
             self.banner.hide()
+        if not connected:  # a question is about the server that it was asked of
+            for asked in self._questions:
+                asked.hide()
         for part in (self.forget, self.site, self.masks):
             part.update()
         self.study.refresh_rights()

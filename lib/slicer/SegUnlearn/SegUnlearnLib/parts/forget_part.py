@@ -95,6 +95,7 @@ class ForgetPart:
         forget_set.ended.connect(self._ended)
         forget_set.run_needed.connect(self._restore_by_run)
         runs.changed.connect(lambda *_: self.update())
+        runs.gone.connect(self.update)
         self.update()
 
     # -- what is shown -------------------------------------------------------------------------

@@ -46,6 +46,7 @@ class RunPart:
             layout.addWidget(one)
         self.widget.setVisible(False)
         runs.changed.connect(self._changed)
+        runs.gone.connect(self._hide)
         runs.trouble.connect(self._trouble)
 
     def _changed(self, view: RunView) -> None:

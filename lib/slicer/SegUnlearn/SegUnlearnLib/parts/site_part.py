@@ -63,6 +63,7 @@ class SitePart:
         self._items: list[Any] = []
         site.changed.connect(self._changed)
         runs.changed.connect(lambda *_: self.update())
+        runs.gone.connect(self.update)
         self._changed()
 
     def update(self) -> None:
