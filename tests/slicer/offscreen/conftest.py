@@ -99,6 +99,8 @@ def loop(application: Any) -> Loop:
 def scene(application: Any) -> Any:
     SLICER.mrmlScene.Clear(1)
     doubles.attach(SLICER)
+    tree = SLICER.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(SLICER.mrmlScene)
+    tree.RemoveAllItems(False)  # a hierarchy to which a test held on is used again
     SLICER.dicomDatabase = doubles.Database({})
     SLICER.modules.__dict__.clear()
     return SLICER.mrmlScene

@@ -107,6 +107,9 @@ class ForgetSet:
         def done(answer: Any) -> None:
             gone = ", ".join(answer["destroyed"]) or "no older version"
             text = f"Erased for good; destroyed: {gone}."
+            if others := answer["requests"]:
+                text += f" {texts.count(len(others), 'other request', 'other requests')} cannot be "
+                text += "restored any more."
             if answer["places"]:
                 left = texts.count(len(answer["places"]), "place", "places")
                 text += f" {left} may still hold it: {answer['places'][0]['words']}"

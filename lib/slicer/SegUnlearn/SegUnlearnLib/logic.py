@@ -81,6 +81,7 @@ class Logic:
         self.study.marked.connect(lambda *_: self.forget_set.load())
         self.forget_set.done.connect(self._decided)
         self.site.done.connect(self._decided)
+        self.masks.saved.connect(lambda *_: self.site.load())
         self._shown: Any = None
         self._runs_of: Any = None
         self._at_work = ""

@@ -28,7 +28,9 @@ class Study:
         self.covers: list[dict[str, Any]] = []
         self.known_by = -1
         self.counted: dict[str, int] = {}
+        self.series_marked = 0
         self.state = ""  # of the strongest mark, empty: unknown yet; "free": none
+        self.meaning = ""
 
     def show(self, identity: Identity | Unknown) -> None:
         """Show another study, and ask the server about it."""
@@ -96,8 +98,16 @@ class Study:
     def _status(self, answer: Any) -> None:
         covers = [cover for found in answer.values() for cover in found["covers"]]
         self.covers = list({cover["request_id"]: cover for cover in covers}.values())
-        strongest = max(self.covers, key=lambda c: texts.RANK.get(c["state"], 0), default=None)
+        self.series_marked = max([int(f.get("series_marked") or 0) for f in answer.values()] or [0])
+        proposals = [one for found in answer.values() for one in found.get("proposals") or ()]
+        strongest = max(
+            self.covers or proposals, key=lambda c: texts.RANK.get(c["state"], 0), default=None
+        )
         self.state = strongest["state"] if strongest else "free"
+        self.meaning = texts.meaning_of(strongest or {"state": "free"})
+        if not self.covers and self.series_marked:
+            are = "is" if self.series_marked == 1 else "are"
+            self.meaning += f" {self.series_marked} of its series {are} marked."
 
     def _versions(self, answer: Any) -> None:
         self.known_by = len([found["version_sha256"] for found in answer])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 #: Reasons in the order offered, with what people call them.
 REASONS = {
@@ -19,9 +21,9 @@ STATES = {
     "proposed": ("Proposed", "#8a8f98"),
     "requested": ("Requested", "#d99a00"),
     "approved": ("Approved", "#2f7de1"),
-    "working": ("Being unlearned", "#7b4fd0"),
+    "working": ("Not yet forgotten", "#7b4fd0"),
     "fulfilled": ("Forgotten", "#2e9e4f"),
-    "refused": ("Refused by audit", "#d23f3f"),
+    "refused": ("Tried, not forgotten", "#d23f3f"),
     "purged": ("Erased", "#1f6b39"),
     "restored": ("Restored", "#8a8f98"),
     "withdrawn": ("Withdrawn", "#8a8f98"),
@@ -36,11 +38,15 @@ RANK = {state: i for i, state in enumerate(
 #: One sentence for each state of the loaded study.
 MEANING = {
     "free": "Not marked: it may be used for training.",
+    "proposed": "Not marked: another system asks for it, and nobody has decided. It may be used "
+    "for training.",
     "requested": "Marked: out of training. Waits for an administrator's approval.",
-    "approved": "Marked: out of training. The next unlearning takes it out of the model.",
-    "working": "Marked: it is being taken out of the model now.",
-    "refused": "Marked: out of training. The audit found the model still knows it.",
-    "fulfilled": "Forgotten by the served model. It can be restored until it is purged.",
+    "approved": "Marked: out of training. Approved, and waits to be taken out of the model.",
+    "working": "Marked: out of training. It is being taken out of the model now.",
+    "refused": "Marked: out of training, but not forgotten: the last unlearning was stopped, "
+    "failed, or did not pass its audit. It can be tried again.",
+    "fulfilled": "Forgotten by the served model. It can be restored until it, or what was "
+    "unlearned together with it, is purged.",
     "purged": "Erased: every older model that knew it is destroyed.",
 }
 
@@ -65,6 +71,55 @@ LEVELS = ("none", "hidden", "unlearned", "retrained")
 
 OUTCOMES = {"passed": "Passed", "refused": "Refused", "inconclusive": "Inconclusive",
             "damaged": "Damaged"}  # fmt: skip
+
+
+def state_of(about: Mapping[str, Any]) -> str:
+    """Say the state of a request; what is in work may wait, and what is fulfilled may be hidden.
+
+    Examples
+    --------
+    >>> state_of({"state": "working", "reached": "hidden", "needed": "unlearned"})
+    'Only hidden so far'
+    """
+    state, reached = str(about["state"]), str(about.get("reached") or "none")
+    if state == "working" and reached != "none":
+        return f"Only {reached} so far" if _is_short(about) else "Another model knows it"
+    if state == "working":
+        return "Being unlearned"
+    if (state, reached) == ("fulfilled", "hidden"):
+        return "Hidden"
+    return STATES.get(state, (state,))[0]
+
+
+def meaning_of(about: Mapping[str, Any]) -> str:
+    """Say in a sentence what the state of a request means for its study.
+
+    Examples
+    --------
+    >>> meaning_of({"state": "working", "reached": "unlearned", "needed": "unlearned"})
+    'Marked: out of training. One model forgot it, another model still knows it.'
+    """
+    state, reached = str(about["state"]), str(about.get("reached") or "none")
+    if state == "working" and reached != "none":
+        if not _is_short(about):
+            return "Marked: out of training. One model forgot it, another model still knows it."
+        return (
+            f"Marked: out of training. It is only {reached} so far and has to be "
+            f"{about.get('needed')}: unlearn it again."
+        )
+    if (state, reached) == ("fulfilled", "hidden"):
+        return (
+            "Hidden by the served model, whose weights may still hold it, as was asked. It can be "
+            "restored."
+        )
+    return MEANING.get(state, "")
+
+
+def _is_short(about: Mapping[str, Any]) -> bool:
+    """Whether a request has not reached what it needs."""
+    reached, needed = str(about.get("reached") or "none"), str(about.get("needed") or "none")
+    both = reached in LEVELS and needed in LEVELS
+    return both and LEVELS.index(reached) < LEVELS.index(needed)
 
 
 def count(number: int, one: str, many: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import qt
 
+from SegUnlearnLib import texts
 from SegUnlearnLib.identity import Identity, Unknown
 from SegUnlearnLib.idioms import column
 from SegUnlearnLib.logic import Logic
@@ -128,10 +129,14 @@ class Widget:
 
     def _marked(self, request: Any) -> None:
         kind = request["target"]["kind"]
-        self.banner.notice(
-            f"The {kind} is marked and out of training from now on. An administrator's approval "
-            "is needed before it is unlearned."
-        )
+        if request["state"] != "requested":
+            text = f"The {kind} was marked before. {texts.meaning_of(request)}"
+        else:
+            text = (
+                f"The {kind} is marked and out of training. An administrator's approval is needed "
+                "before it is unlearned."
+            )
+        self.banner.notice(text)
 
 
 def _page(inner: Any) -> Any:

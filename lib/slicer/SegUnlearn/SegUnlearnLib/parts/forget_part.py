@@ -19,7 +19,7 @@ from SegUnlearnLib.runs import Runs
 _FILTERS = {
     "All states": (),
     "To decide": ("proposed", "requested"),
-    "To unlearn": ("approved", "refused"),
+    "To unlearn": ("approved", "working", "refused"),
     "In work": ("working",),
     "Forgotten": ("fulfilled", "purged"),
     "Closed": ("restored", "withdrawn", "dismissed"),
@@ -28,6 +28,8 @@ _LEVELS = {
     "Level each reason needs": "auto", "Hide only (seconds, reversible)": "hidden",
     "Unlearn": "unlearned", "Retrain without (exact)": "retrained",
 }  # fmt: skip
+#: States in which the server unlearns what is named, and, where nothing is, takes all.
+_NAMED, _WAITING = ("approved", "working", "refused"), ("approved", "working")
 #: The server plans at most so many at once.
 _MOST = 1000
 
@@ -141,11 +143,11 @@ class ForgetPart:
         self.count.setText(text)
 
     def _to_unlearn(self) -> list[str]:
-        """Return the selected ones that can be unlearned; without a selection all approved ones."""
+        """Return the selected ones that can be unlearned; without a selection all that wait."""
         chosen = self.selected()
         if chosen:
-            return in_state(chosen, "approved", "refused")
-        return in_state(self._set.requests.values(), "approved")
+            return in_state(chosen, *_NAMED)
+        return in_state(self._set.requests.values(), *_WAITING)
 
     # -- decisions -----------------------------------------------------------------------------
 
@@ -161,7 +163,8 @@ class ForgetPart:
         ids = in_state(self.selected(), "requested", "approved")
         number = texts.count(len(ids), "request", "requests")
         self.confirm.ask(
-            f"Withdraw {number}? Their studies may be used for training again.",
+            f"Withdraw {number}? Their studies may be used for training again, unless another mark "
+            "covers them.",
             "Withdraw", lambda: self._set.withdraw(ids, ""), str(len(ids)),
         )  # fmt: skip
 
@@ -186,7 +189,8 @@ class ForgetPart:
         (request,) = self.selected()
         self.confirm.ask(
             "Purge? The key of the old weights and every older version that knew this study are "
-            "destroyed. Nobody can restore it afterwards. This alone is erasure (GDPR Art. 17).",
+            "destroyed. Nobody can restore it afterwards, nor other requests that were unlearned "
+            "together with it. This alone is erasure (GDPR Art. 17).",
             "Purge for good", lambda: self._set.purge(request["request_id"], ""), "purge",
         )  # fmt: skip
 
@@ -194,25 +198,38 @@ class ForgetPart:
         self._runs.start("unlearn", {**self._options(), "dry_run": True})
 
     def _options(self) -> dict[str, Any]:
-        return {"requests": self._to_unlearn(), "level": data_of(self.level)}
+        """Name what is selected; else the server chooses, and leaves out what it cannot treat."""
+        named = {"requests": self._to_unlearn()} if self.selected() else {}
+        return {**named, "level": data_of(self.level)}
 
     def _plan(self) -> None:
         """Ask the server what would happen; only its answer is confirmed."""
         options = self._options()
 
         def planned(plan: Any) -> None:
-            people = texts.count(int(plan["people"]), "person", "people")
-            studies = int(plan["studies"])
-            start = f" from version {plan['original']}" if plan["original"] else ""
-            advice = texts.sentence(plan["lines"][-1]) if plan["lines"] else ""
+            text, word = _question(plan)
             self.confirm.ask(
-                f"Unlearn {texts.count(studies, 'study', 'studies')} of {people}{start}, to the "
-                f"level {plan['level']}?\n{advice}\nThe result serves only if an audit passes it; "
-                "until then nothing changes. Dry run shows the whole plan.",
+                text,
                 "Unlearn",
                 lambda: self._runs.start("unlearn", {**options, "dry_run": False}),
-                str(studies),
+                word,
             )
 
         level = "" if options["level"] == "auto" else options["level"]
-        self._api.plan(options["requests"], level, planned, self._failed)
+        self._api.plan(options.get("requests", ()), level, planned, self._failed)
+
+
+def _question(plan: Any) -> tuple[str, str]:
+    """Say what a plan would do, and what is typed to confirm it."""
+    if not plan["original"]:
+        number = len(plan["requests"])
+        what = dict.fromkeys(texts.sentence(str(one["what"])) + "." for one in plan["requests"])
+        need = texts.count(number, "request needs", "requests need")
+        return f"{need} no new weights. Go on?\n" + "\n".join(what), str(number)
+    people, studies = texts.count(int(plan["people"]), "person", "people"), int(plan["studies"])
+    advice = texts.sentence(plan["lines"][-1]) if plan["lines"] else ""
+    return (
+        f"Unlearn {texts.count(studies, 'study', 'studies')} of {people} from version "
+        f"{plan['original']}, to the level {plan['level']}?\n{advice}\nThe result serves only if "
+        "an audit passes it; until then nothing changes. Dry run shows the whole plan."
+    ), str(studies)

@@ -33,7 +33,7 @@ class _Row:
         self.full_id, self.note = str(target["id"]), str(request.get("note") or "")
         self.created = str(request.get("created") or "")
         self.values = (
-            texts.STATES.get(state, (state,))[0],
+            texts.state_of(request),
             f"{kind} {texts.short(self.full_id, 22)}",
             texts.REASONS.get(str(request.get("reason")), str(request.get("reason") or "")),
             _level(reached, needed),

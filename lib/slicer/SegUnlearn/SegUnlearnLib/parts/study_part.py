@@ -177,7 +177,7 @@ class StudyPart:
                 known_by = f" · {versions if number else 'no model version'} learned from it"
             self._source.setText(f"Known from the {one.source}{known_by}")
             state = self._study.state
-            self._state.setText(texts.MEANING.get(state, "Its state is not known: not connected."))
+            self._state.setText(self._study.meaning or "Its state is not known: not connected.")
             colour = "#b6bac2" if state in ("", "free") else colour_of(state)
             self._dot.setPixmap(dot(colour).pixmap(14, 14))
             self._kinds(one)
@@ -226,7 +226,7 @@ class StudyPart:
         self.confirm.ask(
             f"Mark {kind} {target} ({self._study.size(kind)})?\nFrom now on it is in no training, "
             "no adaptation and no list of next samples. The images stay in the PACS. A mark can be "
-            "withdrawn until the model is unlearned.",
+            "withdrawn until its unlearning begins.",
             "Mark for forgetting",
             lambda: self._study.mark(one, kind, reason, note),
             danger=False,

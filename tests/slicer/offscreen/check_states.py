@@ -1,0 +1,211 @@
+"""What is said of a request's state is so, and what can be done in it is offered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from check_faults import known_study
+from check_reconnect import TASK
+from check_unlearning import of, put, run_to_end, select, shown
+from fake import Script, fake_server, request
+
+from SegUnlearnLib import texts
+
+
+@pytest.fixture
+def fake() -> Iterator[Script]:
+    with fake_server() as script:
+        yield script
+
+
+def listed(panel: Any, fake: Any, loop: Any, *found: dict[str, Any]) -> None:
+    """Show these requests."""
+    fake.answers["/forget/requests"] = {"total": len(found), "requests": list(found)}
+    panel.connect(fake.url)
+    panel.widget.tabs.setCurrentIndex(1)
+    loop.until(lambda: panel.widget.forget.table.count() == len(found))
+
+
+def working(number: int, reached: str, needed: str = "unlearned") -> dict[str, Any]:
+    return {**request(number, "working"), "reached": reached, "needed": needed}
+
+
+def started(fake: Any) -> Any:
+    """Body of the start of an unlearning."""
+    (body,) = [b for m, p, _, b in fake.seen if m == "POST" and p.startswith("/train/unlearn")]
+    return json.loads(body)
+
+
+def test_what_is_in_work_can_be_unlearned(panel: Any, fake: Any, loop: Any) -> None:
+    """Only hidden so far, or known by another model: the server takes both."""
+    found = [
+        working(0, "none"), working(1, "hidden"), working(2, "unlearned"),
+        working(3, "unlearned", "retrained"),
+    ]  # fmt: skip
+    listed(panel, fake, loop, *found)
+    words = [shown(panel, one["request_id"]) for one in found]
+    assert words == [
+        "Being unlearned", "Only hidden so far", "Another model knows it", "Only unlearned so far",
+    ]  # fmt: skip
+    fake.answers["/unlearning/plan"] = {
+        "requests": [], "original": "v1", "studies": 1, "people": 1, "level": "unlearned",
+        "lines": [],
+    }  # fmt: skip
+    fake.answers["POST /train/unlearn"] = TASK
+    fake.answers["GET /train/"] = [TASK]
+    select(panel, found[1]["request_id"])
+    panel.click("unlearnButton")
+    asked = panel.widget.forget.confirm
+    loop.until(asked.is_asking)
+    assert fake.asked("GET", "/unlearning/plan")[0]["request"] == [found[1]["request_id"]]
+    panel.confirm(asked, "1")
+    loop.until(lambda: fake.asked("POST", "/train/unlearn"))
+    assert started(fake)["requests"] == [found[1]["request_id"]]
+    panel.find("stateFilter").setCurrentIndex(2)
+    assert panel.find("stateFilter").currentText() == "To unlearn"
+    assert panel.widget.forget.table.count() == len(found)
+
+
+def test_without_a_selection_the_server_chooses_what_waits(
+    panel: Any, fake: Any, loop: Any
+) -> None:
+    """A name of what only another model knows would be refused, and all others with it."""
+    listed(panel, fake, loop, working(0, "unlearned"), request(1, "fulfilled"))
+    fake.answers["POST /train/unlearn"] = TASK
+    fake.answers["GET /train/"] = [TASK]
+    panel.click("dryRunButton")
+    loop.until(lambda: fake.asked("POST", "/train/unlearn"))
+    assert started(fake) == {"level": "auto", "dry_run": True}
+
+
+def test_nothing_to_unlearn_is_not_called_an_unlearning(panel: Any, fake: Any, loop: Any) -> None:
+    listed(panel, fake, loop, request(0, "approved"))
+    fake.answers["/unlearning/plan"] = {
+        "requests": [{"id": "0", "what": "no version was taught it: fulfilled at once"}],
+        "original": "", "studies": 0, "people": 0, "level": "unlearned", "lines": ["x"],
+    }  # fmt: skip
+    panel.click("unlearnButton")
+    asked = panel.widget.forget.confirm
+    loop.until(asked.is_asking)
+    assert "No version was taught it: fulfilled at once." in asked.text()
+    assert "0 studies" not in asked.text()
+    fake.answers["POST /train/unlearn"] = TASK
+    fake.answers["GET /train/"] = [TASK]
+    panel.confirm(asked, "1")
+    loop.until(lambda: fake.asked("POST", "/train/unlearn"))
+
+
+@pytest.mark.parametrize(
+    ("state", "reached", "says", "says_not"),
+    [
+        ("working", "none", "being taken out", ""),
+        ("working", "hidden", "only hidden so far", "being taken out"),
+        ("working", "unlearned", "another model", "being taken out"),
+        ("refused", "none", "stopped, failed, or did not pass", "The audit found"),
+        ("fulfilled", "hidden", "weights may still hold it", "Forgotten"),
+        ("fulfilled", "unlearned", "unlearned together with it", ""),
+    ],
+)
+def test_the_study_is_said_to_be_what_it_is(
+    panel: Any, scene: Any, fake: Any, loop: Any, state: str, reached: str, says: str,
+    says_not: str,
+) -> None:  # fmt: skip
+    known_study(panel, scene)
+    needed = "hidden" if state == "fulfilled" and reached == "hidden" else "unlearned"
+    cover = {"request_id": "1", "state": state, "needed": needed, "reached": reached}
+    fake.answers["/forget/status"] = {"1.2.3": {"covers": [cover]}}
+    panel.connect(fake.url)
+    loop.until(lambda: panel.logic.study.state == state)
+    text = panel.find("studyState").text()
+    assert says in text
+    assert not says_not or says_not not in text
+
+
+def test_a_proposal_and_marked_series_of_a_study(
+    panel: Any, scene: Any, fake: Any, loop: Any
+) -> None:
+    known_study(panel, scene)
+    cover = {"request_id": "1", "state": "proposed", "needed": "unlearned", "reached": "none"}
+    fake.answers["/forget/status"] = {
+        "1.2.3": {"covers": [], "proposals": [cover], "series_marked": 0}
+    }
+    panel.connect(fake.url)
+    loop.until(lambda: panel.logic.study.state == "proposed")
+    assert "nobody has decided" in panel.find("studyState").text()
+    fake.answers["/forget/status"] = {"1.2.3": {"covers": [], "series_marked": 2}}
+    panel.logic.study.refresh()
+    loop.until(lambda: panel.logic.study.state == "free")
+    assert "2 of its series are marked" in panel.find("studyState").text()
+
+
+@pytest.mark.parametrize(
+    ("state", "says", "says_not"),
+    [("requested", "approval is needed", "before"), ("approved", "was marked before", "approval"),
+     ("fulfilled", "was marked before", "approval")],
+)  # fmt: skip
+def test_a_second_mark(
+    panel: Any, scene: Any, fake: Any, loop: Any, state: str, says: str, says_not: str
+) -> None:
+    known_study(panel, scene)
+    fake.answers["PUT /forget/studies/1.2.3"] = request(0, state)
+    panel.connect(fake.url)
+    panel.click("markButton")
+    panel.confirm(panel.widget.study.confirm)
+    loop.until(panel.banner)
+    assert says in panel.banner()
+    assert says_not not in panel.banner().replace("before it is", "")
+
+
+def test_a_purge_takes_the_way_back_from_others(panel: Any, fake: Any, loop: Any) -> None:
+    one = request(0, "fulfilled")
+    listed(panel, fake, loop, one)
+    fake.answers[f"POST /forget/requests/{one['request_id']}/purge"] = {
+        "destroyed": ["v1"], "requests": ["1" * 32, "2" * 32], "places": [],
+    }  # fmt: skip
+    select(panel, one["request_id"])
+    panel.click("purgeButton")
+    asked = panel.widget.forget.confirm
+    assert "unlearned together" in asked.text()
+    panel.confirm(asked, "purge")
+    loop.until(panel.banner)
+    assert "2 other requests cannot be restored any more" in panel.banner()
+
+
+def test_a_submitted_label_can_be_adapted_to(panel: Any, fake: Any, loop: Any) -> None:
+    panel.connect(fake.url)
+    loop.until(lambda: fake.asked("GET", "/datastore/"))
+    fake.answers["/datastore/"] = {"objects": {"1.2.3.4": {"labels": {"final": {}}}}}
+    panel.logic.masks.saved.emit({"label": "1.2.3.4"})
+    loop.until(lambda: panel.logic.site.labelled, 5, "it is listed")
+
+
+def test_hidden_first_and_then_unlearned(panel: Any, scene: Any, place: Any, loop: Any) -> None:
+    study = place.known(4)  # nobody else marks it
+    mark = put(place, f"/forget/studies/{study['study']}", {"reason": "consent_withdrawn"})
+    request_id = mark["request_id"]
+    place.tell("seconds 0.2")
+    panel.widget.enter()
+    panel.connect(place.url)
+    panel.widget.tabs.setCurrentIndex(1)
+    panel.logic.forget_set.approve([request_id])
+    loop.until(lambda: of(panel, request_id) == "approved")
+    for level, state, words in (
+        ("hidden", "working", "Only hidden so far"), ("unlearned", "fulfilled", "Forgotten"),
+    ):  # fmt: skip
+        loop.until(lambda: not panel.logic.forget_set.loading)
+        panel.choose("levelChoice", level)
+        select(panel, request_id)
+        panel.click("unlearnButton")
+        loop.until(panel.widget.forget.confirm.is_asking, what="the plan is there")
+        panel.confirm(panel.widget.forget.confirm, "1")
+        run_to_end(panel, loop)
+        assert panel.logic.runs.view.state == "done", panel.logic.runs.view
+        loop.until(lambda state=state: of(panel, request_id) == state, 20, state)
+        loop.until(lambda words=words: shown(panel, request_id) == words, 5, words)
+
+
+def test_every_state_has_a_sentence() -> None:
+    assert set(texts.RANK) | {"free", "proposed"} <= set(texts.MEANING)
