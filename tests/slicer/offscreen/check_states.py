@@ -13,6 +13,7 @@ from check_unlearning import of, put, run_to_end, select, shown
 from fake import Script, fake_server, request
 
 from SegUnlearnLib import texts
+from SegUnlearnLib.identity import Identity
 
 
 @pytest.fixture
@@ -209,3 +210,55 @@ def test_hidden_first_and_then_unlearned(panel: Any, scene: Any, place: Any, loo
 
 def test_every_state_has_a_sentence() -> None:
     assert set(texts.RANK) | {"free", "proposed"} <= set(texts.MEANING)
+
+
+def test_a_label_is_submitted_for_the_image_that_was_asked_about(
+    panel: Any, scene: Any, fake: Any, loop: Any
+) -> None:
+    known_study(panel, scene)
+    panel.connect(fake.url)
+    panel.click("submitButton")
+    asked = panel.widget.masks.confirm
+    panel.logic.session.refresh()
+    loop.until(lambda: len(fake.asked("GET", "/info/")) == 2)
+    for _ in range(20):
+        loop.turn()
+    assert asked.is_asking()  # nothing has changed
+    panel.widget.propose_mark(Identity("1.9", "1.9.1", "0815", "1.9.1", "DICOM database"), "study")
+    assert not asked.is_asking()
+
+
+def test_what_is_known_of_nobody_is_not_blamed_on_the_connection(
+    panel: Any, fake: Any, loop: Any
+) -> None:
+    """The server is not asked about a person's state."""
+    panel.connect(fake.url)
+    panel.widget.propose_mark(Identity(patient="4711", source="subject hierarchy"), "patient")
+    assert panel.find("studyState").text() == "Its state is not known."
+
+
+def test_a_mark_takes_adapters_along(panel: Any, scene: Any, fake: Any, loop: Any) -> None:
+    known_study(panel, scene)
+    panel.connect(fake.url)
+    loop.until(lambda: fake.asked("GET", "/adapters"))
+    fake.seen.clear()
+    fake.answers["PUT /forget/studies/1.2.3"] = request(0, "requested")
+    panel.click("markButton")
+    panel.confirm(panel.widget.study.confirm)
+    loop.until(lambda: fake.asked("GET", "/adapters"), 5, "which of them are left")
+
+
+def test_a_restore_says_what_serves_no_more(panel: Any, fake: Any, loop: Any) -> None:
+    one = request(0, "fulfilled")
+    listed(panel, fake, loop, one)
+    fake.answers[f"POST /forget/requests/{one['request_id']}/restore"] = {
+        "version": "v0001", "requests": [one["request_id"]], "lost": ["v0003"],
+    }  # fmt: skip
+    select(panel, one["request_id"])
+    panel.click("restoreButton")
+    panel.confirm(panel.widget.forget.confirm, "restore")
+    loop.until(panel.banner)
+    assert panel.banner() == (
+        "Version v0001 is in service; 1 request is restored. Made since, and not served any more: "
+        "v0003."
+    )

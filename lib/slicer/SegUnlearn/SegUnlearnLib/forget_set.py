@@ -91,7 +91,10 @@ class ForgetSet:
 
         def done(answer: Any) -> None:
             back = texts.count(len(answer["requests"]), "request is", "requests are")
-            self._told(f"Version {answer['version']} serves again; {back} restored.")
+            text = f"Version {answer['version']} is in service; {back} restored."
+            if answer["lost"]:
+                text += f" Made since, and not served any more: {', '.join(answer['lost'])}."
+            self._told(text)
 
         def refused(problem: Problem) -> None:
             if "/train/unlearn" in problem.text:  # that version knows what is still forgotten

@@ -78,7 +78,7 @@ class Logic:
         self.runs.changed.connect(self._run_changed)
         self.runs.ended.connect(self._run_ended)
         self.study.changed.connect(self._remember)
-        self.study.marked.connect(lambda *_: self.forget_set.load())
+        self.study.marked.connect(lambda *_: self._marked())
         self.forget_set.done.connect(self._decided)
         self.site.done.connect(self._decided)
         self.masks.saved.connect(lambda *_: self.site.load())
@@ -152,6 +152,11 @@ class Logic:
     def _run_ended(self, view: Any) -> None:
         self.session.refresh()
         self.reload()
+
+    def _marked(self) -> None:
+        """Ask again for what a mark changes: it destroys the adapters that saw the study."""
+        self.forget_set.load()
+        self.site.load_adapters()
 
     def _decided(self, text: str) -> None:
         self.told.emit(text)

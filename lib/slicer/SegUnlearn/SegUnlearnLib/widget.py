@@ -88,7 +88,7 @@ class Widget:
             self.logic.come_back()
 
     def exit(self) -> None:
-        """Ask nothing while another module is shown."""
+        """Follow no run while another module is shown."""
         self.logic.runs.stop()
 
     def cleanup(self) -> None:

@@ -40,6 +40,7 @@ class MaskPart:
     ) -> None:
         self._masks, self._session = masks, session
         self._volume, self._identity, self._scene, self._client = volume, identity, scene, client
+        self._about: Any = None  # the image and its id that submitting was asked about
         self.widget = qt.QWidget()
         layout = column(self.widget)
         layout.addWidget(label("Segmentation", role="title"))
@@ -77,6 +78,8 @@ class MaskPart:
         ready = server is not None and isinstance(one, Identity) and bool(one.image)
         busy = self._masks.is_busy
         volume = self._volume()
+        if self.confirm.is_asking() and self._about != _which(volume, one):
+            self.confirm.hide()
         self.segment.setEnabled(bool(ready and volume is not None and not busy))
         may = server is not None and server.may_mark
         self.submit.setEnabled(bool(ready and may and volume is not None and not busy))
@@ -97,6 +100,7 @@ class MaskPart:
         one, volume = self._identity(), self._volume()
         if not isinstance(one, Identity) or volume is None:
             return
+        self._about = _which(volume, one)
         node = segmentation_of(self._scene(), volume)
         segments = int(node.GetSegmentation().GetNumberOfSegments())
         self.confirm.ask(
@@ -131,6 +135,11 @@ class MaskPart:
     def _ended(self, text: str) -> None:
         self.state.setText(text)
         self.update()
+
+
+def _which(volume: Any, one: Any) -> tuple[str, str]:
+    """Tell an image from others, and whose it is said to be."""
+    return volume.GetID() if volume is not None else "", str(getattr(one, "image", ""))
 
 
 def _model(params: Any) -> str:

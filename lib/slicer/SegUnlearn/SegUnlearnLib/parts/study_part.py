@@ -177,7 +177,7 @@ class StudyPart:
                 known_by = f" · {versions if number else 'no model version'} learned from it"
             self._source.setText(f"Known from the {one.source}{known_by}")
             state = self._study.state
-            self._state.setText(self._study.meaning or "Its state is not known: not connected.")
+            self._state.setText(self._study.meaning or "Its state is not known.")
             colour = "#b6bac2" if state in ("", "free") else colour_of(state)
             self._dot.setPixmap(dot(colour).pixmap(14, 14))
             self._kinds(one)
