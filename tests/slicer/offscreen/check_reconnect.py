@@ -172,7 +172,11 @@ def test_another_server_gets_no_answer_to_an_older_question(
     panel.widget.tabs.setCurrentIndex(1)
     loop.until(lambda: panel.widget.forget.table.count() == 1)
     panel.widget.forget.table.select(request(0)["request_id"])
+    fake.answers[f"GET /forget/requests/{request(0)['request_id']}/purge"] = {
+        "destroyed": ["v0001"], "requests": [],
+    }  # fmt: skip
     panel.click("purgeButton")
+    loop.until(panel.widget.forget.confirm.is_asking)
     asked = [part.confirm for part in (panel.widget.study, panel.widget.masks, panel.widget.forget)]
     assert all(one.is_asking() for one in asked)
     with fake_server() as other:

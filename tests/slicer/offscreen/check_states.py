@@ -163,13 +163,16 @@ def test_a_second_mark(
 def test_a_purge_takes_the_way_back_from_others(panel: Any, fake: Any, loop: Any) -> None:
     one = request(0, "fulfilled")
     listed(panel, fake, loop, one)
-    fake.answers[f"POST /forget/requests/{one['request_id']}/purge"] = {
-        "destroyed": ["v1"], "requests": ["1" * 32, "2" * 32], "places": [],
-    }  # fmt: skip
+    path = f"/forget/requests/{one['request_id']}/purge"
+    others = ["1" * 32, "2" * 32]
+    fake.answers[f"GET {path}"] = {"destroyed": ["v0001"], "requests": others}
+    fake.answers[f"POST {path}"] = {"destroyed": ["v0001"], "requests": others, "places": []}
     select(panel, one["request_id"])
     panel.click("purgeButton")
     asked = panel.widget.forget.confirm
-    assert "unlearned together" in asked.text()
+    loop.until(asked.is_asking)
+    assert "destroyed: v0001" in asked.text()
+    assert "2 other requests unlearned together" in asked.text()
     panel.confirm(asked, "purge")
     loop.until(panel.banner)
     assert "2 other requests cannot be restored any more" in panel.banner()

@@ -190,6 +190,7 @@ def test_a_run_is_cancelled_tried_again_and_purged(
     loop.until(lambda: of(panel, request_id) == "fulfilled")
     select(panel, request_id)
     panel.click("purgeButton")
+    loop.until(panel.widget.forget.confirm.is_asking)
     panel.shot("purge")
     panel.confirm(panel.widget.forget.confirm, "purge")
     loop.until(lambda: of(panel, request_id) == "purged", 60, "it is erased")

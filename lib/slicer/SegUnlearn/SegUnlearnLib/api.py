@@ -103,6 +103,10 @@ class Api:
             "POST", path, done, failed, body=as_json({"why": why}), timeout=LONG_TIMEOUT
         )
 
+    def would_purge(self, request: str, done: Done, failed: Failed) -> Any:
+        """Say what a purge would destroy; nothing is changed."""
+        return self._json("GET", f"/forget/requests/{segment(request)}/purge", done, failed)
+
     def purge(self, request: str, why: str, done: Done, failed: Failed) -> Any:
         """Destroy what leads back."""
         path = f"/forget/requests/{segment(request)}/purge"

@@ -186,13 +186,23 @@ class ForgetPart:
         )
 
     def _purge(self) -> None:
+        """Ask the server what would be gone; only its answer is confirmed."""
         (request,) = self.selected()
-        self.confirm.ask(
-            "Purge? The key of the old weights and every older version that knew this study are "
-            "destroyed. Nobody can restore it afterwards, nor other requests that were unlearned "
-            "together with it. This alone is erasure (GDPR Art. 17).",
-            "Purge for good", lambda: self._set.purge(request["request_id"], ""), "purge",
-        )  # fmt: skip
+
+        def told(would: Any) -> None:
+            gone = ", ".join(would["destroyed"]) or "no older version"
+            also = ""
+            if others := would["requests"]:
+                number = texts.count(len(others), "other request", "other requests")
+                also = f", nor {number} unlearned together with it"
+            self.confirm.ask(
+                "Purge? The key of the old weights and every older version that knew this study "
+                f"are destroyed: {gone}. Nobody can restore it afterwards{also}. This alone is "
+                "erasure (GDPR Art. 17).",
+                "Purge for good", lambda: self._set.purge(request["request_id"], ""), "purge",
+            )  # fmt: skip
+
+        self._api.would_purge(request["request_id"], told, self._failed)
 
     def _dry_run(self) -> None:
         self._runs.start("unlearn", {**self._options(), "dry_run": True})
