@@ -19,8 +19,10 @@ from segunlearn.errors import (
     ForbiddenError,
     InvalidInputError,
     NotFoundError,
+    UnavailableError,
 )
 from segunlearn.records.access_tokens import AccessTokens
+from segunlearn.records.trail import Trail
 
 FORM = {"content-type": "application/x-www-form-urlencoded"}
 RIGHT = {"username": "meyer", "password": "right"}
@@ -247,3 +249,19 @@ def test_what_is_deleted_stands_in_the_trail_by_its_pseudonym(
         ("delete", "Dr. Meyer", "image", "", "refused"),
     ]
     assert "Mustermann" not in str(rows)
+
+
+def test_what_was_done_before_it_could_be_recorded_says_so(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise UnavailableError("the disk is full")
+
+    monkeypatch.setattr(Trail, "append", full)
+    monkeypatch.setattr(datastore, "current_app", lambda: Works(place, None))
+    place.server.include_router(datastore.router)
+    with place.client(place.token("admin")) as client:
+        gone = client.delete("/datastore/image?id=Mustermann")
+        refused = client.delete("/datastore/label?id=Mustermann&tag=other")
+    assert (gone.status_code, "this was done" in gone.text) == (503, True)
+    assert (refused.status_code, "this was done" in refused.text) == (503, False)

@@ -33,7 +33,7 @@ class UnlearnOrder:
     model
         Name in the registry.
     requests
-        Ids of forget requests; empty: every approved one that the model may know.
+        Ids of forget requests; empty: all that wait, approved or in work, that the model may know.
     level
         Assurance level to reach; empty: the highest that the requests need. A lower one than
         needed is served meanwhile, and fulfils nothing.

@@ -105,7 +105,9 @@ def unlearn(
     model: ModelOption = "segmentation",
     request: Annotated[
         list[str] | None,
-        typer.Option(help="Forget request; may be repeated. By default every approved one."),
+        typer.Option(
+            help="Forget request; may be repeated. By default all that wait: approved, or in work."
+        ),
     ] = None,
     level: Annotated[
         LevelName | None,

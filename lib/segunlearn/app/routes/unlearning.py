@@ -118,8 +118,9 @@ def get_plan(
 ) -> PlanOut:
     """Say which requests an unlearning would treat, and what each way would take.
 
-    Without ``request`` it is about every approved one. ``POST /train/unlearn`` runs it. With
-    ``restore``, a fulfilled request, it says what has to be forgotten again for restoring that.
+    Without ``request`` it is about all that wait: approved, or in work. ``POST /train/unlearn``
+    runs it. With ``restore``, a fulfilled request, it says what has to be forgotten again for
+    restoring that.
     """
     order = UnlearnOrder(
         app.model.name, requests=tuple(request or ()), level=level or "", method=method,

@@ -68,14 +68,12 @@ def protect(server: FastAPI, app: SegUnlearnApp | None) -> None:
         return app.records.store
 
     def holder(text: str) -> Identity:
-        tokens = AccessTokens(store())
-        found = tokens.holder(text)
-        if found is not None:
-            return Identity(found.name, found.role)
-        lapsed = tokens.find(text)
-        if lapsed is not None:
-            raise GenuineTokenError(f"the token is {lapsed.state}. Ask for another.")
-        raise NotSignedInError("the token is unknown. Ask for another.")
+        found = AccessTokens(store()).find(text)
+        if found is None:
+            raise NotSignedInError("the token is unknown. Ask for another.")
+        if found.state != "good":
+            raise GenuineTokenError(f"the token is {found.state}. Ask for another.")
+        return Identity(found.name, found.role)
 
     issuer: Issuer | None = None
     identify: Callable[[str], Identity] | None = None

@@ -45,6 +45,8 @@ _SEEN: Final = tuple(
     )
 )
 
+#: Actions that have changed something by the time at which they are recorded.
+_CHANGES: Final = ("delete", "publish", "train")
 #: What routes tell of a request, in its state.
 _ABOUT, _BEGAN = "segunlearn_about", "segunlearn_began"
 #: Failures that are recorded one by one in a minute; more are counted in the next row.
@@ -119,9 +121,10 @@ class Witness:
             await run_in_threadpool(lambda: trail().append(entry))
         except SegUnlearnError as error:
             logger.error("the trail cannot be written: %s", error)
-            return JSONResponse(
-                {"detail": "this cannot be recorded now, so it is not handed out. Try later."}, 503
-            )
+            why = "this cannot be recorded now, so it is not handed out. Try later."
+            if entry.outcome == "done" and entry.action in _CHANGES:
+                why = "this was done, but cannot be recorded now. Look before you try it again."
+            return JSONResponse({"detail": why}, 503)
         return None
 
 
