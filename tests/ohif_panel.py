@@ -1,4 +1,4 @@
-"""What the panel does without being drawn: its state, told by a server that a script stands for."""
+"""What the panel does without a browser, told by a server that a script stands for."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 from conftest import missing
 
 SOURCE = Path(__file__).parents[1] / "lib" / "ohif"
-_PARTS = ("actions", "active", "api", "host", "live", "store", "words")
+_PARTS = ("actions", "active", "api", "dialogs", "host", "live", "store", "words")
 
 #: A page, a clock that is 50 times as fast, and a server whose answers are functions by path.
+#: ``drawn`` lists what a component shows: no hook keeps anything, and no effect runs.
 _PAGE = """
 const FAST = 50, began = Date.now(), [now, later, every] = [Date.now, setTimeout, setInterval];
 Date.now = () => began + (now() - began) * FAST;
@@ -21,7 +22,7 @@ globalThis.setTimeout = (f, ms, ...more) => later(f, ms / FAST, ...more);
 globalThis.setInterval = (f, ms, ...more) => every(f, ms / FAST, ...more);
 const listeners = {};
 globalThis.document = {
-  hidden: false, getElementById: () => null, querySelectorAll: () => [],
+  hidden: false, getElementById: () => null, querySelector: () => null, querySelectorAll: () => [],
   addEventListener: (name, f) => { listeners[name] = f; }, removeEventListener() {},
 };
 globalThis.window = globalThis;
@@ -61,6 +62,15 @@ const run = (id, state, more = {}) => ({
   run_id: id, kind: "unlearn", state, message: "", progress: null, parameters: {},
   started: `2026-01-01T00:00:${id}`, ended: null, ...more,
 });
+globalThis.react = {
+  Fragment: "", createElement: (type, props, ...children) => ({type, props: {...props, children}}),
+  useState: (first) => [first, () => {}], useRef: () => ({current: null}), useEffect() {},
+  useSyncExternalStore: (_, found) => found(),
+};
+const drawn = (...nodes) => nodes.flat(Infinity).filter(n => n && n !== true).flatMap(n =>
+  typeof n.type === "function" ? drawn(n.type(n.props)) : [n, ...drawn(n.props?.children ?? [])]);
+const text = (...nodes) => drawn(nodes).filter(n => typeof n === "string").join("");
+const button = (all, label) => all.find(n => n.type === "button" && text(n) === label)?.props;
 const say = (found) => { console.log(JSON.stringify(found)); process.exit(0); };
 """
 

@@ -82,7 +82,7 @@ def test_what_waits_can_be_unlearned_and_a_purge_says_what_it_takes_along(
         assert "train from random weights" in tab.see("fault").inner_text()
         page.fill("[data-cy=sul-typed]", "unlearn")
         tab.try_to("confirm")
-        assert "does not offer it" in tab.text("dialog")
+        assert "no answer to act on" in tab.text("dialog")
         tab.accessible()
         tab.picture("structure")
         tab.click("cancel")

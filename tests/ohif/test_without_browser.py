@@ -54,36 +54,73 @@ def test_a_page_instead_of_an_answer_is_said_where_it_was_asked_for(panel: Panel
     assert "Something else answered" in found["fault"]
 
 
+#: What a server knows of its work: its tasks, else the last run in its store.
+_WORK = """
+let tasks = [];
+const last = {id: "8", status: "DONE", request: {model: "unlearn"}, details: ["forgotten"]};
+const none = () => json({detail: "No Train task was started since the server runs."}, 404);
+answers["train/unlearn"] = () => {
+  tasks = [{id: "older", status: "DONE"}, {id: "own", status: "SUBMITTED"}];
+  return tasks[1];
+};
+answers["train/"] = (q) =>
+  q.get("all") === "true" ? (tasks.length ? tasks : none()) : tasks.at(-1) ?? last;
+const options = {dry_run: false, method: "", quick: false, restore: ""};
+"""
+
+
 @pytest.mark.parametrize(
-    ("task", "said", "fault"),
+    ("tasks", "said", "fault"),
     [
-        ('({status: "DONE"})', "nothing had to be run", ""),
-        ('({status: "ERROR"})', "", "ended before it began"),
-        ('({status: "STOPPED"})', "", "stopped before it began"),
-        ('json({detail: "No Train task"}, 404)', "", "knows nothing of the work"),
+        ('[{id: "own", status: "DONE"}]', "nothing had to be run", ""),
+        ('[{id: "own", status: "ERROR"}]', "", "ended before it began"),
+        ('[{id: "own", status: "STOPPED"}]', "", "stopped before it began"),
+        pytest.param("[]", "", "knows nothing of the work", id="started again"),
+        pytest.param(
+            '[{id: "new", status: "DONE"}]', "", "knows nothing of the work", id="and used since"
+        ),
     ],
 )
 def test_work_that_ends_without_a_run_is_not_awaited(
-    panel: Panel, task: str, said: str, fault: str
+    panel: Panel, tasks: str, said: str, fault: str
 ) -> None:
     """A request that no version was taught is fulfilled at once, without any run."""
     found = panel.does(f"""
-      answers["train/unlearn"] = () => ({{}});
-      let task = {{status: "RUNNING"}};
-      answers["train/"] = () => task;
-      const options = {{dry_run: false, method: "", quick: false, restore: ""}};
+      {_WORK}
+      answers["runs"] = () => [run("8", "done")];
       live.startLive();
+      await until(() => get().runs.length);
       await actions.unlearn([request(1, "approved")], options);
-      const [waits, looked] = [!!get().pending, () => asked.filter(a => a === "train/").length > 2];
+      const waits = !!get().pending;
+      const looked = () => asked.filter(a => a.startsWith("train/?")).length > 2;
       const goes_on = await until(looked) && !!get().pending;
-      task = {task};
+      tasks = {tasks};
       const ended = await until(() => !get().pending);
       say({{waits, goes_on, ended, said: get().said, fault: get().fault}});
     """)
     assert (found["waits"], found["goes_on"], found["ended"]) == (True, True, True)
     assert said in found["said"]
+    assert said or "ended" not in found["said"]
     assert fault in found["fault"]
     assert bool(found["fault"]) == bool(fault)
+
+
+def test_work_is_awaited_while_the_server_is_away(panel: Panel) -> None:
+    found = panel.does(f"""
+      {_WORK}
+      const stop = live.startLive();
+      await actions.unlearn([request(1, "approved")], options);
+      const known = answers["train/"];
+      answers["train/"] = () => html(502);
+      const looked = () => asked.filter(a => a.startsWith("train/?")).length > 2;
+      const waits = await until(looked) && !!get().pending;
+      answers["train/"] = known;
+      tasks[1].status = "DONE";
+      const ended = await until(() => !get().pending);
+      stop();
+      say({{waits, ended}});
+    """)
+    assert found == {"waits": True, "ended": True}
 
 
 @pytest.mark.parametrize("when", ["before the order is answered", "with the task's end"])
@@ -91,13 +128,14 @@ def test_a_run_ends_the_waiting(panel: Panel, when: str) -> None:
     """Also one that is told of before its order is answered; the task's end says nothing then."""
     early = json.dumps(when.startswith("before"))
     found = panel.does(f"""
+      {_WORK}
       const told = () => {{ answers["runs"] = () => [run("9", "done")]; }};
+      const [order, know] = [answers["train/unlearn"], answers["train/"]];
       answers["train/unlearn"] = async () => {{
         if ({early}) {{ told(); await live.refresh(); }}
-        return {{}};
+        return order();
       }};
-      answers["train/"] = () => {{ told(); return {{status: "DONE"}}; }};
-      const options = {{dry_run: false, method: "", quick: false, restore: ""}};
+      answers["train/"] = (q) => {{ told(); tasks[1].status = "DONE"; return know(q); }};
       await actions.unlearn([request(1, "approved")], options);
       const stop = live.startLive();
       const ended = await until(() => !get().pending);
@@ -118,6 +156,8 @@ def test_what_is_in_work_is_said_to_run_only_while_it_does(panel: Panel) -> None
         hidden: all(request(6, "working", {reached: "hidden"}), runs),
         elsewhere: all(request(6, "working", {reached: "unlearned"}), runs),
         refused: all(request(6, "refused"), runs),
+        fulfilled: all(request(6, "fulfilled", {reached: "unlearned"}), runs),
+        as_asked: all(request(6, "fulfilled", {needed: "hidden", reached: "hidden"}), runs),
       });
     """)
     assert found == {
@@ -127,6 +167,8 @@ def test_what_is_in_work_is_said_to_run_only_while_it_does(panel: Panel) -> None
         "hidden": "only hidden so far",
         "elsewhere": "another model still knows it",
         "refused": "tried, not forgotten",  # by an audit, a failure or a person who stopped it
+        "fulfilled": "forgotten, restorable",
+        "as_asked": "only hidden, restorable",
     }
 
 
@@ -271,3 +313,68 @@ def test_a_refused_plan_takes_the_one_before_away(panel: Panel) -> None:
         "lines": ["all"], "plan": None, "asking": False,
         "fault": "It was taught the liver. Train again.",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("dialog", ["unlearn", "purge"])
+@pytest.mark.parametrize(
+    ("answer", "server", "fault"),
+    [
+        pytest.param('json({detail: "it is not known. Ask."}, 400)', "ok", "It is not", id="no"),
+        pytest.param("html(504)", "ok", "took too long to answer. Try again", id="a proxy's limit"),
+        pytest.param("html(502)", "ok", "does not answer", id="a proxy"),
+        pytest.param("late()", "away", "took too long to answer. Try again", id="own limit"),
+        pytest.param("json(null, 401)", "expired", "Sign in again", id="no session"),
+    ],
+)
+def test_a_question_that_failed_can_be_asked_again(
+    panel: Panel, dialog: str, answer: str, server: str, fault: str
+) -> None:
+    """The order stayed out of reach, for a reason that was not so, and nothing led to a sign-in."""
+    found = panel.does(f"""
+      const [kind, one] = ["{dialog}", request(1, "fulfilled")];
+      const late = () => {{ throw new DOMException("", "TimeoutError"); }};
+      const path = kind === "purge" ? "forget/requests/1/purge" : "unlearning/plan";
+      answers[path] = () => {answer};
+      await live.refresh();
+      actions.openDialog({{kind, request: one, requests: [one]}});
+      await (kind === "purge" ? actions.loadPurge(one) : actions.loadPlan([one], "", ""));
+      const look = () => {{
+        const all = drawn(dialogs.Dialogs());
+        const label = kind === "purge" ? "Purge" : "Unlearn";
+        return {{
+          server: get().server, fault: get().fault, why: button(all, label).title,
+          again: !!button(all, "Ask the server again"),
+          sign_in: all.some(n => n.props?.["data-cy"] === "sul-sign-in"),
+        }};
+      }};
+      const failed = look();
+      await live.refresh(); // the server is there, or the session was renewed
+      const back = look();
+      answers[path] = () => (
+        kind === "purge" ? {{destroyed: ["v1"], requests: []}} : {{lines: ["all"], ways: []}});
+      button(drawn(dialogs.Dialogs()), "Ask the server again")?.onClick();
+      await until(() => get().plan || get().wouldPurge, 2);
+      say({{failed, back, after: look()}});
+    """)
+    failed, back, after = (found[k] for k in ("failed", "back", "after"))
+    assert (failed["server"], back["server"]) == (server, "ok")
+    assert fault in failed["fault"]
+    assert bool(back["fault"]) == (server == "ok")
+    assert failed["sign_in"] == (server == "expired")
+    for tried in (failed, back):
+        assert tried["again"]
+        assert tried["why"] == "The server gave no answer to act on; see above."
+    assert (after["again"], after["fault"]) == (False, "")
+    assert after["why"] == f"Type “{dialog}” first."
+
+
+def test_what_opens_a_deposit_is_said_of_several_requests_too(panel: Panel) -> None:
+    """Its key is made of the keys of all."""
+    found = panel.does("""
+      const both = [request(1, "approved"), request(2, "approved")];
+      actions.openDialog({kind: "unlearn", requests: both});
+      say(text(dialogs.Dialogs()));
+    """)
+    assert "one key" not in found
+    assert "keys of all requests that are unlearned together" in found
+    assert "until one of them is purged" in found

@@ -6,7 +6,7 @@ import { compare } from "./masks";
 import { get, set, setDraft } from "./store";
 import type { Dialog, State, Target } from "./store";
 import type {
-  ForgetRequest, Plan, Purged, Reason, RequestDetail, Restored, Run, WouldPurge,
+  ForgetRequest, Plan, Purged, Reason, RequestDetail, Restored, Run, Task, WouldPurge,
 } from "./types";
 import { KINDS } from "./words";
 
@@ -22,6 +22,10 @@ function change(dialog: Dialog | null, more: Partial<State> = {}): void {
 export const openDialog = (dialog: Dialog): void => change(dialog, { fault: "" });
 export const closeDialog = (): void => change(null, { fault: "" });
 
+/** Whether the server or the session is gone, whatever was asked. */
+const isCut = (error: unknown): boolean =>
+  error instanceof ApiError && [0, 401].includes(error.status);
+
 /** Does something; a failure is shown where it was asked for, and nothing typed is lost. */
 async function perform(work: () => Promise<string>, close = true): Promise<boolean> {
   if (get().busy) return false;
@@ -35,7 +39,7 @@ async function perform(work: () => Promise<string>, close = true): Promise<boole
     return true;
   } catch (error) {
     set({ fault: sentence(error) });
-    if (error instanceof ApiError && [0, 401].includes(error.status)) failed(error);
+    if (isCut(error)) failed(error);
     else void refresh();
     return false;
   } finally {
@@ -108,6 +112,7 @@ async function ask<T>(path: string, kept: (found: T | null) => Partial<State>): 
     found = await call<T>("GET", path);
   } catch (error) {
     fault = sentence(error);
+    if (mine === asked && isCut(error)) failed(error);
   }
   if (mine === asked) set({ ...kept(found), asking: false, fault });
 }
@@ -125,8 +130,8 @@ export async function lastStep(request: ForgetRequest): Promise<string> {
 const known = (): string[] => get().runs.map((r) => r.run_id);
 
 /** Waits for a run that was not known before the order was given. */
-function order(words: string, before: string[]): void {
-  set({ pending: { words, since: Date.now(), known: before } });
+function order(words: string, before: string[], task: Task): void {
+  set({ pending: { words, since: Date.now(), known: before, task: task.id } });
   setTimeout(() => document.getElementById("segunlearn-runs")?.scrollIntoView({ block: "start" }), 300);
 }
 
@@ -141,8 +146,8 @@ export const unlearn = (
     if (options.restore) body["restore"] = options.restore;
     else body["requests"] = requests.map((r) => r.request_id).join(",");
     const before = known();
-    await call("POST", "train/unlearn", body);
-    order(options.dry_run ? "The dry run starts" : "The unlearning starts", before);
+    const task = await call<Task>("POST", "train/unlearn", body);
+    order(options.dry_run ? "The dry run starts" : "The unlearning starts", before, task);
     return options.dry_run ? "The dry run starts; nothing is changed." : "The unlearning starts.";
   });
 
@@ -182,8 +187,9 @@ export const adapt = (now: boolean, confirmOne: boolean): Promise<boolean> =>
   perform(async () => {
     const support = get().support.map((s) => s.uid).join(",");
     const before = known();
-    await call("POST", "train/site_adapt", { adapt_now: now, support, confirm_one: confirmOne });
-    order(now ? "The adapting starts" : "The dry run starts", before);
+    const options = { adapt_now: now, support, confirm_one: confirmOne };
+    const task = await call<Task>("POST", "train/site_adapt", options);
+    order(now ? "The adapting starts" : "The dry run starts", before, task);
     return now ? "The adapting starts." : "The dry run starts; nothing is changed.";
   });
 

@@ -84,7 +84,8 @@ async function reasonOf(answer: Response): Promise<string> {
     const detail = found?.detail;
     if (typeof detail === "string") return detail.charAt(0).toUpperCase() + detail.slice(1);
   }
-  if (answer.status >= 502 && answer.status <= 504) return AWAY;
+  if (answer.status === 504) return LATE;
+  if (answer.status === 502 || answer.status === 503) return AWAY;
   return `The server answered ${answer.status} without a reason. Look into its log.`;
 }
 

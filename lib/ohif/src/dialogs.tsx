@@ -126,17 +126,16 @@ function What({ request }: { request: ForgetRequest }): JSX.Element {
 const why = (request: ForgetRequest): string => `why-${request.request_id}`;
 
 /** While the server is asked, and the way to ask again. */
-function Asking({ again }: { again: () => void }): JSX.Element | null {
+function Asking({ again }: { again: () => void }): JSX.Element {
   const asking = useStore((s) => s.asking);
-  const fault = useStore((s) => s.fault);
   if (asking) return <p className="soft">The server looks what it would do …</p>;
-  return fault ? null : <Act label="Ask the server again" act={again} />;
+  return <Act label="Ask the server again" act={again} />;
 }
 
 function whyNotYet(known: boolean, asking: boolean): string | undefined {
   if (known) return undefined;
   return asking ? "The server has not answered yet what it would do."
-    : "The server does not offer it; the dialog says why.";
+    : "The server gave no answer to act on; see above.";
 }
 
 /** Versions and other requests that a purge takes along. */

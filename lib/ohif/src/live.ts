@@ -6,7 +6,7 @@ import { removeStaleMasks } from "./masks";
 import { get, set } from "./store";
 import type { State } from "./store";
 import type {
-  Adapter, Audit, ForgetRequest, Me, Outbox, RequestState, Run, Status,
+  Adapter, Audit, ForgetRequest, Me, Outbox, RequestState, Run, Status, Task,
 } from "./types";
 
 const POLL_MS = 3000;
@@ -265,9 +265,10 @@ async function lookAfterPending(): Promise<void> {
   if (!pending || Date.now() - pending.since < 5000) return;
   let status = "";
   try {
-    status = (await call<{ status?: string }>("GET", "train/")).status ?? "";
+    const tasks = await call<Task[]>("GET", `train/${query({ all: "true" })}`);
+    status = tasks.find((t) => t.id === pending.task)?.status ?? "GONE";
   } catch (error) {
-    if (error instanceof ApiError && error.status === 404) status = "GONE";
+    if (error instanceof ApiError && error.status === 404) status = "GONE"; // none at all
   }
   if (status !== "DONE" && !OVER[status]) return;
   await refresh(); // its run, where there is one after all

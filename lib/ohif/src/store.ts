@@ -49,7 +49,7 @@ export interface State {
   total: number;
   runs: Run[];
   /** An order that was given, while no run of it is known yet. */
-  pending: { words: string; since: number; known: string[] } | null;
+  pending: { words: string; since: number; known: string[]; task: string } | null;
   audits: Audit[];
   adapters: Adapter[];
   outbox: Outbox | null;

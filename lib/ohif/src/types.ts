@@ -92,6 +92,12 @@ export interface Run {
   cancel_requested: boolean;
 }
 
+/** Work of the platform, which knows it until the server is started again. */
+export interface Task {
+  id: string;
+  status: string;
+}
+
 export interface Plan {
   requests: { id: string; what: string }[];
   original: string;

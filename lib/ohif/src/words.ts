@@ -52,10 +52,11 @@ export const isUnlearned = (request_id: string, runs: readonly Run[]): boolean =
     return r.state === "running" && r.kind === "unlearn" && Array.isArray(ids) && ids.includes(request_id);
   });
 
-/** The state in words; what is in work is only said to run while it does. */
+/** The state in words: what is in work may not run, and what is fulfilled may only be hidden. */
 export function stateOf(
   about: Pick<ForgetRequest, "request_id" | "state" | "needed" | "reached">, runs: readonly Run[],
 ): string {
+  if (about.state === "fulfilled" && about.reached === "hidden") return "only hidden, restorable";
   if (about.state !== "working") return STATES[about.state];
   if (isUnlearned(about.request_id, runs)) return "being unlearned";
   if (about.reached === "none") return STATES.working;
@@ -88,7 +89,7 @@ export const APPROVING = [
 
 export const UNLEARNING = [
   "A new version of the model is made that shall behave as if it had never seen these data. An audit attacks it; it is served only if the audit passes. Otherwise the present version stays.",
-  "The present version is sealed in a deposit that one key opens: “Restore” brings it back, byte for byte. Images and labels in the archive are not touched.",
+  "The present version is sealed; only the keys of all requests that are unlearned together open it. “Restore” brings it back, byte for byte, until one of them is purged. Images and labels in the archive are not touched.",
   "In the law's words: restriction of processing (GDPR Art. 18). Only a purge is erasure (Art. 17).",
 ];
 
