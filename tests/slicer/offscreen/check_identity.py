@@ -124,7 +124,7 @@ def test_series_of_the_dicom_browser() -> None:
 def test_states_are_noted_at_the_study(scene: Any) -> None:
     item = put_into_tree(scene, load_file(scene), ONE)
     tree = SLICER.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
-    hierarchy.remember(scene, "1.2.3", "approved")
-    hierarchy.remember(scene, "9.9", "approved")  # not in the tree: nothing happens
+    hierarchy.remember(scene, "1.2.3", "approved", "Approved")
+    hierarchy.remember(scene, "9.9", "approved", "Approved")  # not in the tree: nothing happens
     assert hierarchy.state_of(tree, item) == "approved"
     assert hierarchy.state_of(tree, tree.GetItemByUID("DICOM", "4711")) == ""

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import qt
 from check_faults import known_study
-from check_reconnect import TASK
+from check_reconnect import RUN, TASK
 from check_unlearning import of, put, run_to_end, select, shown
 from fake import Script, fake_server, request
 
-from SegUnlearnLib import texts
+from conftest import SLICER
+from SegUnlearnLib import hierarchy, texts
 from SegUnlearnLib.identity import Identity
 
 
@@ -49,7 +51,8 @@ def test_what_is_in_work_can_be_unlearned(panel: Any, fake: Any, loop: Any) -> N
     listed(panel, fake, loop, *found)
     words = [shown(panel, one["request_id"]) for one in found]
     assert words == [
-        "Being unlearned", "Only hidden so far", "Another model knows it", "Only unlearned so far",
+        "Not yet forgotten", "Only hidden so far", "Another model knows it",
+        "Only unlearned so far",
     ]  # fmt: skip
     fake.answers["/unlearning/plan"] = {
         "requests": [], "original": "v1", "studies": 1, "people": 1, "level": "unlearned",
@@ -91,18 +94,101 @@ def test_nothing_to_unlearn_is_not_called_an_unlearning(panel: Any, fake: Any, l
     panel.click("unlearnButton")
     asked = panel.widget.forget.confirm
     loop.until(asked.is_asking)
-    assert "No version was taught it: fulfilled at once." in asked.text()
+    assert "1 request: no version was taught it: fulfilled at once." in asked.text()
     assert "0 studies" not in asked.text()
     fake.answers["POST /train/unlearn"] = TASK
     fake.answers["GET /train/"] = [TASK]
-    panel.confirm(asked, "1")
+    panel.confirm(asked, "unlearn")
     loop.until(lambda: fake.asked("POST", "/train/unlearn"))
+
+
+def unlearning(fake: Any, *found: dict[str, Any]) -> str:
+    """Have the server unlearn these now; returns the run's path."""
+    run = {**RUN, "parameters": {"requests": [one["request_id"] for one in found]}}
+    path = f"/runs/{run['run_id']}"
+    fake.answers |= {"/runs": [run], path: run}
+    return path
+
+
+def test_only_what_a_run_works_on_is_being_unlearned(
+    panel: Any, scene: Any, fake: Any, loop: Any
+) -> None:
+    """A process that was killed leaves requests in work that nothing works on."""
+    known_study(panel, scene)
+    found = [working(0, "none"), working(1, "hidden"), working(2, "none"), working(3, "hidden")]
+    path = unlearning(fake, *found[:2])
+    cover = {k: found[1][k] for k in ("request_id", "state", "needed", "reached")}
+    fake.answers["/forget/status"] = {"1.2.3": {"covers": [cover]}}
+    listed(panel, fake, loop, *found)
+    words = lambda: [shown(panel, one["request_id"]) for one in found]  # noqa: E731
+    study = panel.find("studyState")
+    rest = ["Not yet forgotten", "Only hidden so far"]
+    loop.until(lambda: words() == ["Being unlearned"] * 2 + rest, 5, "what the run works on")
+    loop.until(lambda: "being taken out of the model now" in study.text(), 5, "so says the card")
+    asked = len(fake.asked("GET", "/forget/status"))
+    fake.answers[path] = {**fake.answers[path], "state": "interrupted"}
+    fake.answers["/runs"] = []
+    loop.until(lambda: words() == rest + rest, 5, "nothing works on them any more")
+    loop.until(lambda: "only hidden so far" in study.text(), 5, "so says the card")
+    loop.until(lambda: len(fake.asked("GET", "/forget/status")) > asked)
+
+
+def test_a_study_whose_unlearning_begins_meanwhile(
+    panel: Any, scene: Any, fake: Any, loop: Any
+) -> None:
+    known_study(panel, scene)
+    one = working(0, "hidden")
+    cover = {k: one[k] for k in ("request_id", "state", "needed", "reached")}
+    fake.answers["/forget/status"] = {"1.2.3": {"covers": [cover]}}
+    fake.answers["PUT /forget/studies/1.2.3"] = one
+    listed(panel, fake, loop, one)
+    loop.until(lambda: "only hidden so far" in panel.find("studyState").text())
+    unlearning(fake, one)
+    panel.logic.runs.follow_running()
+    loop.until(lambda: shown(panel, one["request_id"]) == "Being unlearned", 5, "the table")
+    loop.until(lambda: "taken out of the model now" in panel.find("studyState").text(), 5, "card")
+    panel.widget.tabs.setCurrentIndex(0)
+    panel.click("markButton")
+    panel.confirm(panel.widget.study.confirm)
+    loop.until(panel.banner)
+    assert "taken out of the model now" in panel.banner()
+
+
+def test_a_dry_run_unlearns_nothing(panel: Any, fake: Any, loop: Any) -> None:
+    one = working(0, "none")
+    unlearning(fake, one)
+    fake.answers["/runs"] = [{**fake.answers["/runs"][0], "kind": "plan"}]
+    fake.answers[f"/runs/{RUN['run_id']}"] = fake.answers["/runs"][0]
+    listed(panel, fake, loop, one)
+    loop.until(lambda: panel.logic.runs.view)
+    loop.until(lambda: not panel.widget.forget.table.is_busy())
+    assert shown(panel, one["request_id"]) == "Not yet forgotten"
+
+
+@pytest.mark.parametrize(
+    ("state", "reached", "words"),
+    [("fulfilled", "hidden", "hidden"), ("fulfilled", "unlearned", "forgotten"),
+     ("working", "hidden", "only hidden so far"), ("working", "none", "not yet forgotten")],
+)  # fmt: skip
+def test_the_menu_of_the_tree_says_what_the_panel_says(
+    panel: Any, scene: Any, fake: Any, loop: Any, state: str, reached: str, words: str
+) -> None:
+    volume = known_study(panel, scene)
+    cover = {"request_id": "1", "state": state, "needed": "unlearned", "reached": reached}
+    fake.answers["/forget/status"] = {"1.2.3": {"covers": [cover]}}
+    panel.connect(fake.url)
+    loop.until(lambda: panel.logic.study.state == state)
+    tree = SLICER.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    item, action = tree.GetItemByDataNode(volume), qt.QAction()
+    identify = lambda item: panel.logic.identify(volume)  # noqa: E731
+    hierarchy.MarkMenu(action, lambda: tree, identify, lambda *_: None).show_for(item)
+    assert action.text() == f"Mark for forgetting… ({words})"
 
 
 @pytest.mark.parametrize(
     ("state", "reached", "says", "says_not"),
     [
-        ("working", "none", "being taken out", ""),
+        ("working", "none", "not yet forgotten", "being taken out"),
         ("working", "hidden", "only hidden so far", "being taken out"),
         ("working", "unlearned", "another model", "being taken out"),
         ("refused", "none", "stopped, failed, or did not pass", "The audit found"),
@@ -196,15 +282,16 @@ def test_hidden_first_and_then_unlearned(panel: Any, scene: Any, place: Any, loo
     panel.widget.tabs.setCurrentIndex(1)
     panel.logic.forget_set.approve([request_id])
     loop.until(lambda: of(panel, request_id) == "approved")
-    for level, state, words in (
-        ("hidden", "working", "Only hidden so far"), ("unlearned", "fulfilled", "Forgotten"),
+    for level, state, words, typed in (
+        ("hidden", "working", "Only hidden so far", "1"),
+        ("unlearned", "fulfilled", "Forgotten", "unlearn"),  # the older version is sealed
     ):  # fmt: skip
         loop.until(lambda: not panel.logic.forget_set.loading)
         panel.choose("levelChoice", level)
         select(panel, request_id)
         panel.click("unlearnButton")
         loop.until(panel.widget.forget.confirm.is_asking, what="the plan is there")
-        panel.confirm(panel.widget.forget.confirm, "1")
+        panel.confirm(panel.widget.forget.confirm, typed)
         run_to_end(panel, loop)
         assert panel.logic.runs.view.state == "done", panel.logic.runs.view
         loop.until(lambda state=state: of(panel, request_id) == state, 20, state)

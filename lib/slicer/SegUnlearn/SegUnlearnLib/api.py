@@ -105,7 +105,8 @@ class Api:
 
     def would_purge(self, request: str, done: Done, failed: Failed) -> Any:
         """Say what a purge would destroy; nothing is changed."""
-        return self._json("GET", f"/forget/requests/{segment(request)}/purge", done, failed)
+        path = f"/forget/requests/{segment(request)}/purge"
+        return self._json("GET", path, done, failed, timeout=LONG_TIMEOUT)
 
     def purge(self, request: str, why: str, done: Done, failed: Failed) -> Any:
         """Destroy what leads back."""
@@ -118,7 +119,9 @@ class Api:
     def plan(self, requests: Iterable[str], level: str, done: Done, failed: Failed) -> Any:
         """Say what an unlearning to a level would do; nothing is changed."""
         query = [*(("request", request) for request in requests), ("level", level)]
-        return self._json("GET", "/unlearning/plan", done, failed, query=query)
+        return self._json(
+            "GET", "/unlearning/plan", done, failed, query=query, timeout=LONG_TIMEOUT
+        )
 
     def start(self, trainer: str, options: Mapping[str, Any], done: Done, failed: Failed) -> Any:
         """Start a task, or queue it behind the one that runs."""

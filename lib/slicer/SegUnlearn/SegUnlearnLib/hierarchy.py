@@ -10,13 +10,13 @@ from SegUnlearnLib import texts
 from SegUnlearnLib.identity import Identity, Unknown
 from SegUnlearnLib.parts.style import colour_of, dot
 
-#: Attribute of a study's item: a copy of what the server said last; the server knows the truth.
-STATE = "SegUnlearn.State"
+#: Attributes of a study's item: a copy of what the server said last; the server knows the truth.
+STATE, WORDS = "SegUnlearn.State", "SegUnlearn.Words"
 _ACTION = "Mark for forgetting…"
 
 
-def remember(scene: Any, study: str, state: str) -> None:
-    """Note the state of a study at its item, if it is in the tree."""
+def remember(scene: Any, study: str, state: str, words: str) -> None:
+    """Note the state of a study, and what it is called, at its item, if it is in the tree."""
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
     if hierarchy is None:
         return
@@ -24,15 +24,20 @@ def remember(scene: Any, study: str, state: str) -> None:
     item = hierarchy.GetItemByUID(name, study)
     if item:
         hierarchy.SetItemAttribute(item, STATE, state)
+        hierarchy.SetItemAttribute(item, WORDS, words)
 
 
 def state_of(hierarchy: Any, item: int) -> str:
     """Return the noted state of an item's study, empty when nothing was noted."""
+    return _noted(hierarchy, item, STATE)
+
+
+def _noted(hierarchy: Any, item: int, what: str) -> str:
     constants = slicer.vtkMRMLSubjectHierarchyConstants
     level = constants.GetDICOMLevelStudy()
     if hierarchy.GetItemLevel(item) != level:
         item = hierarchy.GetItemAncestorAtLevel(item, level)
-    return str(hierarchy.GetItemAttribute(item, STATE) or "") if item else ""
+    return str(hierarchy.GetItemAttribute(item, what) or "") if item else ""
 
 
 def kind_of(hierarchy: Any, item: int) -> str:
@@ -77,8 +82,9 @@ class MarkMenu:
         known = bool(item) and isinstance(self._identify(item), Identity)
         state = state_of(self._hierarchy(), item) if known else ""
         marked = state in texts.STATES
-        words = f" ({texts.STATES[state][0].lower()})" if marked else ""
-        self._action.setText(_ACTION + words)
+        # a scene that was saved before they were noted has no words
+        words = (_noted(self._hierarchy(), item, WORDS) or texts.STATES[state][0]) if marked else ""
+        self._action.setText(_ACTION + (f" ({words.lower()})" if words else ""))
         self._action.setIcon(dot(colour_of(state) if marked else "#b6bac2"))
         self._action.setVisible(known)
 

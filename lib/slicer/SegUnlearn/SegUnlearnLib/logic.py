@@ -16,7 +16,8 @@ from SegUnlearnLib.identity import Identity, Unknown
 from SegUnlearnLib.masks import Masks
 from SegUnlearnLib.parameters import Parameters
 from SegUnlearnLib.problems import Problem
-from SegUnlearnLib.runs import Runs, RunView
+from SegUnlearnLib.run_view import RunView
+from SegUnlearnLib.runs import Runs
 from SegUnlearnLib.session import Session
 from SegUnlearnLib.signals import Signal
 from SegUnlearnLib.site import Site
@@ -64,9 +65,9 @@ class Logic:
         self.session = Session(self.api, self.parameters, self.tokens)
         self.volumes = Volumes(self.scene)
         self.icons = TreeIcons(self.scene)
-        self.study = Study(self.api)
-        self.forget_set = ForgetSet(self.api)
         self.runs = Runs(self.api, poll)
+        self.study = Study(self.api, lambda: self.runs.unlearned)
+        self.forget_set = ForgetSet(self.api)
         self.evidence = Evidence(self.api, open_file or _open)
         self.site = Site(self.api)
         self.masks = Masks(self.api, self.scene)
@@ -77,6 +78,7 @@ class Logic:
         self.session.changed.connect(self._other_server)
         self.runs.changed.connect(self._run_changed)
         self.runs.ended.connect(self._run_ended)
+        self.runs.gone.connect(self.study.tell)
         self.study.changed.connect(self._remember)
         self.study.marked.connect(lambda *_: self._marked())
         self.forget_set.done.connect(self._decided)
@@ -139,11 +141,12 @@ class Logic:
         """Note the study's state in the subject hierarchy, for its icon and its menu."""
         one = self.study.identity
         if isinstance(one, Identity) and one.study and self.study.state:
-            hierarchy.remember(self.scene(), one.study, self.study.state)
+            hierarchy.remember(self.scene(), one.study, self.study.state, self.study.words)
             self.icons.start()
 
     def _run_changed(self, view: RunView) -> None:
         """Show what a run works on, once it does: its requests are in another state by then."""
+        self.study.tell()
         if view.phase and not view.is_over and view.run_id != self._at_work:
             self._at_work = view.run_id
             self.forget_set.load()

@@ -10,6 +10,7 @@ from SegUnlearnLib import texts
 from SegUnlearnLib.api import Api
 from SegUnlearnLib.idioms import once
 from SegUnlearnLib.problems import Problem
+from SegUnlearnLib.run_view import RunView, view_of
 from SegUnlearnLib.signals import Signal
 
 #: Kinds of runs that a task may become, where it is not the trainer's own name.
@@ -18,45 +19,6 @@ _KINDS = {"unlearn": ("unlearn", "plan")}
 _POLL, _LONGEST = 1.0, 30.0
 #: How many runs are looked through for the one that a task became.
 _LOOKED_AT = 20
-
-
-@dataclass(frozen=True)
-class RunView:
-    """What the panel shows of a run.
-
-    Parameters
-    ----------
-    run_id
-        Empty while the task waits for its turn.
-    kind
-        See ``texts.RUNS``.
-    state
-        ``waiting``, ``running``, or how it ended: ``done``, ``failed``, ``refused``,
-        ``cancelled``, ``interrupted``, ``lost``.
-    phase, fraction, eta_seconds
-        Of its progress; the fraction is negative while nothing is known.
-    text
-        How it ended or why it waits.
-    lines
-        Of a plan.
-    metrics
-        Newest figures.
-    """
-
-    run_id: str
-    kind: str
-    state: str
-    phase: str = ""
-    fraction: float = -1.0
-    eta_seconds: float | None = None
-    text: str = ""
-    lines: tuple[str, ...] = ()
-    metrics: Mapping[str, float] | None = None
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more comes."""
-        return self.state not in ("waiting", "running")
 
 
 @dataclass(frozen=True)
@@ -84,6 +46,11 @@ class Runs:
         self._looks = False
         self._order = 0  # of the newest start: answers to older ones are late
         self._task: _Task | None = None  # that has no run yet
+
+    @property
+    def unlearned(self) -> frozenset[str]:
+        """Requests that the run is unlearning now."""
+        return self.view.unlearned if self.view is not None else frozenset()
 
     # -- starting ------------------------------------------------------------------------------
 
@@ -278,23 +245,3 @@ class Runs:
     def _later(self, mine: int, call: Callable[[], None]) -> None:
         if mine == self._turn:
             self._timer = once(int(1000 * self._poll), call)
-
-
-def view_of(run: Mapping[str, Any]) -> RunView:
-    """Read a run as ``/runs`` tells it."""
-    progress = run.get("progress") or {}
-    state = str(run["state"])
-    text = str(run.get("message") or "")
-    if state == "running" and run.get("cancel_requested"):
-        text = "It was asked to stop, and does so at its next step."
-    return RunView(
-        str(run["run_id"]),
-        str(run["kind"]),
-        state,
-        str(progress.get("phase") or ""),
-        float(progress.get("fraction", -1.0)),
-        progress.get("eta_seconds"),
-        text,
-        tuple(map(str, (run.get("parameters") or {}).get("lines") or ())),
-        dict(progress.get("metrics") or {}),
-    )

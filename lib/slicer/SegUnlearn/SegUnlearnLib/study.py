@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import Any
 
 from SegUnlearnLib import texts
@@ -15,10 +16,17 @@ class Study:
     """One study at a time, chosen by the panel.
 
     Signals: ``changed()``; ``marked(request)``; ``failed(Problem)``.
+
+    Parameters
+    ----------
+    api
+        Of the server.
+    unlearned
+        Gives the requests that a run works on now.
     """
 
-    def __init__(self, api: Api) -> None:
-        self._api = api
+    def __init__(self, api: Api, unlearned: Callable[[], Collection[str]]) -> None:
+        self._api, self._unlearned = api, unlearned
         self.changed, self.marked, self.failed = Signal(), Signal(), Signal()
         self.identity: Identity | Unknown = Unknown("No image is loaded.")
         self._turn = 0
@@ -30,7 +38,8 @@ class Study:
         self.counted: dict[str, int] = {}
         self.series_marked = 0
         self.state = ""  # of the strongest mark, empty: unknown yet; "free": none
-        self.meaning = ""
+        self.words = self.meaning = ""
+        self._strongest: dict[str, Any] | None = None
 
     def show(self, identity: Identity | Unknown) -> None:
         """Show another study, and ask the server about it."""
@@ -70,6 +79,14 @@ class Study:
         if one.patient:
             self._api.studies_of(one.patient, if_mine(lambda a: self._count("patient", a)), nothing)
 
+    def tell(self) -> None:
+        """Say anew what its state means: a run began or ended."""
+        before = self.meaning
+        if self.state:
+            self._say()
+        if self.meaning != before:
+            self.changed.emit()
+
     def mark(self, one: Identity, kind: str, reason: str, note: str) -> None:
         """Mark the study, series or patient that was confirmed, whatever is shown by now.
 
@@ -100,11 +117,15 @@ class Study:
         self.covers = list({cover["request_id"]: cover for cover in covers}.values())
         self.series_marked = max([int(f.get("series_marked") or 0) for f in answer.values()] or [0])
         proposals = [one for found in answer.values() for one in found.get("proposals") or ()]
-        strongest = max(
+        self._strongest = max(
             self.covers or proposals, key=lambda c: texts.RANK.get(c["state"], 0), default=None
         )
-        self.state = strongest["state"] if strongest else "free"
-        self.meaning = texts.meaning_of(strongest or {"state": "free"})
+        self.state = self._strongest["state"] if self._strongest else "free"
+        self.words = texts.state_of(self._strongest) if self._strongest else ""
+        self._say()
+
+    def _say(self) -> None:
+        self.meaning = texts.meaning_of(self._strongest or {"state": "free"}, self._unlearned())
         if not self.covers and self.series_marked:
             are = "is" if self.series_marked == 1 else "are"
             self.meaning += f" {self.series_marked} of its series {are} marked."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -42,7 +42,7 @@ MEANING = {
     "for training.",
     "requested": "Marked: out of training. Waits for an administrator's approval.",
     "approved": "Marked: out of training. Approved, and waits to be taken out of the model.",
-    "working": "Marked: out of training. It is being taken out of the model now.",
+    "working": "Marked: out of training. An unlearning of it began, but it is not yet forgotten.",
     "refused": "Marked: out of training, but not forgotten: the last unlearning was stopped, "
     "failed, or did not pass its audit. It can be tried again.",
     "fulfilled": "Forgotten by the served model. It can be restored until it, or what was "
@@ -73,8 +73,10 @@ OUTCOMES = {"passed": "Passed", "refused": "Refused", "inconclusive": "Inconclus
             "damaged": "Damaged"}  # fmt: skip
 
 
-def state_of(about: Mapping[str, Any]) -> str:
+def state_of(about: Mapping[str, Any], unlearned: Collection[str] = ()) -> str:
     """Say the state of a request; what is in work may wait, and what is fulfilled may be hidden.
+
+    ``unlearned`` are the requests that a run works on now.
 
     Examples
     --------
@@ -82,17 +84,17 @@ def state_of(about: Mapping[str, Any]) -> str:
     'Only hidden so far'
     """
     state, reached = str(about["state"]), str(about.get("reached") or "none")
+    if state == "working" and about.get("request_id") in unlearned:
+        return "Being unlearned"
     if state == "working" and reached != "none":
         return f"Only {reached} so far" if _is_short(about) else "Another model knows it"
-    if state == "working":
-        return "Being unlearned"
     if (state, reached) == ("fulfilled", "hidden"):
         return "Hidden"
     return STATES.get(state, (state,))[0]
 
 
-def meaning_of(about: Mapping[str, Any]) -> str:
-    """Say in a sentence what the state of a request means for its study.
+def meaning_of(about: Mapping[str, Any], unlearned: Collection[str] = ()) -> str:
+    """Say in a sentence what the state of a request means for its study; see ``state_of``.
 
     Examples
     --------
@@ -100,6 +102,8 @@ def meaning_of(about: Mapping[str, Any]) -> str:
     'Marked: out of training. One model forgot it, another model still knows it.'
     """
     state, reached = str(about["state"]), str(about.get("reached") or "none")
+    if state == "working" and about.get("request_id") in unlearned:
+        return "Marked: out of training. It is being taken out of the model now."
     if state == "working" and reached != "none":
         if not _is_short(about):
             return "Marked: out of training. One model forgot it, another model still knows it."
@@ -120,6 +124,18 @@ def _is_short(about: Mapping[str, Any]) -> bool:
     reached, needed = str(about.get("reached") or "none"), str(about.get("needed") or "none")
     both = reached in LEVELS and needed in LEVELS
     return both and LEVELS.index(reached) < LEVELS.index(needed)
+
+
+def target(of: Mapping[str, Any]) -> str:
+    """Name what a request is about.
+
+    Examples
+    --------
+    >>> target({"kind": "study", "id": "1.2.826.0.1.3680043.8.498.1"})
+    'Study …6.0.1.3680043.8.498.1'
+    """
+    kind = str(of["kind"])
+    return f"{KINDS.get(kind, kind)} {short(str(of['id']), 22)}"
 
 
 def count(number: int, one: str, many: str) -> str:

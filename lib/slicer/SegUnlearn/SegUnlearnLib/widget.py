@@ -49,9 +49,9 @@ class Widget:
         self.evidence = EvidencePart(logic.evidence)
         self.site = SitePart(logic.site, logic.runs, self._may_decide)
         self.run = RunPart(logic.runs, self._may_decide)
-        self._questions = [
-            part.confirm for part in (self.study, self.masks, self.forget, self.site)
-        ]
+        self._questions = (
+            self.study.confirm.hide, self.masks.confirm.hide, self.forget.drop, self.site.confirm.hide,
+        )  # fmt: skip
         self.tabs = qt.QTabWidget()
         study_tab = qt.QWidget()
         in_tab = column(study_tab, 6)
@@ -117,8 +117,8 @@ class Widget:
         if connected and self.banner.role == "error":
             self.banner.hide()
         if not connected:  # a question is about the server that it was asked of
-            for asked in self._questions:
-                asked.hide()
+            for drop in self._questions:
+                drop()
         for part in (self.forget, self.site, self.masks):
             part.update()
         self.study.refresh_rights()
@@ -130,7 +130,8 @@ class Widget:
     def _marked(self, request: Any) -> None:
         kind = request["target"]["kind"]
         if request["state"] != "requested":
-            text = f"The {kind} was marked before. {texts.meaning_of(request)}"
+            meaning = texts.meaning_of(request, self.logic.runs.unlearned)
+            text = f"The {kind} was marked before. {meaning}"
         else:
             text = (
                 f"The {kind} is marked and out of training. An administrator's approval is needed "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from SegUnlearnLib import texts
 from SegUnlearnLib.api import Api
 from SegUnlearnLib.forget_set import ForgetSet, in_state
 from SegUnlearnLib.idioms import button, column, data_of, label, row, text_of
+from SegUnlearnLib.parts.asking import Asking
 from SegUnlearnLib.parts.confirm import Confirm
 from SegUnlearnLib.parts.requests_table import RequestsTable
 from SegUnlearnLib.problems import Problem
@@ -57,6 +59,7 @@ class ForgetPart:
     ) -> None:
         self._set, self._runs, self._api = forget_set, runs, api
         self._may_decide, self._failed = may_decide, failed
+        self._unlearned: frozenset[str] = frozenset()
         self.widget = qt.QWidget()
         layout = column(self.widget)
         self.filter, self.search = qt.QComboBox(), qt.QLineEdit()
@@ -68,7 +71,7 @@ class ForgetPart:
         self.search.setClearButtonEnabled(True)
         refresh = button("Refresh", forget_set.load, name="refreshButton")
         layout.addLayout(row(self.filter, self.search, refresh, stretch=1))
-        self.table = RequestsTable()
+        self.table = RequestsTable(lambda: runs.unlearned)
         layout.addWidget(self.table.widget, 1)
         self.count = label(role="quiet")
         self.count.setObjectName("requestCount")
@@ -88,16 +91,17 @@ class ForgetPart:
         self.unlearn = button("Unlearn…", self._plan, name="unlearnButton")
         layout.addLayout(row(self.dry, self.unlearn, self.level))
         self.confirm = Confirm()
+        self._asking = Asking(self.confirm, self.table.selected, self.update, failed)
         layout.addWidget(self.confirm.widget)
         self.filter.currentIndexChanged.connect(lambda *_: self._filter())
         self.search.textChanged.connect(lambda *_: self._filter())
-        self.table.selection_changed.connect(self.update)
+        self.table.selection_changed.connect(self._selection_changed)
         forget_set.started.connect(self.update)
         forget_set.arrived.connect(self.table.add)
         forget_set.ended.connect(self._ended)
         forget_set.run_needed.connect(self._restore_by_run)
-        runs.changed.connect(lambda *_: self.update())
-        runs.gone.connect(self.update)
+        runs.changed.connect(lambda *_: self._run_changed())
+        runs.gone.connect(self._run_changed)
         self.update()
 
     # -- what is shown -------------------------------------------------------------------------
@@ -109,6 +113,22 @@ class ForgetPart:
     def _filter(self) -> None:
         self.table.filter(_FILTERS[str(data_of(self.filter))], text_of(self.search))
         self.update()
+
+    def _run_changed(self) -> None:
+        """Say anew what is so of the requests that a run took up or left."""
+        before, self._unlearned = self._unlearned, self._runs.unlearned
+        if others := before ^ self._unlearned:
+            found = (self._set.requests.get(request_id) for request_id in others)
+            self.table.add(request for request in found if request is not None)
+        self.update()
+
+    def _selection_changed(self) -> None:
+        self._asking.check()
+        self.update()
+
+    def drop(self) -> None:
+        """Ask nothing any more: another server."""
+        self._asking.drop()
 
     def selected(self) -> list[dict[str, Any]]:
         """Return the requests that are selected."""
@@ -129,7 +149,9 @@ class ForgetPart:
         ready = may and idle and few and bool(self._to_unlearn())
         self.unlearn.setEnabled(bool(ready))
         self.dry.setEnabled(bool(ready))
-        if self._set.loading or self.table.is_busy():
+        if self._asking.asks:
+            text = self._asking.asks
+        elif self._set.loading or self.table.is_busy():
             text = f"Loading … {len(self._set.requests)} of {self._set.total}"
         else:
             text = texts.count(self._set.total, "request", "requests")
@@ -154,7 +176,7 @@ class ForgetPart:
     def _approve(self) -> None:
         ids = in_state(self.selected(), "requested", "proposed")
         number = texts.count(len(ids), "request", "requests")
-        self.confirm.ask(
+        self._asking.ask(
             f"Approve {number}? The next unlearning takes them out of the model.",
             "Approve", lambda: self._set.approve(ids), str(len(ids)), danger=False,
         )  # fmt: skip
@@ -162,7 +184,7 @@ class ForgetPart:
     def _withdraw(self) -> None:
         ids = in_state(self.selected(), "requested", "approved")
         number = texts.count(len(ids), "request", "requests")
-        self.confirm.ask(
+        self._asking.ask(
             f"Withdraw {number}? Their studies may be used for training again, unless another mark "
             "covers them.",
             "Withdraw", lambda: self._set.withdraw(ids, ""), str(len(ids)),
@@ -170,15 +192,21 @@ class ForgetPart:
 
     def _restore(self) -> None:
         (request,) = self.selected()
-        self.confirm.ask(
-            "Restore? The version that knew this study serves again, with everything that was "
-            "unlearned together with it. The study may be trained on again.",
+        target = texts.target(request["target"])
+        self._asking.ask(
+            f"Restore {target}? The version that knew it serves again, with everything that was "
+            "unlearned together with it. It may be trained on again.",
             "Restore", lambda: self._set.restore(request["request_id"], ""), "restore",
         )  # fmt: skip
 
     def _restore_by_run(self, request_id: str) -> None:
-        self.confirm.ask(
-            "The version that knew this study also knows others that are still forgotten. They are "
+        target = texts.target(self._set.requests[request_id]["target"])
+        if self.table.selected() != [request_id]:
+            words = f"Restoring {target} takes a run. Select it and press Restore… again."
+            self._failed(Problem("refused", words))
+            return
+        self._asking.ask(
+            f"The version that knew {target} also knows others that are still forgotten. They are "
             "unlearned from it again and audited first; it serves only if it passes. Start that?",
             "Restore by a run",
             lambda: self._runs.start("unlearn", {"restore": request_id, "dry_run": False}),
@@ -188,6 +216,7 @@ class ForgetPart:
     def _purge(self) -> None:
         """Ask the server what would be gone; only its answer is confirmed."""
         (request,) = self.selected()
+        target = texts.target(request["target"])
 
         def told(would: Any) -> None:
             gone = ", ".join(would["destroyed"]) or "no older version"
@@ -195,14 +224,18 @@ class ForgetPart:
             if others := would["requests"]:
                 number = texts.count(len(others), "other request", "other requests")
                 also = f", nor {number} unlearned together with it"
-            self.confirm.ask(
-                "Purge? The key of the old weights and every older version that knew this study "
+            self._asking.ask(
+                f"Purge {target}? The key of the old weights and every older version that knew it "
                 f"are destroyed: {gone}. Nobody can restore it afterwards{also}. This alone is "
                 "erasure (GDPR Art. 17).",
                 "Purge for good", lambda: self._set.purge(request["request_id"], ""), "purge",
             )  # fmt: skip
 
-        self._api.would_purge(request["request_id"], told, self._failed)
+        self._asking.ask_server(
+            f"what a purge of {target} would destroy",
+            lambda done, failed: self._api.would_purge(request["request_id"], done, failed),
+            told,
+        )
 
     def _dry_run(self) -> None:
         self._runs.start("unlearn", {**self._options(), "dry_run": True})
@@ -215,10 +248,15 @@ class ForgetPart:
     def _plan(self) -> None:
         """Ask the server what would happen; only its answer is confirmed."""
         options = self._options()
+        who, ids = "All that wait", options.get("requests", ())
+        if ids:
+            who = texts.count(len(ids), "request", "requests")
+        if len(ids) == 1:
+            who = texts.target(self._set.requests[ids[0]]["target"])
 
         def planned(plan: Any) -> None:
-            text, word = _question(plan)
-            self.confirm.ask(
+            text, word = _question(who, plan)
+            self._asking.ask(
                 text,
                 "Unlearn",
                 lambda: self._runs.start("unlearn", {**options, "dry_run": False}),
@@ -226,20 +264,23 @@ class ForgetPart:
             )
 
         level = "" if options["level"] == "auto" else options["level"]
-        self._api.plan(options.get("requests", ()), level, planned, self._failed)
+        self._asking.ask_server(
+            "what an unlearning would do",
+            lambda done, failed: self._api.plan(ids, level, done, failed),
+            planned,
+        )
 
 
-def _question(plan: Any) -> tuple[str, str]:
+def _question(who: str, plan: Any) -> tuple[str, str]:
     """Say what a plan would do, and what is typed to confirm it."""
     if not plan["original"]:
-        number = len(plan["requests"])
-        what = dict.fromkeys(texts.sentence(str(one["what"])) + "." for one in plan["requests"])
-        need = texts.count(number, "request needs", "requests need")
-        return f"{need} no new weights. Go on?\n" + "\n".join(what), str(number)
+        found = Counter(texts.squeeze(str(one["what"])) for one in plan["requests"])
+        what = [f"{texts.count(n, 'request', 'requests')}: {w}." for w, n in found.items()]
+        return "\n".join((f"{who}: no new weights are made. Go on?", *what)), "unlearn"
     people, studies = texts.count(int(plan["people"]), "person", "people"), int(plan["studies"])
     advice = texts.sentence(plan["lines"][-1]) if plan["lines"] else ""
     return (
-        f"Unlearn {texts.count(studies, 'study', 'studies')} of {people} from version "
+        f"{who}: unlearn {texts.count(studies, 'study', 'studies')} of {people} from version "
         f"{plan['original']}, to the level {plan['level']}?\n{advice}\nThe result serves only if "
         "an audit passes it; until then nothing changes. Dry run shows the whole plan."
     ), str(studies)

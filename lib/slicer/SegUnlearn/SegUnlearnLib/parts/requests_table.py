@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import qt
@@ -25,16 +25,15 @@ _KEPT = 1000
 class _Row:
     """What is shown of one request."""
 
-    def __init__(self, request: Mapping[str, Any]) -> None:
+    def __init__(self, request: Mapping[str, Any], unlearned: Collection[str]) -> None:
         state, target = str(request["state"]), request["target"]
-        kind = texts.KINDS.get(str(target["kind"]), str(target["kind"]))
         reached, needed = str(request.get("reached") or "none"), str(request.get("needed") or "")
         self.request_id, self.state = str(request["request_id"]), state
         self.full_id, self.note = str(target["id"]), str(request.get("note") or "")
         self.created = str(request.get("created") or "")
         self.values = (
-            texts.state_of(request),
-            f"{kind} {texts.short(self.full_id, 22)}",
+            texts.state_of(request, unlearned),
+            texts.target(target),
             texts.REASONS.get(str(request.get("reason")), str(request.get("reason") or "")),
             _level(reached, needed),
             str(request.get("marked_by") or "–"),
@@ -106,9 +105,15 @@ class RequestsTable:
     """Shows, filters, sorts and selects requests.
 
     Signals: ``selection_changed()``.
+
+    Parameters
+    ----------
+    unlearned
+        Gives the requests that a run works on now.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, unlearned: Callable[[], Collection[str]]) -> None:
+        self._unlearned = unlearned
         self.selection_changed = Signal()
         self._all: dict[str, _Row] = {}
         self._states: frozenset[str] = frozenset()
@@ -144,8 +149,9 @@ class RequestsTable:
 
     def add(self, requests: Iterable[Mapping[str, Any]]) -> None:
         """Show requests, or what changed of them, in a moment."""
+        unlearned = self._unlearned()
         for request in requests:
-            row = _Row(request)
+            row = _Row(request, unlearned)
             self._all[row.request_id] = row
         self._later()
 

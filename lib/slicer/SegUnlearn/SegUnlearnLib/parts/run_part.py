@@ -10,7 +10,8 @@ import qt
 from SegUnlearnLib import texts
 from SegUnlearnLib.idioms import button, column, label, restyle, row
 from SegUnlearnLib.parts.style import frame
-from SegUnlearnLib.runs import Runs, RunView
+from SegUnlearnLib.run_view import RunView
+from SegUnlearnLib.runs import Runs
 
 _ENDS = {
     "done": ("Done", "good"), "failed": ("Failed", "bad"), "refused": ("Refused", "bad"),
