@@ -13,7 +13,7 @@ from check_faults import known_study
 from check_masks import voxels
 from fake import Script, fake_server, mask
 
-from conftest import SLICER
+from conftest import SLICER, load_file, put_into_tree
 from SegUnlearnLib import segmentation
 
 LABELS = {"core": 1, "shell": 2}
@@ -82,6 +82,33 @@ def test_corrections_are_replaced_when_somebody_says_so(
     np.testing.assert_array_equal(voxels(scene, node, volume, "core"), box(1) > 0)
     assert sorted(segments(node)) == ["Core", "core", "shell"]
     assert "Segmented by version v0001." in panel.find("maskState").text()
+
+
+def test_a_mask_that_waits_is_not_dropped_without_a_word(
+    panel: Any, scene: Any, fake: Any, loop: Any
+) -> None:
+    """Whether the next one, of another image, is shown at once or asked about, too."""
+    volume, other = known_study(panel, scene), load_file(scene, "MR")
+    put_into_tree(scene, other, {"study": "1.9", "series": "1.9.1", "patient": "0815"})
+    panel.widget.study.fill()
+    fake.answers["POST /infer/segmentation"] = mask(nrrd(scene, box(1)), LABELS)
+    panel.connect(fake.url)
+    drawn = nrrd(scene, box(1, at=2))
+    node = segmentation.show_mask(scene, volume, drawn, "x.nrrd", LABELS)
+    asked, said = panel.widget.masks.replace, panel.find("maskState")
+    for asks in (False, True):
+        panel.choose("volumeChoice", volume.GetID())
+        segment(panel, loop)
+        assert f"{node.GetName()}: core." in asked.text()
+        assert "was dropped" not in said.text()
+        panel.choose("volumeChoice", other.GetID())
+        if asks:
+            segmentation.show_mask(scene, other, drawn, "x.nrrd", LABELS)
+        segment(panel, loop)
+        assert asked.is_asking() == asks
+        assert f"The new mask for {node.GetName()} was dropped. Segmented by" in said.text()
+    loop.hold(asked.widget.findChild(qt.QWidget, "confirmCancel").click)
+    np.testing.assert_array_equal(voxels(scene, node, volume, "core"), box(1, at=2) > 0)
 
 
 def test_what_was_drawn_while_the_server_segmented(

@@ -161,9 +161,13 @@ def test_another_server_gets_no_answer_to_an_older_question(
     panel: Any, scene: Any, fake: Any, loop: Any
 ) -> None:
     """A question, a run and a list belong to the server that they are about."""
-    known_study(panel, scene)
+    volume = known_study(panel, scene)
     fake.answers["/forget/requests"] = pages(1, ("fulfilled",))
+    fake.answers["POST /infer/segmentation"] = mask(nrrd(scene, box(1)), LABELS)
+    segmentation.show_mask(scene, volume, nrrd(scene, box(1, at=2)), "x.nrrd", LABELS)
     panel.connect(fake.url)
+    panel.click("segmentButton")
+    loop.until(panel.widget.masks.replace.is_asking)
     queued(panel, fake, loop)
     panel.click("markButton")
     panel.click("submitButton")
@@ -178,10 +182,12 @@ def test_another_server_gets_no_answer_to_an_older_question(
     panel.click("purgeButton")
     loop.until(panel.widget.forget.confirm.is_asking)
     asked = [part.confirm for part in (panel.widget.study, panel.widget.masks, panel.widget.forget)]
+    asked.append(panel.widget.masks.replace)
     assert all(one.is_asking() for one in asked)
     with fake_server() as other:
         panel.connect(other.url)
         assert not any(one.is_asking() for one in asked)
+        assert "was dropped" in panel.find("maskState").text()
         assert not panel.widget.run.widget.isVisible()
         assert panel.logic.runs.view is None
 

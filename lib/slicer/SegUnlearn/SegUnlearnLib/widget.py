@@ -50,7 +50,7 @@ class Widget:
         self.site = SitePart(logic.site, logic.runs, self._may_decide)
         self.run = RunPart(logic.runs, self._may_decide)
         self._questions = (
-            self.study.confirm.hide, self.masks.confirm.hide, self.forget.drop, self.site.confirm.hide,
+            self.study.confirm.hide, self.masks.drop, self.forget.drop, self.site.confirm.hide,
         )  # fmt: skip
         self.tabs = qt.QTabWidget()
         study_tab = qt.QWidget()

@@ -41,6 +41,7 @@ class MaskPart:
         self._masks, self._session = masks, session
         self._volume, self._identity, self._scene, self._client = volume, identity, scene, client
         self._about: Any = None  # the image and its id that submitting was asked about
+        self._waits = ""  # the segmentation whose new mask waits for an answer
         self.widget = qt.QWidget()
         layout = column(self.widget)
         layout.addWidget(label("Segmentation", role="title"))
@@ -67,7 +68,7 @@ class MaskPart:
         masks.segmented.connect(self._segmented)
         masks.would_replace.connect(self._ask_to_replace)
         masks.saved.connect(lambda *_: self._ended("The label was saved on the server."))
-        masks.dropped.connect(self._ended)
+        masks.dropped.connect(lambda text: self._ended(self._dropped() + text))
         masks.failed.connect(lambda *_: self._ended(""))
         session.changed.connect(self.update)
         self.update()
@@ -89,6 +90,18 @@ class MaskPart:
             self.site.clear()
             for site in sites:
                 self.site.addItem(site, site)
+
+    def drop(self) -> None:
+        """Ask nothing any more, and say which mask goes with the question: another server."""
+        self.confirm.hide()
+        if text := self._dropped():
+            self._ended(text)
+
+    def _dropped(self) -> str:
+        """Drop the mask that waits for an answer, and say so."""
+        waited = self.replace.is_asking()
+        self.replace.hide()
+        return f"The new mask for {self._waits} was dropped. " if waited else ""
 
     def _segment(self) -> None:
         server, one, volume = self._session.server, self._identity(), self._volume()
@@ -117,13 +130,14 @@ class MaskPart:
         self.update()
 
     def _segmented(self, node: Any, params: Any) -> None:
-        self.replace.hide()
-        self._ended(f"Segmented by {_model(params)}.")
+        self._ended(f"{self._dropped()}Segmented by {_model(params)}.")
 
     def _ask_to_replace(
         self, node: Any, names: list[str], params: Any, then: Callable[[], Any]
     ) -> None:
-        self._ended(f"Segmented by {_model(params)}. The mask waits for your answer.")
+        text = f"Segmented by {_model(params)}. The mask waits for your answer."
+        self._ended(self._dropped() + text)
+        self._waits = str(node.GetName())
         self.replace.ask(
             f"The new mask replaces segments in {node.GetName()}: {', '.join(names)}. What was "
             "drawn or corrected in them is lost. Cancel drops the new mask.",
