@@ -171,6 +171,15 @@ def test_a_refusal_is_told_and_the_next_question_asked(panel: Any, fake: Any, lo
     assert "Asking the server" not in panel.find("requestCount").text()
 
 
+def test_a_sign_in_that_is_over_asks_for_a_new_one(panel: Any, fake: Any, loop: Any) -> None:
+    listed(panel, fake, loop, A)
+    fake.answers[f"GET {purge_of(A)}"] = (401, {"detail": "expired"})
+    select(panel, A["request_id"])
+    panel.click("purgeButton")
+    loop.until(lambda: panel.find("loginToken").isVisible())
+    assert "has expired" in panel.banner()
+
+
 def test_a_restore_names_its_study_and_a_run_for_it_is_asked_of_nobody_else(
     panel: Any, fake: Any, loop: Any
 ) -> None:

@@ -73,7 +73,7 @@ class Logic:
         self.masks = Masks(self.api, self.scene)
         self.failed, self.told = Signal(), Signal()
         for part in (self.study, self.forget_set, self.runs, self.evidence, self.site, self.masks):
-            part.failed.connect(self._failed)
+            part.failed.connect(self.fail)
         self.session.failed.connect(self.failed.emit)
         self.session.changed.connect(self._other_server)
         self.runs.changed.connect(self._run_changed)
@@ -166,7 +166,8 @@ class Logic:
         self.session.refresh()
         self.study.refresh()
 
-    def _failed(self, problem: Problem) -> None:
+    def fail(self, problem: Problem) -> None:
+        """Tell of a problem; a login that expired asks for a new one."""
         self.session.note(problem)
         self.failed.emit(problem)
 

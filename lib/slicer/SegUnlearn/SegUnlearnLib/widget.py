@@ -44,7 +44,7 @@ class Widget:
             logic.scene, lambda: logic.parameters.client,
         )  # fmt: skip
         self.forget = ForgetPart(
-            logic.forget_set, logic.runs, logic.api, self._may_decide, logic.failed.emit
+            logic.forget_set, logic.runs, logic.api, self._may_decide, logic.fail
         )
         self.evidence = EvidencePart(logic.evidence)
         self.site = SitePart(logic.site, logic.runs, self._may_decide)
