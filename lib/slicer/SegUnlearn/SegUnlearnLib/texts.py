@@ -83,14 +83,14 @@ def state_of(about: Mapping[str, Any], unlearned: Collection[str] = ()) -> str:
     >>> state_of({"state": "working", "reached": "hidden", "needed": "unlearned"})
     'Only hidden so far'
     """
-    state, reached = str(about["state"]), str(about.get("reached") or "none")
-    if state == "working" and about.get("request_id") in unlearned:
-        return "Being unlearned"
-    if state == "working" and reached != "none":
-        return f"Only {reached} so far" if _is_short(about) else "Another model knows it"
-    if (state, reached) == ("fulfilled", "hidden"):
-        return "Hidden"
-    return STATES.get(state, (state,))[0]
+    case = _case_of(about, unlearned)
+    words = {
+        "running": "Being unlearned",
+        "short": f"Only {about.get('reached')} so far",
+        "elsewhere": "Another model knows it",
+        "hidden": "Hidden",
+    }
+    return words.get(case) or STATES.get(case, (case,))[0]
 
 
 def meaning_of(about: Mapping[str, Any], unlearned: Collection[str] = ()) -> str:
@@ -101,22 +101,26 @@ def meaning_of(about: Mapping[str, Any], unlearned: Collection[str] = ()) -> str
     >>> meaning_of({"state": "working", "reached": "unlearned", "needed": "unlearned"})
     'Marked: out of training. One model forgot it, another model still knows it.'
     """
+    case = _case_of(about, unlearned)
+    words = {
+        "running": "Marked: out of training. It is being taken out of the model now.",
+        "short": f"Marked: out of training. It is only {about.get('reached')} so far and has to be "
+        f"{about.get('needed')}: unlearn it again.",
+        "elsewhere": "Marked: out of training. One model forgot it, another model still knows it.",
+        "hidden": "Hidden by the served model, whose weights may still hold it, as was asked. It "
+        "can be restored.",
+    }
+    return words.get(case) or MEANING.get(case, "")
+
+
+def _case_of(about: Mapping[str, Any], unlearned: Collection[str]) -> str:
+    """Tell apart what one state of a request stands for; else the state itself."""
     state, reached = str(about["state"]), str(about.get("reached") or "none")
     if state == "working" and about.get("request_id") in unlearned:
-        return "Marked: out of training. It is being taken out of the model now."
+        return "running"
     if state == "working" and reached != "none":
-        if not _is_short(about):
-            return "Marked: out of training. One model forgot it, another model still knows it."
-        return (
-            f"Marked: out of training. It is only {reached} so far and has to be "
-            f"{about.get('needed')}: unlearn it again."
-        )
-    if (state, reached) == ("fulfilled", "hidden"):
-        return (
-            "Hidden by the served model, whose weights may still hold it, as was asked. It can be "
-            "restored."
-        )
-    return MEANING.get(state, "")
+        return "short" if _is_short(about) else "elsewhere"
+    return "hidden" if (state, reached) == ("fulfilled", "hidden") else state
 
 
 def _is_short(about: Mapping[str, Any]) -> bool:
