@@ -15,6 +15,8 @@ with warnings.catch_warnings():
 
 from guarded_server import Place, serving
 from oidc_issuer import TestIssuer, running_issuer
+from segunlearn.errors import UnavailableError
+from segunlearn.records.trail import Trail
 
 
 @pytest.fixture
@@ -34,3 +36,13 @@ def sso(issuer: TestIssuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     options = {"login": "oidc", "issuer": issuer.issuer}
     with serving(tmp_path / "home", monkeypatch, **options) as place:
         yield place
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trail takes no row."""
+
+    def full(*_: object) -> None:
+        raise UnavailableError("the disk is full")
+
+    monkeypatch.setattr(Trail, "append", full)

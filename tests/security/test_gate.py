@@ -19,10 +19,8 @@ from segunlearn.errors import (
     ForbiddenError,
     InvalidInputError,
     NotFoundError,
-    UnavailableError,
 )
 from segunlearn.records.access_tokens import AccessTokens
-from segunlearn.records.trail import Trail
 
 FORM = {"content-type": "application/x-www-form-urlencoded"}
 RIGHT = {"username": "meyer", "password": "right"}
@@ -251,13 +249,10 @@ def test_what_is_deleted_stands_in_the_trail_by_its_pseudonym(
     assert "Mustermann" not in str(rows)
 
 
+@pytest.mark.usefixtures("full_disk")
 def test_what_was_done_before_it_could_be_recorded_says_so(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
-        raise UnavailableError("the disk is full")
-
-    monkeypatch.setattr(Trail, "append", full)
     monkeypatch.setattr(datastore, "current_app", lambda: Works(place, None))
     place.server.include_router(datastore.router)
     with place.client(place.token("admin")) as client:

@@ -12,9 +12,7 @@ from guarded_server import Place, serving
 from oidc_issuer import TestIssuer
 from segunlearn.app.security import health
 from segunlearn.app.security.failures import LIMIT, Failures
-from segunlearn.errors import UnavailableError
 from segunlearn.records.access_tokens import AccessTokens
-from segunlearn.records.trail import Trail
 
 PAGE = {"Accept": "text/html,application/xhtml+xml"}
 MARK = {"reason": "consent_withdrawn"}
@@ -64,13 +62,8 @@ def test_what_was_done_stands_in_the_trail_with_who_did_it(place: Place) -> None
     assert place.records.trail.verify() == []
 
 
-def test_a_report_that_cannot_be_recorded_is_not_sent(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise UnavailableError("the disk is full")
-
-    monkeypatch.setattr(Trail, "append", full)
+@pytest.mark.usefixtures("full_disk")
+def test_a_report_that_cannot_be_recorded_is_not_sent(place: Place) -> None:
     with place.client(place.token("admin")) as client:
         answer = client.get(f"/audits/{'a' * 32}/report")
         assert answer.status_code == 503
