@@ -31,7 +31,7 @@ def test_a_token_is_shown_once_and_taken_back(tmp_path: Path) -> None:
     text = made.stdout.strip()
     assert re.fullmatch(r"segunlearn_[0-9a-f]{12}_[\w-]{43}", text)
     tokens = AccessTokens(Records(Home(tmp_path)).store)
-    found = tokens.holder(text)
+    found = tokens.find(text)
     assert found is not None
     assert (found.name, found.role) == ("Dr. Meyer", "annotator")
     listed = run(tmp_path, "token", "list", "--json").stdout
@@ -39,7 +39,9 @@ def test_a_token_is_shown_once_and_taken_back(tmp_path: Path) -> None:
     assert json.loads(listed)[0]["state"] == "good"
     assert "Dr. Meyer" in run(tmp_path, "token", "list").stdout
     assert run(tmp_path, "token", "revoke", found.token_id).exit_code == 0
-    assert tokens.holder(text) is None
+    found = tokens.find(text)
+    assert found is not None
+    assert found.state == "revoked"
     rows = json.loads(run(tmp_path, "trail", "list", "--json").stdout)
     assert [(r["action"], r["what"]) for r in rows] == [
         ("token_revoke", found.token_id), ("token_create", found.token_id),

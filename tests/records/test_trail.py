@@ -165,20 +165,23 @@ def test_a_token_is_good_until_it_is_revoked_or_old(
 ) -> None:
     tokens = AccessTokens(file_store)
     text, made = tokens.create("dr. smith", "annotator", 30)
-    found = tokens.holder(text)
+    found = tokens.find(text)
     assert found is not None
     assert (found.name, found.role, found.state) == ("dr. smith", "annotator", "good")
     assert file_store.path is not None
     everything = b"".join(p.read_bytes() for p in file_store.path.parent.glob("store.db*"))
     assert text.split("_", 2)[2].encode() not in everything
     for wrong in (text[:-1] + ("A" if text[-1] != "A" else "B"), text + "A", text.upper(), "", "x"):
-        assert tokens.holder(wrong) is None
+        assert tokens.find(wrong) is None
     with monkeypatch.context() as later:
         later.setattr("segunlearn.records.access_tokens.utc_now", lambda: "9998-01-01T00:00:00Z")
-        assert tokens.holder(text) is None
-        assert tokens.list()[0].state == "expired"
+        lapsed = tokens.find(text)
+        assert lapsed is not None
+        assert lapsed.state == tokens.list()[0].state == "expired"
     tokens.revoke(made.token_id)
-    assert tokens.holder(text) is None
+    lapsed = tokens.find(text)
+    assert lapsed is not None
+    assert lapsed.state == "revoked"
     with pytest.raises(ConflictError, match="was revoked"):
         tokens.revoke(made.token_id)
     with pytest.raises(NotFoundError):

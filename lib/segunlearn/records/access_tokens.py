@@ -110,7 +110,7 @@ class AccessTokens:
         return f"{PREFIX}_{token_id}_{secret}", made
 
     def find(self, text: str) -> AccessToken | None:
-        """Return the token of this text, not only a good one; None: there is none."""
+        """Return the token of this text, in whatever ``state``; None: there is none."""
         parts = _TOKEN.fullmatch(text)
         if parts is None:
             return None
@@ -120,11 +120,6 @@ class AccessTokens:
         kept = str(row.digest) if row is not None else "0" * 64
         same = hmac.compare_digest(kept, _digest(parts[2]))
         return _token(row) if row is not None and same else None
-
-    def holder(self, text: str) -> AccessToken | None:
-        """Return the good token of this text, None when there is none."""
-        found = self.find(text)
-        return found if found is not None and found.state == "good" else None
 
     def list(self) -> Sequence[AccessToken]:
         """All tokens that were ever made, the oldest first."""
