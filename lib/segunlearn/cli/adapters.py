@@ -17,14 +17,13 @@ from segunlearn.cli.common import (
     console,
     home_of,
     print_json,
+    records_of,
 )
 from segunlearn.cli.token import operator
-from segunlearn.errors import InvalidInputError
-from segunlearn.records.trail import Trail, TrailEntry
+from segunlearn.records.trail import TrailEntry
 
-if TYPE_CHECKING:  # they load torch
+if TYPE_CHECKING:
     from segunlearn.app.adapter_list import AdapterLine
-    from segunlearn.app.options import Home
 
 adapters = typer.Typer(
     no_args_is_help=True, help="List the site adapters of a model; serve another one, or the base."
@@ -77,7 +76,7 @@ def activate(
     from segunlearn.app.adapter_list import AdapterControl
 
     place = home_of(home)
-    trail, control = _trail(place, store), AdapterControl(place, model)
+    trail, control = records_of(place, store).trail, AdapterControl(place, model)
     line = control.activate(site, version)
     trail.append(_served(f"{line.key}/{line.version}"))
     _tell(site, line, as_json)
@@ -95,18 +94,10 @@ def rollback(
     from segunlearn.app.adapter_list import AdapterControl
 
     place = home_of(home)
-    trail, control = _trail(place, store), AdapterControl(place, model)
+    trail, control = records_of(place, store).trail, AdapterControl(place, model)
     key, line = control.key(site), control.roll_back(site)
     trail.append(_served(key))
     _tell(site, line, as_json)
-
-
-def _trail(place: Home, store: str) -> Trail:
-    from segunlearn.app.records import Records
-
-    if not store and not place.database.is_file():
-        raise InvalidInputError(f"{place.root}: no store is here. Name the home of the server.")
-    return Records(place, store).trail
 
 
 def _served(what: str) -> TrailEntry:

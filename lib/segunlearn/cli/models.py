@@ -17,9 +17,9 @@ from segunlearn.cli.common import (
     console,
     home_of,
     print_json,
+    records_of,
 )
 from segunlearn.cli.token import operator
-from segunlearn.errors import InvalidInputError
 from segunlearn.records.trail import TrailEntry
 from segunlearn.records.versions import VersionRegistry
 
@@ -79,9 +79,7 @@ def activate(
     from segunlearn.app.activation import activate as serve
 
     place = home_of(home)
-    records = _records(place, store)
-    if records is None:
-        raise InvalidInputError(f"{place.root}: no store is here. Name the home of the server.")
+    records = records_of(place, store)
     info = serve(place, records, model, version)
     records.trail.append(
         TrailEntry("publish", operator(), "", "command line", "version", info.version)
