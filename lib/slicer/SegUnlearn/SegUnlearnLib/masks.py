@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from SegUnlearnLib import segmentation
 from SegUnlearnLib.api import Api
+from SegUnlearnLib.overlaps import Overlaps, overlaps_of
 from SegUnlearnLib.problems import Problem
 from SegUnlearnLib.signals import Signal
 
@@ -85,12 +86,37 @@ class Masks:
             lambda: self._arrived(node_id, params, name, content, names, agreed=True),
         )  # fmt: skip
 
-    def submit(self, node: Any, volume: Any, image: str, client: str) -> None:
-        """Send a segmentation as the finished label of an image."""
+    def overlaps(self, node: Any, volume: Any) -> Overlaps:
+        """Find what segments share, and a label cannot give to all of them."""
+        try:
+            return overlaps_of(self._scene(), node, volume)
+        except ValueError:
+            return Overlaps()  # submitting says why
+
+    def submit(
+        self, node: Any, volume: Any, image: str, client: str, told: Overlaps,
+        order: Sequence[str],
+    ) -> None:  # fmt: skip
+        """Send a segmentation as the finished label of an image.
+
+        Parameters
+        ----------
+        node, volume, image, client
+            What is sent, for which image, and by whom.
+        told
+            What segments share, as somebody was told; if it is more or less by now, nothing is
+            sent.
+        order
+            Ids of the segments that share voxels; the first keeps them.
+        """
         if self.is_busy:
             return
         try:
-            content, name, named = segmentation.label_map_of(self._scene(), node, volume)
+            if overlaps_of(self._scene(), node, volume) != told:
+                raise ValueError(
+                    "what overlaps is not what you were asked about. Press Submit as label… again"
+                )
+            content, name, named = segmentation.label_map_of(self._scene(), node, volume, order)
         except ValueError as error:
             self.failed.emit(_scene(f"Nothing was sent: {error}."))
             return

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,54 @@ def found_segmentation(scene: Any, volume: Any) -> Any:
 _OURS = "SegUnlearn.Mask"
 
 
-def label_map_of(scene: Any, node: Any, volume: Any) -> tuple[bytes, str, list[dict[str, Any]]]:
+def ids_of(node: Any) -> list[str]:
+    """Ids of a segmentation's segments, in its order."""
+    inside = node.GetSegmentation()
+    return [str(inside.GetNthSegmentID(i)) for i in range(int(inside.GetNumberOfSegments()))]
+
+
+@contextmanager
+def exported(scene: Any, node: Any, volume: Any, ids: Iterable[str]) -> Iterator[Any]:
+    """Give some segments as an array on the volume's grid, while the block runs.
+
+    The values are their places, from 1; a voxel that several have is given to the last of them.
+
+    Raises
+    ------
+    ValueError
+        They cannot be made a label map.
+    """
+    with _label_map(scene, node, volume, ids) as label_map:
+        yield slicer.util.arrayFromVolume(label_map)
+
+
+@contextmanager
+def _label_map(scene: Any, node: Any, volume: Any, ids: Iterable[str]) -> Iterator[Any]:
+    wanted = vtk.vtkStringArray()
+    for segment_id in ids:
+        wanted.InsertNextValue(segment_id)
+    label_map = scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "SegUnlearn label")
+    try:
+        if not slicer.vtkSlicerSegmentationsModuleLogic.ExportSegmentsToLabelmapNode(
+            node, wanted, label_map, volume
+        ):
+            raise ValueError("the segments cannot be made a label map")
+        yield label_map
+    finally:
+        _remove(scene, label_map)
+
+
+def label_map_of(
+    scene: Any, node: Any, volume: Any, order: Sequence[str] = ()
+) -> tuple[bytes, str, list[dict[str, Any]]]:
     """Write a segmentation as one label map on the volume's grid.
+
+    Parameters
+    ----------
+    scene, node, volume
+        The segmentation, and the image whose grid it gets.
+    order
+        Ids of the segments that overlap; the first of them keeps what several have.
 
     Returns
     -------
@@ -129,24 +176,17 @@ def label_map_of(scene: Any, node: Any, volume: Any) -> tuple[bytes, str, list[d
     Raises
     ------
     ValueError
-        There is no segment.
+        There is no segment, or they cannot be made a label map.
     """
     segmentation = node.GetSegmentation()
-    ids = vtk.vtkStringArray()
-    segmentation.GetSegmentIDs(ids)
-    if not ids.GetNumberOfValues():
+    ids = [i for i in ids_of(node) if i not in order] + list(reversed(order))
+    if not ids:
         raise ValueError("the segmentation has no segment")
-    label_map = scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "SegUnlearn label")
-    try:
-        slicer.vtkSlicerSegmentationsModuleLogic.ExportSegmentsToLabelmapNode(
-            node, ids, label_map, volume
-        )
+    with _label_map(scene, node, volume, ids) as label_map:
         content = _write(scene, label_map)
-    finally:
-        _remove(scene, label_map)
     named = [
-        {"name": segmentation.GetSegment(ids.GetValue(i)).GetName(), "idx": i + 1}
-        for i in range(ids.GetNumberOfValues())
+        {"name": segmentation.GetSegment(segment_id).GetName(), "idx": place}
+        for place, segment_id in enumerate(ids, start=1)
     ]
     return content, "label.nrrd", named
 

@@ -12,9 +12,15 @@ from SegUnlearnLib.parts.style import frame
 
 
 class Confirm:
-    """Asks one question at a time; there is no way to skip it."""
+    """Asks one question at a time; there is no way to skip it.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    choice
+        A widget that is shown below the question, if any.
+    """
+
+    def __init__(self, choice: Any = None) -> None:
         self.widget = frame("ask")
         layout = column(self.widget, 10)
         self._text = label()
@@ -26,6 +32,8 @@ class Confirm:
         self._yes = button("", self._confirm, name="confirmButton")
         self._no = button("Cancel", self._cancel, name="confirmCancel")
         layout.addWidget(self._text)
+        if choice is not None:
+            layout.addWidget(choice)
         self._entry = qt.QWidget()
         entry = row(self._hint, self._typed, stretch=1)
         self._entry.setLayout(entry)
@@ -75,6 +83,10 @@ class Confirm:
         self.widget.setVisible(True)
         if word:
             self._typed.setFocus()
+
+    def say(self, text: str) -> None:
+        """Put the question in other words."""
+        self._text.setText(text)
 
     def hide(self) -> None:
         """Ask nothing."""

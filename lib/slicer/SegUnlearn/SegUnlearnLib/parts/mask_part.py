@@ -12,6 +12,7 @@ from SegUnlearnLib.identity import Identity
 from SegUnlearnLib.idioms import button, column, data_of, label, row
 from SegUnlearnLib.masks import Masks
 from SegUnlearnLib.parts.confirm import Confirm
+from SegUnlearnLib.parts.keeps import Keeps
 from SegUnlearnLib.segmentation import segmentation_of
 from SegUnlearnLib.session import Session
 
@@ -61,7 +62,8 @@ class MaskPart:
         self.state = label(role="quiet")
         self.state.setObjectName("maskState")
         layout.addWidget(self.state)
-        self.confirm, self.replace = Confirm(), Confirm()
+        self.keeps = Keeps()
+        self.confirm, self.replace = Confirm(self.keeps.widget), Confirm()
         layout.addWidget(self.replace.widget)
         layout.addWidget(self.confirm.widget)
         masks.started.connect(self._started)
@@ -116,13 +118,22 @@ class MaskPart:
         self._about = _which(volume, one)
         node = segmentation_of(self._scene(), volume)
         segments = int(node.GetSegmentation().GetNumberOfSegments())
-        self.confirm.ask(
+        question = (
             f"Submit {node.GetName()} ({texts.count(segments, 'segment', 'segments')}) as the "
             "finished label of this image? It replaces the one that the server may have, and "
-            "training uses it unless the study is marked.",
+            "training uses it unless the study is marked."
+        )
+        overlaps = self._masks.overlaps(node, volume)
+        self.keeps.show(
+            overlaps, lambda: self.confirm.say(f"{question}\n{overlaps.told(self.keeps.order)}")
+        )
+        self.confirm.ask(
+            f"{question}\n{overlaps.told(self.keeps.order)}" if overlaps.shared else question,
             "Submit",
-            lambda: self._masks.submit(node, volume, one.image, self._client()),
-            danger=False,
+            lambda: self._masks.submit(
+                node, volume, one.image, self._client(), overlaps, self.keeps.order
+            ),
+            danger=bool(overlaps.shared),
         )
 
     def _started(self, text: str) -> None:
