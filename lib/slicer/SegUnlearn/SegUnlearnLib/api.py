@@ -96,6 +96,11 @@ class Api:
         """Approve a request."""
         return self._json("POST", f"/forget/requests/{segment(request)}/approve", done, failed)
 
+    def dismiss(self, request: str, why: str, done: Done, failed: Failed) -> Any:
+        """Close a proposal."""
+        path = f"/forget/requests/{segment(request)}/dismiss"
+        return self._json("POST", path, done, failed, body=as_json({"why": why}))
+
     def restore(self, request: str, why: str, done: Done, failed: Failed) -> Any:
         """Serve again what knew the study."""
         path = f"/forget/requests/{segment(request)}/restore"

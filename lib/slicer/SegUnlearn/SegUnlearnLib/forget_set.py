@@ -86,6 +86,12 @@ class ForgetSet:
             ids, lambda i, done, failed: self._api.withdraw(i, why, done, failed), "withdrawn"
         )
 
+    def dismiss(self, ids: Sequence[str], why: str) -> None:
+        """Close proposals."""
+        self._each(
+            ids, lambda i, done, failed: self._api.dismiss(i, why, done, failed), "dismissed"
+        )
+
     def restore(self, request: str, why: str) -> None:
         """Serve again the version that knew a request's study."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -174,6 +175,21 @@ def sentence(words: str) -> str:
     """
     words = squeeze(words)
     return words[:1].upper() + words[1:]
+
+
+def plan_question(who: str, plan: Mapping[str, Any]) -> tuple[str, str]:
+    """Say what a plan would do, and what is typed to confirm it."""
+    if not plan["original"]:
+        found = Counter(squeeze(str(one["what"])) for one in plan["requests"])
+        what = [f"{count(n, 'request', 'requests')}: {w}." for w, n in found.items()]
+        return "\n".join((f"{who}: no new weights are made. Go on?", *what)), "unlearn"
+    people, studies = count(int(plan["people"]), "person", "people"), int(plan["studies"])
+    advice = sentence(plan["lines"][-1]) if plan["lines"] else ""
+    return (
+        f"{who}: unlearn {count(studies, 'study', 'studies')} of {people} from version "
+        f"{plan['original']}, to the level {plan['level']}?\n{advice}\nThe result serves only if "
+        "an audit passes it; until then nothing changes. Dry run shows the whole plan."
+    ), str(studies)
 
 
 def short(uid: str, length: int = 16) -> str:

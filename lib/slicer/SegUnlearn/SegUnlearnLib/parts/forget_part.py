@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -77,10 +76,11 @@ class ForgetPart:
         self.count.setObjectName("requestCount")
         layout.addWidget(self.count)
         self.approve = button("Approve…", self._approve, name="approveButton")
+        self.dismiss = button("Dismiss…", self._dismiss, name="dismissButton")
         self.withdraw = button("Withdraw…", self._withdraw, name="withdrawButton")
         self.restore = button("Restore…", self._restore, name="restoreButton")
         self.purge = button("Purge…", self._purge, name="purgeButton")
-        layout.addLayout(row(self.approve, self.withdraw, self.restore, self.purge))
+        layout.addLayout(row(self.approve, self.dismiss, self.withdraw, self.restore, self.purge))
         self.level = qt.QComboBox()
         self.level.setObjectName("levelChoice")
         for words, level in _LEVELS.items():
@@ -143,6 +143,7 @@ class ForgetPart:
         idle = self._runs.view is None or self._runs.view.is_over
         states = {request["state"] for request in chosen}
         self.approve.setEnabled(bool(may and few and states & {"requested", "proposed"}))
+        self.dismiss.setEnabled(bool(may and few and "proposed" in states))
         self.withdraw.setEnabled(bool(few and states & {"requested", "approved"}))
         self.restore.setEnabled(bool(may and one and idle and states == {"fulfilled"}))
         self.purge.setEnabled(bool(may and one and idle and states == {"fulfilled"}))
@@ -161,7 +162,8 @@ class ForgetPart:
                 text += f", {len(chosen)} selected"
                 text += "" if few else f"; at most {_MOST} can be decided at once"
             if not may:
-                text += ". Approving, unlearning, restoring and purging are for administrators."
+                text += ". Approving, dismissing, unlearning, restoring and purging are for "
+                text += "administrators."
         self.count.setText(text)
 
     def _to_unlearn(self) -> list[str]:
@@ -179,6 +181,15 @@ class ForgetPart:
         self._asking.ask(
             f"Approve {number}? The next unlearning takes them out of the model.",
             "Approve", lambda: self._set.approve(ids), str(len(ids)), danger=False,
+        )  # fmt: skip
+
+    def _dismiss(self) -> None:
+        ids = in_state(self.selected(), "proposed")
+        number = texts.count(len(ids), "proposal", "proposals")
+        self._asking.ask(
+            f"Dismiss {number}? Nothing is forgotten: their studies stay in use for training, "
+            "unless a mark covers them.",
+            "Dismiss", lambda: self._set.dismiss(ids, ""), str(len(ids)),
         )  # fmt: skip
 
     def _withdraw(self) -> None:
@@ -255,7 +266,7 @@ class ForgetPart:
             who = texts.target(self._set.requests[ids[0]]["target"])
 
         def planned(plan: Any) -> None:
-            text, word = _question(who, plan)
+            text, word = texts.plan_question(who, plan)
             self._asking.ask(
                 text,
                 "Unlearn",
@@ -269,18 +280,3 @@ class ForgetPart:
             lambda done, failed: self._api.plan(ids, level, done, failed),
             planned,
         )
-
-
-def _question(who: str, plan: Any) -> tuple[str, str]:
-    """Say what a plan would do, and what is typed to confirm it."""
-    if not plan["original"]:
-        found = Counter(texts.squeeze(str(one["what"])) for one in plan["requests"])
-        what = [f"{texts.count(n, 'request', 'requests')}: {w}." for w, n in found.items()]
-        return "\n".join((f"{who}: no new weights are made. Go on?", *what)), "unlearn"
-    people, studies = texts.count(int(plan["people"]), "person", "people"), int(plan["studies"])
-    advice = texts.sentence(plan["lines"][-1]) if plan["lines"] else ""
-    return (
-        f"{who}: unlearn {texts.count(studies, 'study', 'studies')} of {people} from version "
-        f"{plan['original']}, to the level {plan['level']}?\n{advice}\nThe result serves only if "
-        "an audit passes it; until then nothing changes. Dry run shows the whole plan."
-    ), str(studies)
