@@ -82,6 +82,7 @@ class Logic:
         self.study.changed.connect(self._remember)
         self.study.marked.connect(lambda *_: self._marked())
         self.forget_set.done.connect(self._decided)
+        self.forget_set.broken_off.connect(self.told.emit)
         self.site.done.connect(self._decided)
         self.masks.saved.connect(lambda *_: self.site.load())
         self._shown: Any = None

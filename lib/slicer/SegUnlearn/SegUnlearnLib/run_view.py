@@ -49,6 +49,11 @@ class RunView:
         return self.state not in ("waiting", "running")
 
     @property
+    def can_stop(self) -> bool:
+        """Whether it looks out for being asked to stop."""
+        return bool(self.run_id) and not self.is_over and self.kind not in ("restore", "purge")
+
+    @property
     def unlearned(self) -> frozenset[str]:
         """Requests that it is unlearning now."""
         runs = (self.kind, self.state) == ("unlearn", "running")

@@ -95,7 +95,7 @@ class Runs:
 
     def cancel(self) -> None:
         """Ask the run to stop; that it did, it tells itself."""
-        if self.view is None or not self.view.run_id or self.view.is_over:
+        if self.view is None or not self.view.can_stop:
             return
         self._api.cancel(self.view.run_id, lambda run: None, self.failed.emit)
 

@@ -75,6 +75,12 @@ class ForgetPart:
         self.count = label(role="quiet")
         self.count.setObjectName("requestCount")
         layout.addWidget(self.count)
+        self.busy = qt.QProgressBar()
+        self.busy.setObjectName("forgetBusy")
+        self.busy.setRange(0, 0)
+        self.busy.setTextVisible(False)
+        self.busy.setMaximumHeight(10)
+        layout.addWidget(self.busy)
         self.approve = button("Approve…", self._approve, name="approveButton")
         self.dismiss = button("Dismiss…", self._dismiss, name="dismissButton")
         self.withdraw = button("Withdraw…", self._withdraw, name="withdrawButton")
@@ -97,6 +103,7 @@ class ForgetPart:
         self.search.textChanged.connect(lambda *_: self._filter())
         self.table.selection_changed.connect(self._selection_changed)
         forget_set.started.connect(self.update)
+        forget_set.working.connect(self.update)
         forget_set.arrived.connect(self.table.add)
         forget_set.ended.connect(self._ended)
         forget_set.run_needed.connect(self._restore_by_run)
@@ -137,20 +144,24 @@ class ForgetPart:
 
     def update(self) -> None:
         """Offer what the selection allows."""
-        chosen, may = self.selected(), self._may_decide()
+        chosen, free = self.selected(), not self._set.busy
+        may = self._may_decide() and free
         one = len(chosen) == 1
         few = len(chosen) <= _MOST
         idle = self._runs.view is None or self._runs.view.is_over
         states = {request["state"] for request in chosen}
         self.approve.setEnabled(bool(may and few and states & {"requested", "proposed"}))
         self.dismiss.setEnabled(bool(may and few and "proposed" in states))
-        self.withdraw.setEnabled(bool(few and states & {"requested", "approved"}))
+        self.withdraw.setEnabled(bool(free and few and states & {"requested", "approved"}))
         self.restore.setEnabled(bool(may and one and idle and states == {"fulfilled"}))
         self.purge.setEnabled(bool(may and one and idle and states == {"fulfilled"}))
         ready = may and idle and few and bool(self._to_unlearn())
         self.unlearn.setEnabled(bool(ready))
         self.dry.setEnabled(bool(ready))
-        if self._asking.asks:
+        self.busy.setVisible(bool(self._set.busy))
+        if self._set.busy:
+            text = self._set.busy
+        elif self._asking.asks:
             text = self._asking.asks
         elif self._set.loading or self.table.is_busy():
             text = f"Loading … {len(self._set.requests)} of {self._set.total}"
@@ -161,7 +172,7 @@ class ForgetPart:
             if chosen:
                 text += f", {len(chosen)} selected"
                 text += "" if few else f"; at most {_MOST} can be decided at once"
-            if not may:
+            if not self._may_decide():
                 text += ". Approving, dismissing, unlearning, restoring and purging are for "
                 text += "administrators."
         self.count.setText(text)

@@ -53,7 +53,7 @@ class RunPart:
     def _changed(self, view: RunView) -> None:
         name = texts.RUNS.get(view.kind, view.kind)
         self.widget.setVisible(True)
-        self.cancel.setVisible(bool(not view.is_over and view.run_id and self._may_decide()))
+        self.cancel.setVisible(bool(view.can_stop and self._may_decide()))
         self.close.setVisible(bool(view.is_over))
         self.bar.setVisible(not view.is_over)
         if view.is_over:
