@@ -140,9 +140,10 @@ class Api:
         """List all tasks since the server started."""
         return self._json("GET", "/train/", done, failed, query=[("all", "true")])
 
-    def runs(self, limit: int, done: Done, failed: Failed) -> Any:
-        """List runs, newest first."""
-        return self._json("GET", "/runs", done, failed, query=[("limit", limit)])
+    def runs(self, limit: int, done: Done, failed: Failed, *, state: str = "") -> Any:
+        """List runs, newest first, of all states or of one."""
+        query = [("limit", limit), ("state", state)]
+        return self._json("GET", "/runs", done, failed, query=query)
 
     def run(self, run: str, done: Done, failed: Failed) -> Any:
         """One run with its progress."""

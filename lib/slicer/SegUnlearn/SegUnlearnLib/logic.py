@@ -26,6 +26,10 @@ from SegUnlearnLib.tokens import Tokens
 from SegUnlearnLib.transport import Transport
 from SegUnlearnLib.tree_icons import TreeIcons
 from SegUnlearnLib.volumes import Volumes
+from SegUnlearnLib.watch import Watch
+
+#: Looks at a run in the time of one look at all that runs.
+_WATCH = 5
 
 
 class Logic:
@@ -42,7 +46,7 @@ class Logic:
     open_file
         Shows a report.
     poll
-        Seconds between two looks at a run.
+        Seconds between two looks at a run; at all that runs it is looked more seldom.
     """
 
     def __init__(
@@ -66,7 +70,8 @@ class Logic:
         self.volumes = Volumes(self.scene)
         self.icons = TreeIcons(self.scene)
         self.runs = Runs(self.api, poll)
-        self.study = Study(self.api, lambda: self.runs.unlearned)
+        self.watch = Watch(self.api, self.runs, _WATCH * poll)
+        self.study = Study(self.api, lambda: self.watch.unlearned)
         self.forget_set = ForgetSet(self.api)
         self.evidence = Evidence(self.api, open_file or _open)
         self.site = Site(self.api)
@@ -79,6 +84,9 @@ class Logic:
         self.runs.changed.connect(self._run_changed)
         self.runs.ended.connect(self._run_ended)
         self.runs.gone.connect(self.study.tell)
+        self.watch.changed.connect(self.study.tell)
+        self.watch.began.connect(self._began)
+        self.watch.ended.connect(self._look_again)
         self.study.changed.connect(self._remember)
         self.study.marked.connect(lambda *_: self._marked())
         self.forget_set.done.connect(self._decided)
@@ -88,6 +96,7 @@ class Logic:
         self._shown: Any = None
         self._runs_of: Any = None
         self._at_work = ""
+        self._is_away = False  # another module is shown
 
     def identify(self, volume: Any) -> Identity | Unknown:
         """Find out whose study a volume is."""
@@ -102,21 +111,32 @@ class Logic:
 
     def come_back(self) -> None:
         """Ask for what others may have changed; the list of images, which is long, is kept."""
+        self._is_away = False
         if self.session.server is not None:
-            self.session.refresh()
-            for part in (self.forget_set, self.evidence):
-                part.load()
-            self.site.load_adapters()
-            self.study.refresh()
+            self._look_again()
             self.runs.resume()
+            self.watch.start()
+
+    def leave(self) -> None:
+        """Ask for nothing by itself while another module is shown."""
+        self._is_away = True
+        self.runs.stop()
+        self.watch.stop()
 
     def close(self) -> None:
         """Break off requests and delete reports, for the panel goes away."""
-        self.runs.stop()
+        self.leave()
         self.volumes.stop()
         self.icons.stop()
         self.api.transport.cancel_all()
         self.evidence.close()
+
+    def _look_again(self) -> None:
+        self.session.refresh()
+        for part in (self.forget_set, self.evidence):
+            part.load()
+        self.site.load_adapters()
+        self.study.refresh()
 
     def _other_server(self) -> None:
         server = self.session.server
@@ -130,13 +150,16 @@ class Logic:
                 part.clear()
             self.masks.clear()
             self.runs.hide()
+            self.watch.clear()
             self.study.refresh()
         else:
             if known != self._runs_of:
                 self.runs.forget()
             self._runs_of = known
             self.reload()
-            self.runs.resume()
+            if not self._is_away:
+                self.runs.resume()
+                self.watch.start()
 
     def _remember(self) -> None:
         """Note the study's state in the subject hierarchy, for its icon and its menu."""
@@ -150,8 +173,12 @@ class Logic:
         self.study.tell()
         if view.phase and not view.is_over and view.run_id != self._at_work:
             self._at_work = view.run_id
-            self.forget_set.load()
-            self.study.refresh()
+            self._began()
+
+    def _began(self) -> None:
+        """Ask what the requests are that a run works on now."""
+        self.forget_set.load()
+        self.study.refresh()
 
     def _run_ended(self, view: Any) -> None:
         self.session.refresh()

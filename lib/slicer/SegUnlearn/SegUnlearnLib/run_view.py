@@ -30,6 +30,8 @@ class RunView:
         Newest figures.
     requests
         What an unlearning is about.
+    model, by
+        Name of the model, and who started it; may be empty.
     """
 
     run_id: str
@@ -42,6 +44,8 @@ class RunView:
     lines: tuple[str, ...] = ()
     metrics: Mapping[str, float] | None = None
     requests: tuple[str, ...] = ()
+    model: str = ""
+    by: str = ""
 
     @property
     def is_over(self) -> bool:
@@ -78,4 +82,6 @@ def view_of(run: Mapping[str, Any]) -> RunView:
         tuple(map(str, parameters.get("lines") or ())),
         dict(progress.get("metrics") or {}),
         tuple(map(str, parameters.get("requests") or ())),
+        str(run.get("model") or ""),
+        str(run.get("requested_by") or ""),
     )

@@ -86,12 +86,12 @@ class Runs:
         mine = self._turn
 
         def found(runs: Any) -> None:
-            running = next((run for run in runs if run["state"] == "running"), None)
+            running = min((r for r in runs if r["state"] == "running"), key=_rank, default=None)
             if running is not None and mine == self._turn:
                 turn = self._begin(view_of(running))
                 self._later(turn, lambda: self._ask(turn, running["run_id"]))
 
-        self._api.runs(_LOOKED_AT, found, lambda problem: None)
+        self._api.runs(_LOOKED_AT, found, lambda problem: None, state="running")
 
     def cancel(self) -> None:
         """Ask the run to stop; that it did, it tells itself."""
@@ -110,8 +110,9 @@ class Runs:
         """Look no more, show nothing, and expect no answer: the server is connected to anew."""
         self.stop()
         self._order += 1
-        if self._task is None and self.view is not None and not self.view.run_id:
-            self.view = None  # whether it was started, nobody tells any more
+        view = self.view
+        if view is not None and (view.is_over or (self._task is None and not view.run_id)):
+            self.view = None  # it is seen no more; or whether it was started, nobody tells any more
         self.gone.emit()
 
     def forget(self) -> None:
@@ -245,3 +246,8 @@ class Runs:
     def _later(self, mine: int, call: Callable[[], None]) -> None:
         if mine == self._turn:
             self._timer = once(int(1000 * self._poll), call)
+
+
+def _rank(run: Mapping[str, Any]) -> int:
+    """Tell which run is followed first: an unlearning rather than the audit that it has made."""
+    return {"unlearn": 0, "audit": 2}.get(str(run["kind"]), 1)

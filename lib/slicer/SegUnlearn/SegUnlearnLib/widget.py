@@ -44,11 +44,11 @@ class Widget:
             logic.scene, lambda: logic.parameters.client,
         )  # fmt: skip
         self.forget = ForgetPart(
-            logic.forget_set, logic.runs, logic.api, self._may_decide, logic.fail
+            logic.forget_set, logic.runs, logic.watch, logic.api, self._may_decide, logic.fail
         )
         self.evidence = EvidencePart(logic.evidence)
         self.site = SitePart(logic.site, logic.runs, self._may_decide)
-        self.run = RunPart(logic.runs, self._may_decide)
+        self.run = RunPart(logic.runs, logic.watch, self._may_decide)
         self._questions = (
             self.study.confirm.hide, self.masks.drop, self.forget.drop, self.site.confirm.hide,
         )  # fmt: skip
@@ -82,14 +82,13 @@ class Widget:
         """Be shown."""
         self.logic.volumes.start()
         self.study.fill()
+        self.logic.come_back()
         if self.logic.session.server is None and not self.logic.session.connecting:
             self.server.auto_connect()
-        else:
-            self.logic.come_back()
 
     def exit(self) -> None:
-        """Follow no run while another module is shown."""
-        self.logic.runs.stop()
+        """Ask for nothing while another module is shown."""
+        self.logic.leave()
 
     def cleanup(self) -> None:
         """End with the module."""
@@ -130,7 +129,7 @@ class Widget:
     def _marked(self, request: Any) -> None:
         kind = request["target"]["kind"]
         if request["state"] != "requested":
-            meaning = texts.meaning_of(request, self.logic.runs.unlearned)
+            meaning = texts.meaning_of(request, self.logic.watch.unlearned)
             text = f"The {kind} was marked before. {meaning}"
         else:
             text = (

@@ -16,6 +16,7 @@ from SegUnlearnLib.parts.confirm import Confirm
 from SegUnlearnLib.parts.requests_table import RequestsTable
 from SegUnlearnLib.problems import Problem
 from SegUnlearnLib.runs import Runs
+from SegUnlearnLib.watch import Watch
 
 _FILTERS = {
     "All states": (),
@@ -40,8 +41,8 @@ class ForgetPart:
 
     Parameters
     ----------
-    forget_set, runs, api
-        What is shown and started; the plan is asked for before an unlearning.
+    forget_set, runs, watch, api
+        What is shown, started, and runs; the plan is asked for before an unlearning.
     may_decide
         Whether the one who is signed in is an administrator.
     failed
@@ -52,11 +53,12 @@ class ForgetPart:
         self,
         forget_set: ForgetSet,
         runs: Runs,
+        watch: Watch,
         api: Api,
         may_decide: Callable[[], bool],
         failed: Callable[[Problem], Any],
     ) -> None:
-        self._set, self._runs, self._api = forget_set, runs, api
+        self._set, self._runs, self._watch, self._api = forget_set, runs, watch, api
         self._may_decide, self._failed = may_decide, failed
         self._unlearned: frozenset[str] = frozenset()
         self.widget = qt.QWidget()
@@ -70,7 +72,7 @@ class ForgetPart:
         self.search.setClearButtonEnabled(True)
         refresh = button("Refresh", forget_set.load, name="refreshButton")
         layout.addLayout(row(self.filter, self.search, refresh, stretch=1))
-        self.table = RequestsTable(lambda: runs.unlearned)
+        self.table = RequestsTable(lambda: watch.unlearned)
         layout.addWidget(self.table.widget, 1)
         self.count = label(role="quiet")
         self.count.setObjectName("requestCount")
@@ -109,6 +111,7 @@ class ForgetPart:
         forget_set.run_needed.connect(self._restore_by_run)
         runs.changed.connect(lambda *_: self._run_changed())
         runs.gone.connect(self._run_changed)
+        watch.changed.connect(self._run_changed)
         self.update()
 
     # -- what is shown -------------------------------------------------------------------------
@@ -123,7 +126,7 @@ class ForgetPart:
 
     def _run_changed(self) -> None:
         """Say anew what is so of the requests that a run took up or left."""
-        before, self._unlearned = self._unlearned, self._runs.unlearned
+        before, self._unlearned = self._unlearned, self._watch.unlearned
         if others := before ^ self._unlearned:
             found = (self._set.requests.get(request_id) for request_id in others)
             self.table.add(request for request in found if request is not None)

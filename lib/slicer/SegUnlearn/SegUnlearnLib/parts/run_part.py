@@ -1,8 +1,9 @@
-"""The run under way, or how the last one ended."""
+"""The run under way, or how the last one ended, and what runs beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import qt
@@ -12,6 +13,7 @@ from SegUnlearnLib.idioms import button, column, label, restyle, row
 from SegUnlearnLib.parts.style import frame
 from SegUnlearnLib.run_view import RunView
 from SegUnlearnLib.runs import Runs
+from SegUnlearnLib.watch import Watch
 
 _ENDS = {
     "done": ("Done", "good"), "failed": ("Failed", "bad"), "refused": ("Refused", "bad"),
@@ -19,19 +21,21 @@ _ENDS = {
     "lost": ("Lost", "bad"),
 }  # fmt: skip
 _WHOLE = 1000
+#: Other runs that are named; of more their number is.
+_NAMED = 4
 
 
 class RunPart:
     """Progress with Cancel."""
 
-    def __init__(self, runs: Runs, may_decide: Callable[[], bool]) -> None:
-        self._runs, self._may_decide = runs, may_decide
+    def __init__(self, runs: Runs, watch: Watch, may_decide: Callable[[], bool]) -> None:
+        self._runs, self._watch, self._may_decide = runs, watch, may_decide
         self.widget = frame("card")
         layout = column(self.widget, 8)
         self.title = label(role="title", wrap=False)
         self.title.setObjectName("runTitle")
         self.cancel = button("Cancel", runs.cancel, "Stop at the next step", "runCancel")
-        self.close = button("Hide", self._hide, name="runHide")
+        self.close = button("Hide", runs.forget, name="runHide")
         layout.addLayout(row(self.title, self.cancel, self.close, stretch=0))
         self.bar = qt.QProgressBar()
         self.bar.setObjectName("runBar")
@@ -43,12 +47,16 @@ class RunPart:
         self.text.setObjectName("runText")
         self.trouble = label(role="bad")
         self.trouble.setObjectName("runTrouble")
-        for one in (self.phase, self.text, self.trouble):
+        self.beside = label(role="quiet")
+        self.beside.setObjectName("runBeside")
+        for one in (self.phase, self.text, self.trouble, self.beside):
             layout.addWidget(one)
         self.widget.setVisible(False)
+        self.beside.setVisible(False)
         runs.changed.connect(self._changed)
         runs.gone.connect(self._hide)
         runs.trouble.connect(self._trouble)
+        watch.changed.connect(self._others)
 
     def _changed(self, view: RunView) -> None:
         name = texts.RUNS.get(view.kind, view.kind)
@@ -73,6 +81,16 @@ class RunPart:
         self.text.setText("\n".join(filter(None, (texts.sentence(view.text), *lines))))
         self.phase.setVisible(bool(not view.is_over and _phase(view)))
         self.text.setVisible(bool(view.text or view.lines))
+        self._others()
+
+    def _others(self) -> None:
+        """Tell what else runs; it is followed once nothing else is shown."""
+        others = self._watch.beside
+        lines = [f"Also running: {_other(view)}" for view in others[:_NAMED]]
+        if len(others) > _NAMED:
+            lines.append(f"and {len(others) - _NAMED} more")
+        self.beside.setText("\n".join(lines))
+        self.beside.setVisible(bool(lines))
 
     def _trouble(self, text: str) -> None:
         self.trouble.setText(text)
@@ -82,9 +100,17 @@ class RunPart:
         self.widget.setVisible(False)
 
 
+def _other(view: RunView) -> str:
+    words = texts.RUNS.get(view.kind, view.kind)
+    if view.requests:
+        words += f" of {texts.count(len(view.requests), 'request', 'requests')}"
+    words += f" ({view.by})" if view.by else ""
+    return " · ".join(filter(None, (words, _phase(replace(view, metrics=None)))))
+
+
 def _phase(view: RunView) -> str:
     words: list[str] = []
-    if view.state == "waiting":
+    if view.state == "waiting" or not view.can_stop:  # which tells nothing of itself
         return ""
     if view.phase:
         words.append(view.phase.replace("_", " "))
