@@ -87,13 +87,16 @@ def overlaps_of(scene: Any, node: Any, volume: Any) -> Overlaps:
     if len(layers) < 2:
         return Overlaps()
     sizes: dict[str, int] = {}
-    times: Any = 0
+    once: Any = False
+    several: Any = False
     for ids in layers.values():
         with exported(scene, node, volume, ids) as array:
-            found = np.bincount(array.ravel(), minlength=len(ids) + 1)
+            held = array > 0
+            found = np.bincount(array[held], minlength=len(ids) + 1)
             sizes |= {segment_id: int(found[n]) for n, segment_id in enumerate(ids, start=1)}
-            times = np.minimum(times + (array > 0).astype(np.uint8), 2)
-    where = np.flatnonzero(times > 1)
+            several |= once & held
+            once |= held
+    where = np.flatnonzero(several)
     values = []
     for ids in layers.values():
         with exported(scene, node, volume, ids) as array:
