@@ -15,6 +15,7 @@ from dicomweb_client.api import DICOMwebClient
 from fastapi import FastAPI
 from PIL import Image
 from pydicom.data import get_testdata_file
+from pydicom.dataelem import RawDataElement
 from pydicom.pixels import apply_modality_lut, pixel_array
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
@@ -303,6 +304,26 @@ def test_metadata_hold_the_header_and_no_pixels(web, originals):
     seg = next(d for d in originals.values() if d.Modality == "SEG" and "NumberOfFrames" in d)
     (header,) = web.retrieve_series_metadata(seg.StudyInstanceUID, seg.SeriesInstanceUID)
     assert len(header["52009230"]["Value"]) == seg.NumberOfFrames
+
+
+@pytest.mark.filterwarnings("ignore:The value length:UserWarning")
+def test_values_that_the_standard_forbids_are_in_the_metadata(tmp_path):
+    """Viewers place images by positions that many programs write with too many characters."""
+    from segunlearn.app.dicomweb.frames import header_json
+
+    ds = pydicom.dcmread(get_testdata_file("CT_small.dcm", download=False))
+    for keyword, text in (
+        ("ImagePositionPatient", "-158.1357421875000001\\-179.0357421875000001\\-75.6999969482"),
+        ("AccessionNumber", "RIS-2024-0000123456789"),
+        ("SOPInstanceUID", "1.2.03.4"),
+    ):
+        tag = pydicom.tag.Tag(keyword)
+        ds[tag] = RawDataElement(tag, ds[tag].VR, len(text), text.encode(), 0, False, True)
+    ds.save_as(tmp_path / "long.dcm")
+    model = header_json(tmp_path / "long.dcm", "http://x/bulkdata")
+    assert value(model, "00200032") == pytest.approx(-158.1357421875)
+    assert value(model, "00080050") == "RIS-2024-0000123456789"
+    assert value(model, INSTANCE) == "1.2.03.4"
 
 
 def test_large_values_are_served_one_by_one(web, http, originals):

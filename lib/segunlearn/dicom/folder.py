@@ -15,21 +15,19 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from segunlearn.dicom.folder_index import FolderIndex
 from segunlearn.dicom.identifiers import validate_uid
+from segunlearn.dicom.json_model import Json, to_json
 from segunlearn.dicom.reading import read_dicom
 from segunlearn.errors import (
     ConflictError,
     ForbiddenError,
     InvalidInputError,
     NotFoundError,
-    SegUnlearnError,
     UnavailableError,
     UnsupportedSeriesError,
 )
 
 #: Subfolder that holds what was stored through us; nothing else in a studies folder is written.
 RESULTS_FOLDER = "segunlearn-results"
-
-Json = dict[str, Any]
 
 
 class FolderClient(DICOMfileClient):
@@ -375,13 +373,7 @@ def _metadata(path: Path) -> Json:
     for element in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"):
         if element in dataset:
             del dataset[element]
-    try:
-        json: Json = dataset.to_json_dict(suppress_invalid_tags=True)
-    except SegUnlearnError:
-        raise
-    except Exception as error:
-        raise UnsupportedSeriesError(f"{path.name} has a damaged header ({error}).") from error
-    return json
+    return to_json(dataset)
 
 
 def _write(dataset: Dataset, path: Path) -> None:

@@ -25,6 +25,7 @@ from pydicom.uid import (
 )
 
 from segunlearn.app.dicomweb.media import EXPLICIT_LITTLE_ENDIAN
+from segunlearn.dicom.json_model import to_json
 from segunlearn.errors import NotFoundError, UnsupportedSeriesError
 
 T = TypeVar("T")
@@ -241,15 +242,7 @@ def header_json(path: Path, bulk_address: str) -> dict[str, Any]:
     def link(element: DataElement) -> str:
         return f"{bulk_address}/{_digest(element.value)}"
 
-    def encode() -> dict[str, Any]:
-        model: dict[str, Any] = header.to_json_dict(
-            bulk_data_threshold=BULK_BYTES,
-            bulk_data_element_handler=link,
-            suppress_invalid_tags=True,
-        )
-        return model
-
-    return _guard(path, encode)
+    return to_json(header, threshold=BULK_BYTES, link=link)
 
 
 def bulk_value(path: Path, digest: str) -> bytes:

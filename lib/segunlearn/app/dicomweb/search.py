@@ -20,6 +20,7 @@ from segunlearn.app.dicomweb.common import (
 from segunlearn.app.dicomweb.frames import dumps, read_header
 from segunlearn.app.dicomweb.media import require
 from segunlearn.dicom.folder import FolderClient
+from segunlearn.dicom.json_model import to_json
 from segunlearn.errors import InvalidInputError, SegUnlearnError
 
 router = make_router(dependencies=[reader])
@@ -147,7 +148,7 @@ def _add_fields(
             series = _value(first[0], _SERIES) if first else ""
         path = client.index.files(study, series, instance or None)[0]
         header = read_header(path, tags)
-        found = header.to_json_dict(suppress_invalid_tags=True)
+        found = to_json(header)
         result.update({t: found[t] for t in tags if t in found})
     except SegUnlearnError:
         return  # the attributes are optional (PS3.18 section 10.6.1.5); the result is not
