@@ -53,6 +53,26 @@ def test_physical_place_agrees_with_simpleitk(tmp_path: Path, suffix: str) -> No
     assert lps * [-1, -1, 1] == pytest.approx(ras, abs=1e-3)
 
 
+@pytest.mark.parametrize("degrees", [0.0, 0.004, 0.02, 0.19])
+def test_itk_reads_a_stack_that_leans_a_little(tmp_path: Path, degrees: float) -> None:
+    """Rounded positions are enough for that; ITK, and Slicer with it, refuses such a sform."""
+    affine = np.diag([-0.7, -0.9, 1.25, 1.0])
+    affine[1, 2] = 1.25 * np.tan(np.radians(degrees))
+    volume = Volume(np.arange(4 * 3 * 50, dtype=np.int16).reshape(4, 3, 50), affine)
+    write_volume(volume, tmp_path / "v.nii.gz")
+    image = sitk.ReadImage(str(tmp_path / "v.nii.gz"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image).transpose(2, 1, 0), volume.array)
+    last = np.array(image.TransformIndexToPhysicalPoint((0, 0, 49))) * (-1, -1, 1)
+    np.testing.assert_allclose(last, (volume.upright() @ [0, 0, 49, 1])[:3], atol=0.01)
+    np.testing.assert_allclose(read_volume(tmp_path / "v.nii.gz").affine, affine, atol=1e-6)
+
+
+def test_a_stack_that_leans_far_is_never_straightened() -> None:
+    affine = np.eye(4)
+    affine[0, 2] = 0.05
+    np.testing.assert_array_equal(Volume(np.zeros((2, 2, 9)), affine).upright(), affine)
+
+
 @given(
     hnp.arrays(np.int16, hnp.array_shapes(min_dims=3, max_dims=3, max_side=4)),
     st.integers(0, 3),

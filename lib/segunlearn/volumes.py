@@ -17,6 +17,10 @@ from segunlearn.volume_bounds import check_claim, check_nrrd
 #: File endings that are read and written, longest first.
 SUFFIXES = (".nii.gz", ".nii", ".nrrd")
 
+#: A stack that leans less than this (tangent), or is shifted less than this in all (mm), counts as
+#: upright for readers that know no shear.
+LEAN, LEAN_MM = 0.01, 0.05
+
 #: Largest difference between two affines (mm per voxel, mm) that still counts as the same grid.
 GRID_TOLERANCE_MM = 1e-3
 
@@ -71,6 +75,24 @@ class Volume:
         return self.shape == other.shape and bool(
             np.allclose(self.affine, other.affine, rtol=0.0, atol=GRID_TOLERANCE_MM)
         )
+
+    def upright(self) -> npt.NDArray[np.float64]:
+        """Affine of the same stack with its slices straight above each other.
+
+        As ITK and 3D Slicer read a series whose positions are rounded, or whose stack leans by a
+        hundredth of a degree: the first slice stays where it is. A stack that leans more than
+        ``LEAN`` keeps its own affine.
+        """
+        x, y, z = self.affine[:3, :3].T
+        normal = np.cross(x, y)
+        normal /= np.linalg.norm(normal)
+        along = float(z @ normal)
+        aside = float(np.linalg.norm(z - along * normal))
+        if aside > LEAN * abs(along) and aside * self.shape[2] > LEAN_MM:
+            return self.affine
+        affine = self.affine.copy()
+        affine[:3, 2] = along * normal
+        return affine
 
     def digest(self) -> str:
         """SHA-256 over shape, affine (rounded to 1e-4) and voxels, hexadecimal.
@@ -218,5 +240,9 @@ def write_volume(volume: Volume, path: Path) -> None:
     else:
         image = nib.Nifti1Image(volume.array, volume.affine)  # type: ignore[no-untyped-call]
         image.header.set_xyzt_units("mm")  # type: ignore[no-untyped-call]
+        upright = volume.upright()
+        if np.abs(upright - volume.affine).max() > 1e-6:
+            # ITK reads no sheared sform, however slightly; then it takes the qform
+            image.set_qform(upright, code=1)  # type: ignore[no-untyped-call]
         nib.save(image, part)
     part.replace(path)

@@ -43,6 +43,17 @@ def test_turned_axes_come_back_voxel_by_voxel(
     assert back.same_grid(image)
 
 
+def test_a_label_of_a_viewer_that_knows_no_shear_is_on_the_grid() -> None:
+    """Slicer puts slices straight above each other; a series that leans a little still fits."""
+    leaning = np.diag([0.5, 0.5, 5.0, 1.0])
+    leaning[1, 2] = 5.0 * np.tan(np.radians(0.1))
+    image = Volume(np.zeros((4, 3, 2), np.float32), leaning)
+    array = np.arange(24, dtype=np.int16).reshape(4, 3, 2)
+    back = on_grid_of(image, Volume(array, np.diag([0.5, 0.5, 5.0, 1.0])))
+    np.testing.assert_array_equal(back.array, array)
+    np.testing.assert_array_equal(back.affine, leaning)
+
+
 def test_another_grid_is_refused() -> None:
     image = Volume(np.zeros((4, 3, 2), np.float32), AFFINE)
     shifted = AFFINE.copy()

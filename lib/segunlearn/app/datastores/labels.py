@@ -15,6 +15,9 @@ from segunlearn.volumes import Volume
 def on_grid_of(image: Volume, label: Volume) -> Volume:
     """Return the label on the image's grid; axes may be flipped or swapped, nothing is resampled.
 
+    Viewers that know no shear put the slices straight above each other (``Volume.upright``); that
+    is the image's grid, too.
+
     Raises
     ------
     LabelError
@@ -27,14 +30,15 @@ def on_grid_of(image: Volume, label: Volume) -> Volume:
             "the label map has several layers, so its segments may overlap. Save one label map in "
             "which every voxel has one value."
         )
-    if label.same_grid(image):
+    grids = (image, Volume(image.array, image.upright()))
+    if any(label.same_grid(grid) for grid in grids):
         return Volume(label.array, image.affine, image.modality)
     o: Any = nib.orientations
     turn = o.ornt_transform(o.io_orientation(label.affine), o.io_orientation(image.affine))
     array = o.apply_orientation(label.array, turn)
     affine = label.affine @ o.inv_ornt_aff(turn, label.shape)
     turned = Volume(np.ascontiguousarray(array), affine, image.modality)
-    if not turned.same_grid(image):
+    if not any(turned.same_grid(grid) for grid in grids):
         raise GeometryError(
             f"the label map ({_grid(label)}) does not lie on the voxels of its image "
             f"({_grid(image)}). Save it with the image as reference geometry."
