@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,37 @@ def test_a_stored_label_is_seen_at_once_and_the_newest_counts(archive: Archive) 
     assert archive.load_label(uid, NAMES, author="Cy") is None
     assert archive.load_label(uid, {1: "pancreas"}) is None
     assert [r.modality for r in archive.list_series()] == ["CT"]
+
+
+@pytest.fixture
+def new_york(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let this machine stand five hours behind UTC."""
+    monkeypatch.setenv("TZ", "EST5")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("new_york")
+def test_the_newest_counts_whether_or_not_its_maker_tells_the_offset(archive: Archive) -> None:
+    """A workstation that names its time zone must not stay the newest for hours."""
+    source = make_series("axial")
+    archive.store(source.datasets)
+    uid = source.datasets[0].SeriesInstanceUID
+    headers = archive.headers(uid)
+    of_workstation = write_segmentation(
+        label_of(source, 1), headers, NAMES, created=datetime(2024, 5, 1, 10, 15)
+    )
+    of_workstation.TimezoneOffsetFromUTC = "-0500"
+    corrected = write_segmentation(
+        label_of(source, 2), headers, NAMES, created=datetime(2024, 5, 1, 10, 30)
+    )
+    archive.store([of_workstation])
+    archive.store([corrected])
+    newest = archive.load_label(uid, NAMES)
+    assert newest is not None
+    np.testing.assert_array_equal(newest.array, label_of(source, 2).array)
 
 
 def test_labels_belong_to_their_series(archive: Archive) -> None:

@@ -361,7 +361,7 @@ class Archive:
                 for uid in described[1]:
                     found.setdefault(uid, []).append(described[0])
         for records in found.values():
-            records.sort(key=lambda r: (r.created, r.sop_instance_uid), reverse=True)
+            records.sort(key=lambda r: r.age, reverse=True)
         return found
 
     def _instances(self, series: SeriesRecord) -> list[str]:

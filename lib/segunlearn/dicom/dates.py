@@ -56,3 +56,30 @@ def iso_date_time(date: Any, time: Any = None, offset: Any = None) -> str:
     shift = timedelta(hours=int(zone.group(2)), minutes=int(zone.group(3)))
     moment = moment.replace(tzinfo=timezone(shift if zone.group(1) == "+" else -shift))
     return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def instant(moment: str) -> str:
+    """Put what ``iso_date_time`` returned on one clock, so that moments sort as text.
+
+    Parameters
+    ----------
+    moment
+        Without an offset it is taken for local time of this machine.
+
+    Returns
+    -------
+    str
+        In UTC with ``Z``; as it was where it is empty or out of the calendar.
+
+    Examples
+    --------
+    >>> instant("2024-02-28T23:30:00.500000Z"), instant("")
+    ('2024-02-28T23:30:00.500000Z', '')
+    """
+    if not moment or moment.endswith("Z"):
+        return moment
+    try:
+        local = datetime.fromisoformat(moment).astimezone(UTC)
+    except (ValueError, OverflowError, OSError):
+        return moment
+    return local.isoformat(timespec="microseconds").replace("+00:00", "Z")

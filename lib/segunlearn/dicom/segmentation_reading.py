@@ -20,7 +20,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from segunlearn.dicom.dates import iso_date_time
+from segunlearn.dicom.dates import instant, iso_date_time
 from segunlearn.dicom.frames import frames_of, number
 from segunlearn.dicom.series import geometry_from_datasets
 from segunlearn.errors import GeometryError, LabelError, SegUnlearnError, UnsupportedSeriesError
@@ -65,6 +65,11 @@ class SegmentationRecord:
     label: str = ""
     description: str = ""
     segments: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def age(self) -> tuple[str, str]:
+        """What sorts segmentations from the oldest to the newest, whoever made them."""
+        return instant(self.created), self.sop_instance_uid
 
 
 @dataclass(frozen=True)

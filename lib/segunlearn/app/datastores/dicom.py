@@ -27,6 +27,7 @@ from segunlearn.app.locks import exclusive
 from segunlearn.app.options import Home
 from segunlearn.cases import Case
 from segunlearn.dicom.archive import Archive
+from segunlearn.dicom.dates import instant
 from segunlearn.dicom.identifiers import is_uid
 from segunlearn.dicom.search import SeriesRecord, text
 from segunlearn.dicom.segmentation_writing import Algorithm, write_segmentation
@@ -252,7 +253,7 @@ class DicomDatastore(StudiesDatastore):
                 known = (key, inf if complete else now + _MISSING_SECONDS, found)
             segmented[study] = known
             for uid, label in known[2].items():  # the newest, of whatever study
-                if uid not in labels or labels[uid].info["created"] < label.info["created"]:
+                if uid not in labels or _age(labels[uid]) < _age(label):
                     labels[uid] = label
         self._segmented = segmented
         return labels
@@ -572,6 +573,10 @@ def _compact(array: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[
     if low < -32768 or high > 32767 or not np.array_equal(array, np.rint(array)):
         return array
     return array.astype(np.int16)
+
+
+def _age(label: LabelRecord) -> tuple[str, str]:
+    return instant(label.info["created"]), label.version
 
 
 def _note(path: Path) -> Any:
