@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import requests
 from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
 from pydicom.uid import generate_uid
 
 from dicom_sources import Source, make_series, written
 from segunlearn.dicom.archive import Archive, open_archive
 from segunlearn.dicom.folder import FolderClient
 from segunlearn.dicom.segmentation import write_segmentation
+from segunlearn.dicom.series import geometry_from_datasets
 from segunlearn.errors import (
     ConflictError,
     ForbiddenError,
@@ -287,7 +289,9 @@ def test_answers_of_a_pacs(archive: Archive, code: int, kind: type[SegUnlearnErr
         scripted.list_series()
 
 
-@pytest.mark.parametrize("error", [requests.Timeout(), requests.ConnectionError(), ValueError("x")])
+@pytest.mark.parametrize(
+    "error", [requests.Timeout(), requests.ConnectionError(), ValueError("x"), InvalidDicomError()]
+)
 def test_other_faults_of_a_pacs(archive: Archive, error: Exception) -> None:
     def fail(**_options: Any) -> Any:
         raise error
@@ -332,6 +336,46 @@ def test_a_refused_instance_is_an_error(archive: Archive) -> None:
         Archive(Scripted(archive.client, store_instances=refuse)).store(
             make_series(shape=(4, 4, 1)).datasets
         )
+
+
+def test_one_strange_value_does_not_hide_the_header_of_a_series(archive: Archive) -> None:
+    """Archives pass on what stands in files: "70,5" kg, an IS that is a word, an SQ of null."""
+    source = make_series("oblique")
+    archive.store(source.datasets)
+    uids = source.datasets[0].StudyInstanceUID, source.datasets[0].SeriesInstanceUID
+    answers = archive.client.retrieve_series_metadata(*uids)
+    for answer in answers:
+        answer["00101030"] = {"vr": "DS", "Value": ["70,5"]}
+        answer["00200011"] = {"vr": "IS", "Value": ["three"]}
+        answer["00081140"] = {"vr": "SQ", "Value": None}
+        item = {"00180050": {"vr": "DS", "Value": ["2,5"]}, "00280030": answer["00280030"]}
+        answer["00289110"] = {"vr": "SQ", "Value": [item]}
+    scripted = Archive(Scripted(archive.client, retrieve_series_metadata=lambda *_: answers))
+    headers = scripted.headers(uids[1])
+    np.testing.assert_allclose(geometry_from_datasets(headers).affine, source.affine, atol=1e-5)
+    assert headers[0].PixelMeasuresSequence[0].PixelSpacing == [0.9, 0.7]
+    assert "PatientWeight" not in headers[0]
+
+
+def test_a_segmentation_without_header_hides_no_other(archive: Archive) -> None:
+    """Some archives answer with nothing for what was deleted a moment ago."""
+    source = make_series("axial")
+    archive.store(source.datasets)
+    uid = source.datasets[0].SeriesInstanceUID
+    kept, gone = (
+        write_segmentation(label_of(source), archive.headers(uid), NAMES) for _ in range(2)
+    )
+    archive.store([kept, gone])
+
+    def metadata(study: str, series: str, instance: str) -> Any:
+        found = archive.client.retrieve_instance_metadata(study, series, instance)
+        return [found][0 if instance == kept.SOPInstanceUID else 1]
+
+    scripted = Archive(Scripted(archive.client, retrieve_instance_metadata=metadata))
+    found = scripted.segmentations_of(uid)
+    assert [r.sop_instance_uid for r in found] == [kept.SOPInstanceUID]
+    with pytest.raises(NotFoundError, match="no header"):
+        scripted.header(gone.StudyInstanceUID, gone.SeriesInstanceUID, gone.SOPInstanceUID)
 
 
 def test_bugs_are_not_hidden_as_faults_of_the_pacs(archive: Archive) -> None:

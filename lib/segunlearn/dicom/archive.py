@@ -6,6 +6,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -279,9 +280,10 @@ class Archive:
 
     def header(self, study: str, series: str, instance: str) -> Dataset:
         """Retrieve the header of one instance by its three UIDs, without pixels."""
-        with faults(f"instance {instance}"):
+        with faults(f"instance {instance}"), suppress(IndexError):  # the first of no answers
             answer = self.client.retrieve_instance_metadata(study, series, instance)
-        return parse(answer[0] if isinstance(answer, list) else answer)
+            return parse(answer[0] if isinstance(answer, list) else answer)
+        raise NotFoundError(f"instance {instance}: the archive has no header of it.")
 
     def has_study(self, study_instance_uid: str) -> bool:
         """Whether the archive lists the study now."""
@@ -387,9 +389,7 @@ class Archive:
         with self._lock:
             if sop in self._records:
                 return self._records[sop]
-        with faults(f"segmentation {sop}"):
-            answer = self.client.retrieve_instance_metadata(study, series, sop)
-        header = parse(answer[0] if isinstance(answer, list) else answer)
+        header = self.header(study, series, sop)
         described = describe_segmentation(header), references_series(header)
         with self._lock:
             self._records[sop] = described

@@ -12,7 +12,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 
 from segunlearn.dicom.web import fault_of
-from segunlearn.errors import SegUnlearnError, UnsupportedSeriesError
+from segunlearn.errors import SegUnlearnError
 
 #: Results asked for in one search request.
 PAGE = 100
@@ -69,7 +69,7 @@ def search(
 ) -> Iterator[Dataset]:
     """Ask page by page, until a page brings nothing new (some servers ignore ``offset``)."""
     for item in _answers(client, level, criteria, fields, *path):
-        yield _readable(item)
+        yield parse(item)
 
 
 def search_series(
@@ -168,26 +168,31 @@ def faults(what: str) -> Iterator[None]:
         raise fault from error
 
 
-def parse(answer: Mapping[str, Any]) -> Dataset:
-    """Parse DICOM JSON; bulk data stay where they are."""
-    try:
-        return Dataset.from_json(dict(answer), bulk_data_uri_handler=lambda _uri: None)
-    except Exception as error:
-        raise UnsupportedSeriesError(
-            f"the archive answered with attributes that cannot be read ({error})."
-        ) from error
+def parse(answer: Any) -> Dataset:
+    """Parse what can be parsed of DICOM JSON; bulk data stay where they are.
 
-
-def _readable(answer: Any) -> Dataset:
-    """Parse what can be parsed: one bad value must not hide the other series."""
+    One bad value must hide neither the other attributes nor the other series.
+    """
     try:
-        return parse(answer)
-    except UnsupportedSeriesError:
+        return _parse(answer)
+    except Exception:  # noqa: BLE001 - pydicom raises a dozen kinds
         result = Dataset()
         for tag, element in answer.items() if isinstance(answer, Mapping) else ():
-            with suppress(UnsupportedSeriesError):
-                result.update(parse({tag: element}))
+            with suppress(Exception):
+                result.update(_parse_one(tag, element))
         return result
+
+
+def _parse_one(tag: str, element: Mapping[str, Any]) -> Dataset:
+    if element.get("vr") != "SQ":
+        return _parse({tag: element})
+    sequence = Dataset()
+    sequence.add_new(int(tag, 16), "SQ", [parse(item) for item in element.get("Value") or []])
+    return sequence
+
+
+def _parse(answer: Mapping[str, Any]) -> Dataset:
+    return Dataset.from_json(dict(answer), bulk_data_uri_handler=lambda _uri: None)
 
 
 def text(dataset: Dataset, keyword: str) -> str:

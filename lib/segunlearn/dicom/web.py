@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import requests
 from dicomweb_client.api import DICOMwebClient
+from pydicom.errors import InvalidDicomError
 from retrying import RetryError  # type: ignore[import-untyped]
 
 from segunlearn.errors import (
@@ -110,7 +111,7 @@ def fault_of(error: Exception, what: str) -> SegUnlearnError | None:
             f"{what}: the PACS cannot be reached ({type(error).__name__}). Check its URL and that "
             "it runs."
         )
-    if isinstance(error, (OSError, ValueError, KeyError, TypeError, EOFError)):
+    if isinstance(error, (OSError, ValueError, KeyError, TypeError, EOFError, InvalidDicomError)):
         return UnavailableError(
             f"{what}: the PACS's answer cannot be understood ({type(error).__name__}: {error}). "
             "Check that the URL is its DICOMweb service."
