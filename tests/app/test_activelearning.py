@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from monailabel.endpoints.user.auth import User
 
-from app_sources import LABELS, TINY, make_study, publish_tiny, write_files
+from app_sources import LABELS, TINY, make_study, publish_tiny, write_dicom, write_files
 from segunlearn.app.activelearning import entropy, uncertain_mean, uncertainty
 from segunlearn.app.application import SegUnlearnApp
 from segunlearn.app.routes import platform
@@ -118,6 +118,25 @@ def test_an_image_that_the_model_cannot_take_keeps_no_other_from_being_proposed(
     request = {"strategy": "uncertainty", "method": method}
     for _ in range(2):
         assert app.next_sample(request)["id"] in {"person1", "person2", "person3"}
+
+
+def test_a_series_that_was_still_arriving_is_proposed_when_it_is_whole(tmp_path: Path) -> None:
+    study = make_study(1)
+    write_dicom(tmp_path / "studies", [study])
+    file = tmp_path / "studies" / study.series / "009.dcm"
+    held = file.read_bytes()
+    file.unlink()
+    for arrived in (False, True):
+        if arrived:
+            file.write_bytes(held)
+        conf = {"home": str(tmp_path / "home"), "labels": ",".join(LABELS)}
+        app = SegUnlearnApp(str(tmp_path), str(tmp_path / "studies"), conf)
+        if not arrived:
+            publish_tiny(app.home.root)
+        for _ in range(2):
+            found = app.next_sample({"strategy": "uncertainty"})
+            assert found.get("id") == (study.series if arrived else None)
+        app.records.store.close()
 
 
 def test_without_memory_nothing_is_scored_and_the_reason_is_told(

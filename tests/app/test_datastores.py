@@ -21,6 +21,7 @@ from segunlearn.app.datastores import DicomDatastore, FolderDatastore, open_data
 from segunlearn.app.datastores.studies import StudiesDatastore
 from segunlearn.app.options import AppOptions, Home
 from segunlearn.app.routes import datastore as routes
+from segunlearn.app.scoring import DiceScoring
 from segunlearn.cases import Case
 from segunlearn.dicom.search import SeriesRecord
 from segunlearn.dicom.segmentation import read_segmentation, write_segmentation
@@ -392,6 +393,27 @@ def test_the_label_of_a_series_that_grew_is_made_again_on_its_grid(
         assert label.same_grid(read_volume(case.image))
         np.testing.assert_array_equal(label.array[:, :, :18], before.array)
         assert not label.array[:, :, 18:].any()
+
+
+def test_a_mask_of_a_series_before_it_grew_ends_no_scoring(
+    tmp_path: Path, studies: list[Study], opener: Opener
+) -> None:
+    """Masks of the model stay as they were made; the finished label follows its image."""
+    grown, other = studies[:2]
+    write_dicom(tmp_path / "studies", [grown, other])
+    file = tmp_path / "studies" / grown.series / "001.dcm"
+    held = file.read_bytes()
+    file.unlink()
+    store = opener(tmp_path / "studies")
+    before = Volume(grown.label.array[:, :, :19], grown.label.affine)
+    for study, label in ((grown, before), (other, other.label)):
+        for tag in ("original", "final"):
+            store.save_label(study.series, saved(study, tmp_path, label), tag, {})
+    file.write_bytes(held)
+    store = opener(tmp_path / "studies")
+    scores = DiceScoring(lambda: VALUES)({}, store)
+    assert scores.keys() == {other.series}
+    assert scores[other.series]["dice"] == 1.0
 
 
 def test_labels_of_a_series_with_copied_slices_are_kept(

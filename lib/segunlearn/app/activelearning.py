@@ -193,6 +193,11 @@ class Uncertainty(OurStrategy):
         version = self._model.version()
         path = self._cache / f"{version.sha256}-{method}.json"
         scores = self._read(path)
+        refused = [c for c in candidates if scores.get(c, 0.0) < 0.0]
+        sizes = datastore.sizes(refused)
+        for image_id in refused:
+            if scores[image_id] != _refused(sizes.get(image_id, 0)):
+                del scores[image_id]  # it has grown since
         missing = [c for c in sorted(candidates) if c not in scores]
         order = [missing[i] for i in np.random.default_rng(self._seed).permutation(len(missing))]
         order.sort(key=lambda image_id: image_id in self._too_large)
@@ -217,7 +222,8 @@ class Uncertainty(OurStrategy):
                 raise
             except SegUnlearnError as error:
                 logger.info("an image is not scored: %s", error)
-                scores[image_id] = -1.0
+                size = datastore.sizes([image_id]).get(image_id, 0)
+                scores[image_id] = _refused(size)
         if order:
             write_json_durably(path, scores)
         if lacking is not None and all(scores.get(c, -1.0) < 0.0 for c in candidates):
@@ -251,6 +257,11 @@ class Uncertainty(OurStrategy):
             return {str(k): float(v) for k, v in dict(read_json(path)).items()}
         except (IntegrityError, TypeError, ValueError):
             return {}
+
+
+def _refused(size: int) -> float:
+    """Stand for the score of an image that is no volume, while it has so many instances."""
+    return -1.0 - size
 
 
 def _lack_of_memory(error: NoMemoryError | MemoryError) -> NoMemoryError:

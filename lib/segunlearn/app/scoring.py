@@ -47,6 +47,12 @@ class DiceScoring(ScoringMethod):
             except SegUnlearnError as error:
                 logger.warning("an image is not scored: %s", error)
                 continue
+            if y.shape != p.shape:
+                logger.warning(
+                    "an image is not scored: its labels have %s and %s voxels. It has changed "
+                    "since one of them was made; segment it again.", y.shape, p.shape,
+                )  # fmt: skip
+                continue
             score = dice_of(y, p, self._label_values())
             datastore.update_image_info(image_id, score)
             result[image_id] = score

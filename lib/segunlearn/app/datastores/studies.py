@@ -288,6 +288,11 @@ class StudiesDatastore(Datastore):
         known = [self.case_of(record) for record in named.values()]
         return [case.series for case in self._keep(known)]
 
+    def sizes(self, image_ids: Iterable[str]) -> dict[str, int]:
+        """Instances of each image as they were last listed; 0 where there are none to count."""
+        named = self._images_named(image_ids)
+        return {i: int(record.info.get("instances") or 0) for i, record in named.items()}
+
     # -- monailabel.interfaces.datastore.Datastore ---------------------------------------------
 
     def name(self) -> str:
