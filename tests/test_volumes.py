@@ -67,6 +67,16 @@ def test_itk_reads_a_stack_that_leans_a_little(tmp_path: Path, degrees: float) -
     np.testing.assert_allclose(read_volume(tmp_path / "v.nii.gz").affine, affine, atol=1e-6)
 
 
+@pytest.mark.parametrize("value", [32768, 65537, 2**31])
+def test_label_values_are_refused_before_they_become_others(tmp_path: Path, value: int) -> None:
+    """65537 would be label 1 in 16 bits, and 2 ** 31 no label at all."""
+    array = np.zeros((4, 3, 2), np.uint32)
+    array[1, 1, 1] = value
+    write_volume(Volume(array, np.eye(4)), tmp_path / "l.nrrd")
+    with pytest.raises(InvalidInputError, match="Number the structures"):
+        read_volume(tmp_path / "l.nrrd", label=True)
+
+
 def test_a_stack_that_leans_far_is_never_straightened() -> None:
     affine = np.eye(4)
     affine[0, 2] = 0.05

@@ -172,6 +172,11 @@ def read_volume(path: Path, *, label: bool = False, modality: str = "OT") -> Vol
                 f"{path.name}: a label map must hold whole numbers, this one has fractions. "
                 "Resample labels with nearest-neighbour interpolation."
             )
+        if array.size and not -32768 <= rounded.min() <= rounded.max() <= 32767:
+            raise InvalidInputError(
+                f"{path.name}: a label map holds values from -32768 to 32767, this one goes from "
+                f"{rounded.min():g} to {rounded.max():g}. Number the structures from 1 on."
+            )
         array = rounded.astype(np.int16)
     else:
         array = array.astype(np.float32)

@@ -197,6 +197,22 @@ def test_the_newest_label_counts(
     np.testing.assert_array_equal(label.array, corrected.array)
 
 
+@pytest.mark.parametrize(
+    ("user", "author"),
+    [("CORP\\meyer", "CORP/meyer"), ("hT9/x4oZ=", "hT9/x4oZ-"), ("u" * 80, "u" * 63), (" ", "")],
+)
+def test_who_signed_in_by_a_directory_saves_labels(
+    tmp_path: Path, studies: list[Study], opener: Opener, user: str, author: str
+) -> None:
+    """A name that no header can hold must not keep its owner from finishing a label."""
+    write_dicom(tmp_path / "studies", studies[:1])
+    store = opener(tmp_path / "studies")
+    store.save_label(studies[0].series, saved(studies[0], tmp_path), "final", {"user": user})
+    info = store.get_label_info(studies[0].series, "final")
+    assert info["author"] == author
+    assert info["user"] == user
+
+
 def test_before_a_first_training_segments_keep_the_names_that_the_viewer_gave(
     tmp_path: Path, studies: list[Study], opener: Opener
 ) -> None:

@@ -119,6 +119,18 @@ def test_fuzzy_names_and_unknown_filters(client: FolderClient) -> None:
         client.search_for_studies(search_filters={"Nonsense": "3"})
 
 
+def test_names_in_several_scripts_are_told_apart(studies: Path, client: FolderClient) -> None:
+    name = "Yamada^Tarou=山田^太郎=やまだ^たろう"
+    series = make_series(patient_id="JP")
+    for i, ds in enumerate(series.datasets):
+        ds.SpecificCharacterSet, ds.PatientName = ["", "ISO 2022 IR 87"], name
+        ds.save_as(studies / f"jp{i}.dcm", enforce_file_format=True)
+    client.index.refresh(force=True)
+    (found,) = client.search_for_studies(search_filters={"PatientName": "Yamada*"})
+    groups = {"Alphabetic": "Yamada^Tarou", "Ideographic": "山田^太郎", "Phonetic": "やまだ^たろう"}
+    assert found["00100010"]["Value"] == [groups]
+
+
 def test_paging_shows_each_study_once(client: FolderClient) -> None:
     pages = [client.search_for_studies(limit=1, offset=i) for i in range(4)]
     assert [len(p) for p in pages] == [1, 1, 1, 0]

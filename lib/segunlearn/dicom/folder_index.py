@@ -394,6 +394,12 @@ def _match(keyword: str, text: str, fuzzymatching: bool) -> tuple[str, list[Any]
     return f"{keyword} = ?", [text]
 
 
+def _person(name: str) -> dict[str, str]:
+    """Component groups of a name (PS3.5 section 6.2.1), as PS3.18 section F.2.2 has them."""
+    kinds = ("Alphabetic", "Ideographic", "Phonetic")
+    return {k: v for k, v in zip(kinds, name.split("="), strict=False) if v} or {kinds[0]: ""}
+
+
 def _json(level: str, row: sqlite3.Row, keywords: Sequence[str]) -> dict[str, Any]:
     result: dict[str, Any] = {}
 
@@ -401,7 +407,7 @@ def _json(level: str, row: sqlite3.Row, keywords: Sequence[str]) -> dict[str, An
         tag, vr = tag_for_keyword(keyword), dictionary_VR(keyword)
         element: dict[str, Any] = {"vr": vr}
         if values:
-            element["Value"] = [{"Alphabetic": v} for v in values] if vr == "PN" else values
+            element["Value"] = [_person(v) for v in values] if vr == "PN" else values
         result[f"{tag:08X}"] = element
 
     for keyword in keywords:

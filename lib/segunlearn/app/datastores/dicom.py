@@ -500,7 +500,9 @@ class DicomDatastore(StudiesDatastore):
         algorithm: Algorithm | None = None,
     ) -> Dataset:
         """Write a SEG; the images are fetched only where copies are to be told by their pixels."""
-        write = partial(write_segmentation, label_names=names, author=author, algorithm=algorithm)
+        write = partial(
+            write_segmentation, label_names=names, author=_author(author), algorithm=algorithm
+        )
         try:
             return write(mask, self.archive.headers(image_id))
         except UnsupportedSeriesError:
@@ -573,6 +575,12 @@ def _compact(array: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[
     if low < -32768 or high > 32767 or not np.array_equal(array, np.rint(array)):
         return array
     return array.astype(np.int16)
+
+
+def _author(user: str) -> str:
+    """Name of whoever signed in, without the signs that separate values and parts of names."""
+    shown = "".join(c if c.isprintable() else " " for c in user)
+    return shown.replace("\\", "/").replace("=", "-")[:63].strip()
 
 
 def _age(label: LabelRecord) -> tuple[str, str]:
