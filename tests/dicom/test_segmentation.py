@@ -106,6 +106,28 @@ def test_enhanced_multi_frame(parts: int) -> None:
     np.testing.assert_array_equal(round_trip(source, label, enhanced).array, label.array)
 
 
+def test_slices_whose_orientation_differs_a_little_in_any_order() -> None:
+    """Archives send headers and pixels in their own orders; the grid must not depend on it."""
+    source = make_series("oblique", shape=(300, 300, 6), spacing=(0.5, 0.5, 3.0))
+    rng = np.random.default_rng(0)
+    for ds in source.datasets:
+        jitter = rng.normal(0, 4e-4, 6)
+        ds.ImageOrientationPatient = [
+            round(float(v), 6) for v in np.add(ds.ImageOrientationPatient, jitter)
+        ]
+    image = volume_from_datasets(source.datasets)
+    array = (rng.random(image.shape) > 0.5).astype(np.uint8)
+    for order in (
+        source.datasets,
+        source.datasets[::-1],
+        source.datasets[3:] + source.datasets[:3],
+    ):
+        seg = written(write_segmentation(Volume(array, image.affine), order, {1: "liver"}))
+        for grid in (image, order):
+            label, _ = read_segmentation(seg, grid, label_names={1: "liver"})
+            np.testing.assert_array_equal(label.array, array)
+
+
 def test_datasets_are_not_changed() -> None:
     source = make_series()
     before = [d.to_json() for d in source.datasets]

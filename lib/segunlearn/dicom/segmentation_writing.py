@@ -288,7 +288,7 @@ def _construct(
     multi_frame = any(
         "PerFrameFunctionalGroupsSequence" in sources[f.dataset] for f in geometry.frames
     )
-    orientation = [_ds(v) for v in geometry.frames[0].orientation]
+    orientation = [_ds(v) for v in geometry.orientation]
     measures = PixelMeasuresSequence(
         pixel_spacing=[_ds(v) for v in geometry.frames[0].spacing],
         slice_thickness=_ds(_thickness(geometry)),
@@ -377,7 +377,7 @@ def _multi_frame_header(
     shared = Dataset()
     shared.PixelMeasuresSequence = measures
     shared.PlaneOrientationSequence = PlaneOrientationSequence(
-        "PATIENT", [_ds(v) for v in geometry.frames[0].orientation]
+        "PATIENT", [_ds(v) for v in geometry.orientation]
     )
     header.SharedFunctionalGroupsSequence = [shared]
     places = {f.index: f.position for f in geometry.frames if f.dataset == index}

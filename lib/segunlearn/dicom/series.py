@@ -72,11 +72,14 @@ class SeriesGeometry:
         Voxels along X (columns), Y (rows), Z (frames).
     affine
         4x4, voxel index to mm in RAS.
+    orientation
+        ImageOrientationPatient of the grid: that of the frames where they agree, else their mean.
     """
 
     frames: tuple[Frame, ...]
     shape: tuple[int, int, int]
     affine: npt.NDArray[np.float64]
+    orientation: npt.NDArray[np.float64]
 
 
 def volume_from_datasets(datasets: Sequence[Dataset]) -> Volume:
@@ -148,26 +151,28 @@ def _geometry(
     _check_images(datasets)
     kept = _without_copies(datasets)
     frames = [f for i in kept for f in frames_of(datasets, i)]
-    first = frames[0]
-    row, column = _axes(datasets, frames)
+    orientation = _orientation(datasets, frames)
+    row, column = _axes(datasets, orientation)
     normal = np.cross(row, column)
-    if any(not np.allclose(f.spacing, first.spacing, rtol=0.0, atol=1e-4) for f in frames):
+    if any(not np.allclose(f.spacing, frames[0].spacing, rtol=0.0, atol=1e-4) for f in frames):
         raise refuse(
             datasets, "has frames of different PixelSpacing", "Send one resolution as one series."
         )
     frames.sort(key=lambda f: float(f.position @ normal))
     frames = _without_repeats(datasets, frames, normal, pixels)
     step = _step(datasets, frames, normal)
+    first = frames[0]  # in the order of Z, whatever order the archive sent them in
     lps = np.eye(4)
     lps[:3, 0] = row * first.spacing[1]
     lps[:3, 1] = column * first.spacing[0]
     lps[:3, 2] = step
-    lps[:3, 3] = frames[0].position
+    lps[:3, 3] = first.position
     head = datasets[kept[0]]
     return SeriesGeometry(
         frames=tuple(frames),
         shape=(int(head.Columns), int(head.Rows), len(frames)),
         affine=np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps,
+        orientation=orientation,
     )
 
 
@@ -228,10 +233,8 @@ def _frames_of(dataset: Dataset) -> int:
     return max(1, int(dataset.get("NumberOfFrames", 1) or 1))
 
 
-def _axes(
-    datasets: Sequence[Dataset], frames: Sequence[Frame]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return the unit directions of a row and of a column."""
+def _orientation(datasets: Sequence[Dataset], frames: Sequence[Frame]) -> npt.NDArray[np.float64]:
+    """Return one orientation for all frames; which frame came first does not matter."""
     first = frames[0].orientation
     different = [
         f for f in frames if not np.allclose(f.orientation, first, atol=ORIENTATION_TOLERANCE)
@@ -245,7 +248,16 @@ def _axes(
             f"{kind}mixes {max(planes, 2)} orientations",
             "Choose the series of one plane.",
         )
-    row, column = first[:3], first[3:]
+    if all(np.array_equal(f.orientation, first) for f in frames):
+        return first
+    return np.asarray(np.mean([f.orientation for f in frames], axis=0))
+
+
+def _axes(
+    datasets: Sequence[Dataset], orientation: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the unit directions of a row and of a column."""
+    row, column = orientation[:3], orientation[3:]
     lengths = np.array([np.linalg.norm(row), np.linalg.norm(column)])
     if np.abs(lengths - 1).max() > 1e-2 or abs(row @ column) > 1e-2:
         raise refuse(
