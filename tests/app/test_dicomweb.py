@@ -22,8 +22,9 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from live_server import live_server
 from segunlearn.app import dicomweb
 from segunlearn.app.dicomweb.common import current_client
+from segunlearn.app.dicomweb.frames import read_header
 from segunlearn.app.dicomweb.media import parse_media, split_quoted
-from segunlearn.app.dicomweb.rendered import apply_window
+from segunlearn.app.dicomweb.rendered import apply_window, render
 from segunlearn.dicom.folder import FolderClient
 
 SAMPLE = Path(__file__).parents[2] / "sample-data"
@@ -495,6 +496,20 @@ def test_window_functions_against_the_standard():
     exact = apply_window(np.array([-50.0, 50.0, 150.0]), 50.0, 200.0, "LINEAR_EXACT")
     np.testing.assert_allclose(exact, [0.0, 0.5, 1.0])
     assert apply_window(np.array([50.0]), 50.0, 200.0, "SIGMOID") == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("centre", ["\\40", "\\", "", "wide"])
+def test_a_window_without_numbers_is_none(tmp_path, centre):
+    ds = pydicom.dcmread(get_testdata_file("CT_small.dcm", download=False))
+    for keyword, text in (("WindowCenter", centre), ("WindowWidth", "400\\80")):
+        tag = pydicom.tag.Tag(keyword)
+        data = text.encode() + b" " * (len(text) % 2)
+        ds[tag] = RawDataElement(tag, "DS", len(data), data, 0, False, True)
+    ds.save_as(tmp_path / "window.dcm")
+    header = read_header(tmp_path / "window.dcm")
+    picture = render(tmp_path / "window.dcm", header, 1)
+    assert picture.min() == 0
+    assert picture.max() == 255
 
 
 def test_pictures_of_everything_with_pixels(http, originals):

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from fastapi import Request, Response
 from PIL import Image
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 
 from segunlearn.app.dicomweb import frames as files
 from segunlearn.app.dicomweb.common import (
@@ -211,14 +212,12 @@ def _functional(header: Dataset, number: int, sequence: str) -> Dataset:
 
 
 def _number(value: Any, otherwise: Any) -> Any:
-    """Return the first of one or several numbers."""
-    if value is None or value == "":
-        return otherwise
+    """Return the first of one or several numbers; the first may be empty."""
+    if isinstance(value, MultiValue):
+        value = value[0] if len(value) else None
     try:
         number = float(value)
-    except TypeError:
-        number = float(value[0]) if len(value) else math.nan
-    except ValueError:
+    except (TypeError, ValueError):
         return otherwise
     return number if math.isfinite(number) else otherwise
 
