@@ -313,6 +313,10 @@ def test_what_is_only_hidden_is_forgotten_with_the_next_one(
     plan = plan_of(choice, site.records, run.order)
     assert [r["id"] for r in plan.requests] == [request, hidden.request_id]
     assert run.execute(site.cases)["requests"][request]["state"] == "fulfilled"
+    # viewers read here what is under way; who answers for the result stands in the ledger
+    told = site.records.runs.get(run.run_id).parameters["requests"]
+    assert told == [request, hidden.request_id]
+    assert site.records.ledger.row(run.run_id).parameters["requests"] == [request]
     assert forget_set.get(hidden.request_id) == before
     assert not knows(site, served(site), 0)
 

@@ -220,7 +220,9 @@ class UnlearnRun(WatchedRun):
             "unlearn",
             self.order.model,
             {
-                "method": method, "level": choice.level, "requests": list(ids),
+                "method": method, "level": choice.level,
+                # also those that are taken along: viewers show what is under way
+                "requests": [*ids, *(r.request_id for r in choice.also)],
                 "original": original.version, "settings": dict(self.order.settings),
                 **({"restored": list(back)} if back else {}),
             },
