@@ -11,7 +11,9 @@ from typing import Any
 from conftest import missing
 
 SOURCE = Path(__file__).parents[1] / "lib" / "ohif"
-_PARTS = ("actions", "active", "api", "dialogs", "host", "live", "store", "words")
+_PARTS = (
+    "actions", "active", "api", "dialogs", "forgetset", "host", "live", "refresh", "store", "words",
+)  # fmt: skip
 
 #: A page, a clock that is 50 times as fast, and a server whose answers are functions by path.
 #: ``drawn`` lists what a component shows: no hook keeps anything, and no effect runs.

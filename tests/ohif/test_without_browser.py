@@ -132,7 +132,7 @@ def test_a_run_ends_the_waiting(panel: Panel, when: str) -> None:
       const told = () => {{ answers["runs"] = () => [run("9", "done")]; }};
       const [order, know] = [answers["train/unlearn"], answers["train/"]];
       answers["train/unlearn"] = async () => {{
-        if ({early}) {{ told(); await live.refresh(); }}
+        if ({early}) {{ told(); await refresh.refresh(); }}
         return order();
       }};
       answers["train/"] = (q) => {{ told(); tasks[1].status = "DONE"; return know(q); }};
@@ -190,18 +190,18 @@ def test_every_study_in_sight_is_asked_for(panel: Panel) -> None:
         + """
       answers["forget/status"] = (q) => Object.fromEntries(
         all(q).map(uid => [uid, {marked: true, covers: [], proposals: []}]));
-      await live.refresh();
+      await refresh.refresh();
       const marked = Object.keys(get().status).sort();
       // what cannot be asked for among the others does not hide the active study
       answers["forget/status"] = (q) => all(q).includes("1.2")
         ? json({detail: "1.2 is no study"}, 400)
         : Object.fromEntries(all(q).map(uid => [uid, {marked: false, covers: [], proposals: []}]));
-      await live.refresh();
+      await refresh.refresh();
       const {status, statusFault, server} = get();
       // many series are asked for in addresses that proxies take
       sets = Array.from({length: 400}, (_, n) => shown("1.1", `1.1.${"5".repeat(58)}.${n}`));
       asked.length = 0;
-      await live.refresh();
+      await refresh.refresh();
       say({marked, after: status["1.1"].marked, statusFault, server,
            longest: Math.max(...asked.map(a => a.length)),
            known: Object.keys(get().status).length});
@@ -229,7 +229,7 @@ def test_requests_beyond_the_newest_are_found(panel: Panel) -> None:
           : {total: 203, requests: rows.slice(0, Number(q.get("limit")))};
       };
       answers["forget/requests/1"] = () => old[0];
-      await live.refresh();
+      await refresh.refresh();
       say(get().requests.map(r => r.request_id).filter(id => Number(id) < 801 || id === "1000"));
     """
     )
@@ -245,12 +245,12 @@ def test_a_slow_answer_on_one_study_takes_no_newer_request_away(panel: Panel) ->
       let answer;
       answers["forget/requests/1"] = () => new Promise(done => { answer = () => done(old); });
       const old = request(1, "fulfilled");
-      const looks = live.lookAtStudy();
+      const looks = refresh.lookAtStudy();
       await until(() => answer);
       const slow = answer;
       answers["forget/requests/1"] = () => old;
       answers["forget/requests"] = () => ({total: 1, requests: [request(9, "requested")]});
-      await live.refresh();
+      await refresh.refresh();
       slow();
       await looks;
       say(get().requests.map(r => r.request_id));
@@ -265,11 +265,11 @@ def test_a_run_that_ended_unseen_is_told(panel: Panel) -> None:
       const newest = [1, 2, 3, 4, 5].map(n => run(`${n}0`, "done", {kind: "plan"}));
       let running = [run("01", "running"), run("02", "running")];
       answers["runs"] = (q) => q.get("state") === "running" ? running : newest;
-      await live.refresh();
+      await refresh.refresh();
       const first = get().runs.filter(r => r.state === "running").map(r => r.run_id);
       answers["runs/01"] = () => run("01", "cancelled", {message: "stopped"});
       running = [];  // and the other is not there any more: another store
-      await live.refresh();
+      await refresh.refresh();
       say({first, left: get().runs.filter(r => r.state === "running").length, said: get().said});
     """)
     assert sorted(found["first"]) == ["01", "02"]
@@ -335,7 +335,7 @@ def test_a_question_that_failed_can_be_asked_again(
       const late = () => {{ throw new DOMException("", "TimeoutError"); }};
       const path = kind === "purge" ? "forget/requests/1/purge" : "unlearning/plan";
       answers[path] = () => {answer};
-      await live.refresh();
+      await refresh.refresh();
       actions.openDialog({{kind, request: one, requests: [one]}});
       await (kind === "purge" ? actions.loadPurge(one) : actions.loadPlan([one], "", ""));
       const look = () => {{
@@ -348,7 +348,7 @@ def test_a_question_that_failed_can_be_asked_again(
         }};
       }};
       const failed = look();
-      await live.refresh(); // the server is there, or the session was renewed
+      await refresh.refresh(); // the server is there, or the session was renewed
       const back = look();
       answers[path] = () => (
         kind === "purge" ? {{destroyed: ["v1"], requests: []}} : {{lines: ["all"], ways: []}});

@@ -1,8 +1,8 @@
 // What a person can do, and what is said afterwards.
 import { ApiError, call, open, query, segment, sentence } from "./api";
 import { notify } from "./host";
-import { failed, refresh } from "./live";
 import { compare } from "./masks";
+import { failed, refresh } from "./refresh";
 import { get, set, setDraft } from "./store";
 import type { Dialog, State, Target } from "./store";
 import type {

@@ -5,10 +5,11 @@ import { startBadges } from "./badge";
 import { ID, PANEL, host, onEvents, useServices } from "./host";
 import type { ExtensionParams } from "./host";
 import { removeMasks } from "./masks";
-import { failed, lookAtStudy, startLive } from "./live";
+import { startLive } from "./live";
 import { commands, customizations, forgetKnown } from "./menus";
 import { Panel } from "./panel";
 import { captureReact } from "./react";
+import { failed, lookAtStudy } from "./refresh";
 import { loadSupport } from "./store";
 import { addStyle } from "./style";
 

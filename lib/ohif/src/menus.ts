@@ -6,7 +6,7 @@ import { displaySet, displaySets, notify, showPanel } from "./host";
 import { React } from "./react";
 import { get, subscribe } from "./store";
 import type { Target } from "./store";
-import { refresh } from "./live";
+import { refresh } from "./refresh";
 import type { Status } from "./types";
 import { stateOf } from "./words";
 

@@ -2,9 +2,9 @@
 import { AdapterSection } from "./adapter";
 import { Dialogs } from "./dialogs";
 import { ForgetSection } from "./forgetset";
-import { refresh } from "./live";
 import { Act, Fault, SignIn } from "./parts";
 import { React } from "./react";
+import { refresh } from "./refresh";
 import { RunSection } from "./runs";
 import { useStore } from "./store";
 import { StudySection } from "./study";

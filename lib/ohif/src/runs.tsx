@@ -2,12 +2,11 @@
 import { openDialog, showReport } from "./actions";
 import { address } from "./api";
 import { authorization } from "./host";
-import { RUN_NAMES } from "./live";
 import { Act } from "./parts";
 import { React } from "./react";
 import { useStore } from "./store";
 import type { Audit, Run } from "./types";
-import { NOT_ADMIN, duration, when } from "./words";
+import { NOT_ADMIN, RUN_NAMES, duration, when } from "./words";
 
 const FIGURES: [string, string][] = [
   ["loss", "Loss"],

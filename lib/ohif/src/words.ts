@@ -43,6 +43,11 @@ export const TONES: Record<RequestState, "plain" | "warn" | "good" | "bad"> = {
   purged: "good",
 };
 
+export const RUN_NAMES: Record<string, string> = {
+  unlearn: "Unlearning", plan: "Dry run", site_adapt: "Adapting", train: "Training", audit: "Audit",
+  restore: "Restoring", purge: "Purging", meta_train: "Meta-training",
+};
+
 const LEVELS: readonly Level[] = ["none", "hidden", "unlearned", "retrained"];
 
 /** Whether an unlearning of this request runs now. */
