@@ -168,8 +168,39 @@ def test_what_is_in_work_is_said_to_run_only_while_it_does(panel: Panel) -> None
         "elsewhere": "another model still knows it",
         "refused": "tried, not forgotten",  # by an audit, a failure or a person who stopped it
         "fulfilled": "forgotten, restorable",
-        "as_asked": "only hidden, restorable",
+        "as_asked": "hidden, not forgotten",
     }
+
+
+def test_what_is_only_hidden_is_not_among_what_is_forgotten(panel: Panel) -> None:
+    """Its weights hold the study: where no more was asked for it was green, and forgotten."""
+    found = panel.does("""
+      const levels = {hidden: ["hidden", "hidden"], short: ["unlearned", "hidden"],
+        elsewhere: ["hidden", "hidden"], gone: ["unlearned", "unlearned"]};
+      set({requests: Object.entries(levels).map(([request_id, [needed, reached]]) => request(
+        1, ["hidden", "gone"].includes(request_id) ? "fulfilled" : "working",
+        {request_id, needed, reached}))});
+      const all = () => drawn(forgetset.ForgetSection());
+      const rows = (open) => {
+        store.setDraft("search-open", open);
+        const found = all().filter(n => n.props?.["data-cy"] === "sul-request");
+        return found.map(n => n.props["data-id"]);
+      };
+      const chips = all().filter(n => n.props?.["data-cy"] === "sul-chip");
+      const options = all().filter(n => n.type === "option");
+      say({
+        chips: chips.map(n => [n.props.className.split(" ")[1], text(n)]),
+        option: text(options.find(n => n.props.value === "hidden")),
+        hidden: rows("hidden"), forgotten: rows("fulfilled"), working: rows("working"),
+      });
+    """)
+    assert found["chips"] == [
+        ["warn", "hidden, not forgotten"], ["warn", "only hidden so far"],
+        ["warn", "another model still knows it"], ["good", "forgotten, restorable"],
+    ]  # fmt: skip
+    assert found["option"] == "hidden, not forgotten"
+    assert (found["hidden"], found["forgotten"]) == (["hidden", "short"], ["gone"])
+    assert found["working"] == ["elsewhere"]
 
 
 _VIEWER = """

@@ -6,7 +6,7 @@ import { useDraft, useStore } from "./store";
 import { whyNotWithdraw } from "./study";
 import type { ForgetRequest, Run } from "./types";
 import {
-  KINDS, NOT_ADMIN, REASONS, STATES, isUnlearned, lawOf, shortId, stateOf, when,
+  KINDS, NOT_ADMIN, REASONS, STATES, isUnlearned, lawOf, shortId, standingOf, stateOf, when,
 } from "./words";
 
 const FIRST = 10;
@@ -102,7 +102,7 @@ export function ForgetSection(): JSX.Element {
   const [open, setOpen] = useDraft("search-open");
   const [count, setCount] = React.useState(FIRST);
   const found = requests.filter(
-    (r) => (!open || r.state === open) && (!text.trim() || matches(r, text.trim(), runs)),
+    (r) => (!open || standingOf(r) === open) && (!text.trim() || matches(r, text.trim(), runs)),
   );
   const waiting = requests.filter((r) => r.state === "approved" || r.state === "working");
   const works = runs.some((r) => r.state === "running" && r.kind === "unlearn");
@@ -111,7 +111,7 @@ export function ForgetSection(): JSX.Element {
       <h2>Forget set <span className="soft">({total})</span></h2>
       <label>Search<input type="search" value={text} data-cy="sul-search" autoComplete="off"
         onChange={(e) => setText(e.target.value)} /></label>
-      <label>State<select value={open} onChange={(e) => setOpen(e.target.value)}>
+      <label>State<select value={open} data-cy="sul-state" onChange={(e) => setOpen(e.target.value)}>
         <option value="">all</option>
         {Object.entries(STATES).map(([key, words]) => <option key={key} value={key}>{words}</option>)}
       </select></label>

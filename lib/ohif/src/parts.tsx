@@ -3,7 +3,7 @@ import { address } from "./api";
 import { React } from "./react";
 import { useDraft, useStore } from "./store";
 import type { Cover } from "./types";
-import { TONES, stateOf } from "./words";
+import { TONES, standingOf, stateOf } from "./words";
 
 interface ActProps {
   label: string;
@@ -39,7 +39,7 @@ export function Chip({ about }: {
   about: Pick<Cover, "request_id" | "state" | "needed" | "reached">;
 }): JSX.Element {
   const words = useStore((s) => stateOf(about, s.runs));
-  return <span className={`sul-chip ${TONES[about.state]}`} data-cy="sul-chip">{words}</span>;
+  return <span className={`sul-chip ${TONES[standingOf(about)]}`} data-cy="sul-chip">{words}</span>;
 }
 
 interface FieldProps {

@@ -10,7 +10,10 @@ export const REASONS: Record<Reason, string> = {
   other: "Other (say which)",
 };
 
-export const STATES: Record<RequestState, string> = {
+/** What a request stands for: its state, or that it is only hidden, whatever its state. */
+export type Standing = RequestState | "hidden";
+
+export const STATES: Record<Standing, string> = {
   proposed: "proposed by the PACS",
   dismissed: "proposal dismissed",
   requested: "waits for approval",
@@ -18,6 +21,7 @@ export const STATES: Record<RequestState, string> = {
   withdrawn: "mark withdrawn",
   working: "not yet forgotten",
   refused: "tried, not forgotten",
+  hidden: "hidden, not forgotten",
   fulfilled: "forgotten, restorable",
   restored: "restored",
   purged: "erased for good",
@@ -30,13 +34,14 @@ export const KINDS: Record<Kind, string> = {
   structure: "structure",
 };
 
-export const TONES: Record<RequestState, "plain" | "warn" | "good" | "bad"> = {
+export const TONES: Record<Standing, "plain" | "warn" | "good" | "bad"> = {
   proposed: "warn",
   dismissed: "plain",
   requested: "warn",
   approved: "warn",
   withdrawn: "plain",
   working: "warn",
+  hidden: "warn",
   refused: "bad",
   fulfilled: "good",
   restored: "plain",
@@ -57,16 +62,25 @@ export const isUnlearned = (request_id: string, runs: readonly Run[]): boolean =
     return r.state === "running" && r.kind === "unlearn" && Array.isArray(ids) && ids.includes(request_id);
   });
 
-/** The state in words: what is in work may not run, and what is fulfilled may only be hidden. */
-export function stateOf(
-  about: Pick<ForgetRequest, "request_id" | "state" | "needed" | "reached">, runs: readonly Run[],
-): string {
-  if (about.state === "fulfilled" && about.reached === "hidden") return "only hidden, restorable";
-  if (about.state !== "working") return STATES[about.state];
+type About = Pick<ForgetRequest, "request_id" | "state" | "needed" | "reached">;
+
+const isShort = (about: About): boolean =>
+  LEVELS.indexOf(about.reached) < LEVELS.indexOf(about.needed);
+
+/** Outputs that hide a study leave it in the weights: fulfilled or not, it is not forgotten. */
+export function standingOf(about: About): Standing {
+  const { state } = about;
+  const hidden = about.reached === "hidden" &&
+    (state === "fulfilled" || (state === "working" && isShort(about)));
+  return hidden ? "hidden" : state;
+}
+
+/** The standing in words: what is in work may not run, or wait for another model. */
+export function stateOf(about: About, runs: readonly Run[]): string {
+  if (about.state !== "working") return STATES[standingOf(about)];
   if (isUnlearned(about.request_id, runs)) return "being unlearned";
   if (about.reached === "none") return STATES.working;
-  return LEVELS.indexOf(about.reached) < LEVELS.indexOf(about.needed)
-    ? `only ${about.reached} so far` : "another model still knows it";
+  return isShort(about) ? `only ${about.reached} so far` : "another model still knows it";
 }
 
 /** Which law's word applies to a request as it stands. */
