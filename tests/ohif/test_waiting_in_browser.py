@@ -30,6 +30,33 @@ def row(request: str, name: str = "") -> str:
     return f"[data-cy=sul-request][data-id='{request}']" + (f" [data-cy=sul-{name}]" * bool(name))
 
 
+def test_the_focus_stays_where_something_was_done(new_tab: Any, embedded: Site) -> None:
+    """Its button goes with its work; the focus fell to the page then."""
+    hospital, server = embedded
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        body = {"reason": "consent_withdrawn"}
+        one, other = (
+            client.put(f"/forget/studies/{p.study}", json=body).json()["request_id"]
+            for p in hospital.people[5:7]
+        )
+        tab = new_tab(server.url)
+        page = tab.page
+        tab.open(hospital.people[5].study)
+        for request, at in ((one, f"sul-request {one}"), (other, "sul-forget-set undefined")):
+            tab.see("request", id=request, state="requested")
+            if request == other:  # whose row goes from what is looked for
+                page.select_option("[data-cy=sul-state]", "requested")
+            page.focus(row(request, "approve"))
+            page.keyboard.press("Enter")
+            page.fill("[data-cy=sul-typed]", "approve")
+            page.focus("[data-cy=sul-confirm]")
+            page.keyboard.press("Enter")
+            tab.gone("dialog")
+            page.wait_for_selector(row(request, "approve"), state="detached")
+            page.wait_for_function(f"at => ({FOCUSED})() === at", arg=at)
+            client.delete(f"/forget/requests/{request}").raise_for_status()
+
+
 def test_what_waits_can_be_unlearned_and_a_purge_says_what_it_takes_along(
     new_tab: Any, embedded: Site
 ) -> None:

@@ -1,5 +1,6 @@
 // The dialogs. Each says in plain words what becomes of the data; what is grave asks for a word.
 import * as actions from "./actions";
+import { focusBack } from "./focus";
 import { useDraft, useStore } from "./store";
 import type { Dialog, Target } from "./store";
 import { Act, Fault, Field, SignIn } from "./parts";
@@ -18,8 +19,8 @@ interface FrameProps {
 /** A native modal dialog: in front of everything, with Escape and a closed round of Tab. */
 function Frame({ title, says = [], children, wide }: FrameProps): JSX.Element {
   const ref = React.useRef<HTMLDialogElement>(null);
+  const before = React.useRef(document.activeElement as HTMLElement | null); // autoFocus moves it
   React.useEffect(() => {
-    const before = document.activeElement as HTMLElement | null; // showModal moves it
     const element = ref.current;
     if (element && !element.open) element.showModal();
     // a menu of the host that still fades would take Escape from the browser, which closes for us
@@ -27,8 +28,7 @@ function Frame({ title, says = [], children, wide }: FrameProps): JSX.Element {
     window.addEventListener("keydown", own, true);
     return () => {
       window.removeEventListener("keydown", own, true);
-      const there = before?.isConnected && before !== document.body;
-      (there ? before : document.querySelector<HTMLElement>(".sul"))?.focus();
+      focusBack(before.current);
     };
   }, []);
   return (

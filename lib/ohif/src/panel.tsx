@@ -1,6 +1,7 @@
 // The panel "Forget & adapt".
 import { AdapterSection } from "./adapter";
 import { Dialogs } from "./dialogs";
+import { keepFocus } from "./focus";
 import { ForgetSection } from "./forgetset";
 import { Act, Fault, SignIn } from "./parts";
 import { React } from "./react";
@@ -54,6 +55,7 @@ function Content(): JSX.Element {
   const ref = React.useRef<HTMLDivElement>(null);
   const [theme, setTheme] = React.useState("dark");
   React.useEffect(() => setTheme(themeOf(ref.current)), []);
+  React.useEffect(() => (ref.current ? keepFocus(ref.current) : undefined), []);
   return (
     <div className="sul" ref={ref} tabIndex={-1} data-theme={theme} data-cy="sul-panel"
       onKeyDown={(e) => e.stopPropagation() /* the viewer's own keys would swallow Enter */}>
