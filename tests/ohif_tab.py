@@ -25,6 +25,8 @@ FITS = """() => {
     if (own.width && !e.closest('.sul-hidden') && own.right > around.right + 1)
       found.push(e.outerHTML.slice(0, 90));
   }
+  for (let e = panel?.parentElement; e && e !== document.body; e = e.parentElement)
+    if (e.scrollHeight > e.clientHeight + 1) found.push('the host scrolls around the panel');
   const at = document.querySelector('dialog.sul-dialog')?.getBoundingClientRect();
   if (at && Math.min(at.left, at.top, innerWidth - at.right, innerHeight - at.bottom) < 0)
     found.push('the dialog leaves the page');

@@ -307,6 +307,22 @@ def test_a_run_that_ended_unseen_is_told(panel: Panel) -> None:
     assert (found["left"], found["said"]) == (0, "Unlearning: cancelled. stopped")
 
 
+@pytest.mark.parametrize("kind", ["restore", "purge", "unlearn"])
+def test_the_end_of_a_run_does_not_replace_what_its_order_was_answered(
+    panel: Panel, kind: str
+) -> None:
+    """A purge that took seconds lost the list of places that are still open."""
+    found = panel.does(f"""
+      answers["runs"] = () => [run("01", "running", {{kind: "{kind}"}})];
+      await refresh.refresh();
+      set({{said: "Destroyed for good: v0001. Still to be looked at: labels"}});
+      answers["runs"] = () => [run("01", "done", {{kind: "{kind}"}})];
+      await refresh.refresh();
+      say(get().said);
+    """)
+    assert ("Still to be looked at" in found) == (kind != "unlearn")
+
+
 def test_an_older_plan_does_not_replace_a_newer(panel: Panel) -> None:
     """Nor one that comes when the dialog was left for another."""
     found = panel.does("""

@@ -147,7 +147,7 @@ function Lost({ request }: { request: ForgetRequest }): JSX.Element {
   if (!found) return <Asking again={look} />;
   return (
     <div data-cy="sul-lost">
-      <p className="words">Destroyed: the key, {found.destroyed.join(", ") || "no version"}.</p>
+      <p className="words">To be destroyed: the key, {found.destroyed.join(", ") || "no version"}.</p>
       {found.requests.length ? (
         <React.Fragment>
           <p className="bad words">{words.LOSING}</p>
@@ -264,7 +264,7 @@ function UnlearnDialog({ requests, restore = "" }: {
         Quick audit: fewer and shorter attacks; the report says what is left out
       </label>
       {plan && !asking ? (
-        <ul className="soft" data-cy="sul-plan">
+        <ul className="soft sul-plan" data-cy="sul-plan">
           {plan.lines.map((line, i) => <li key={i} className="words">{line}</li>)}
         </ul>
       ) : <Asking again={look} />}

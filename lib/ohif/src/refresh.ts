@@ -164,6 +164,9 @@ const ENDS: Record<string, "success" | "warning" | "error" | "info"> = {
   done: "success", refused: "warning", failed: "error", interrupted: "error", cancelled: "info",
 };
 
+/** The answer to the order says more of these, such as which places a purge leaves open. */
+const ANSWERED = new Set(["restore", "purge"]);
+
 /** Takes runs that the server told of, and says which have ended. */
 export function takeRuns(runs: Run[]): void {
   const before = new Map(get().runs.map((r) => [r.run_id, r]));
@@ -178,7 +181,7 @@ export function takeRuns(runs: Run[]): void {
       ended = true;
       const words = `${RUN_NAMES[run.kind] ?? run.kind}: ${run.state}. ${run.message}`;
       notify(ENDS[run.state] ?? "info", words);
-      set({ said: words });
+      if (!ANSWERED.has(run.kind)) set({ said: words });
     }
   }
   const merged = new Map([...before, ...runs.map((r) => [r.run_id, r] as const)]);

@@ -82,7 +82,7 @@ function AuditLine({ audit }: { audit: Audit }): JSX.Element {
     <li className="sul-row" data-cy="sul-audit" data-audit={audit.audit_id} data-outcome={audit.outcome}>
       <p className="words"><strong className={tone}>{words}</strong></p>
       <p className="soft words">
-        {audit.original} → {audit.candidate}, {audit.persons} people, reached: {audit.reached},
+        {audit.original} → {audit.candidate}, {audit.persons} {audit.persons === 1 ? "person" : "people"}, reached: {audit.reached},
         needed: {audit.needed}; {when(audit.created)}
       </p>
       {audit.message ? <p className="words">{audit.message}</p> : null}

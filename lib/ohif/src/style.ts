@@ -5,7 +5,7 @@ const RULES = `
 color:var(--fg);font:13px/1.45 Inter,system-ui,sans-serif;text-align:left}
 .sul[data-theme=light],.sul-dialog[data-theme=light]{--bg:#fff;--card:#f2f4fa;--field:#fff;--line:#8790b5;
 --fg:#14172b;--soft:#454b6b;--accent:#0b5a8a;--accent-fg:#fff;--good:#0b6b35;--warn:#7a4d00;--bad:#a3150f}
-.sul{background:var(--bg);height:100%;overflow-y:auto;padding:6px;box-sizing:border-box}
+.sul{background:var(--bg);height:100%;overflow-y:auto;padding:6px;position:relative;box-sizing:border-box}
 .sul *,.sul-dialog *{box-sizing:border-box}
 .sul section{background:var(--card);border:1px solid var(--line);border-radius:6px;margin:0 0 8px;padding:8px}
 .sul h2,.sul-dialog h2{font-size:14px;font-weight:600;margin:0 0 6px}
@@ -28,6 +28,7 @@ cursor:pointer;display:inline-block;font:inherit;font-size:12px;margin:2px 4px 2
 .sul label,.sul-dialog label{display:block;font-size:12px;margin:6px 0 2px}
 .sul fieldset{border:1px solid var(--line);border-radius:4px;margin:4px 0;padding:2px 8px}
 .sul label.inline,.sul-dialog label.inline{display:block;margin:4px 0}
+.sul input[type=checkbox],.sul input[type=radio],.sul-dialog input[type=checkbox]{margin:0;vertical-align:-2px}
 .sul input[type=text],.sul input[type=search],.sul select,.sul textarea,.sul-dialog input[type=text],.sul-dialog select,.sul-dialog textarea{
 background:var(--field);border:1px solid var(--line);border-radius:4px;color:var(--fg);font:inherit;padding:4px 6px;width:100%}
 .sul textarea,.sul-dialog textarea{min-height:44px;resize:vertical}
@@ -44,6 +45,7 @@ background:var(--field);border:1px solid var(--line);border-radius:4px;color:var
 .sul-dialog::backdrop{background:rgba(0,0,0,.6)}
 .sul-dialog.wide{max-width:min(1000px,96vw)}
 .sul-dialog iframe{background:#fff;border:0;height:74vh;width:100%}
+.sul-dialog .sul-plan li{margin:0 0 3px}
 .sul-dialog ol{list-style:disc;margin:0 0 6px;padding-left:18px}
 .sul-dialog .ends{border-top:1px solid var(--line);margin-top:10px;padding-top:8px;text-align:right}
 .sul-hidden{clip-path:inset(50%);height:1px;overflow:hidden;position:absolute;width:1px}
