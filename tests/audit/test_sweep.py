@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,90 @@ def test_copies_that_are_not_in_the_cache_are_open(tmp_path: Path) -> None:
         "audits/a/report.html": "open",
         "audits/c/report.html": "open",  # nobody can say
     }
+
+
+@pytest.mark.parametrize(
+    ("mine", "base", "state"),
+    [
+        (True, "without", "open"),  # it learned from the studies itself
+        (False, "without", "replaced"),
+        (False, "saw", "open"),
+        (False, "neither", "absent"),
+        (None, "without", "open"),  # nobody can say
+    ],
+)
+def test_a_site_adapter_is_told_by_its_support_and_its_base(
+    tmp_path: Path, mine: bool | None, base: str, state: str
+) -> None:
+    folder = tmp_path / "sites" / "segmentation" / "a0001"
+    digest = put(folder / "adapter.safetensors")
+    if mine is not None:
+        support = [PSEUDONYMS.of(UID if mine else "1.2.999")]
+        put(
+            folder / "about.json",
+            json.dumps({"base": base, "about": {"support": support}}).encode(),
+        )
+    found = [p for p in look(tmp_path, {"saw"}, {"without"}) if p.kind == "site adapter"]
+    assert [p.state for p in found] == [state]
+    if state == "absent":  # unless it was itself made from them
+        found = [p for p in look(tmp_path, {digest}) if p.kind == "site adapter"]
+        assert [p.state for p in found] == ["open"]
+
+
+def test_a_generator_is_told_by_the_digest_of_its_weights(tmp_path: Path) -> None:
+    registry = VersionRegistry(tmp_path / "replay" / "segmentation")
+    digests = []
+    for name in (b"saw it", b"never", b"exchanged", b"destroyed"):
+        put(tmp_path / "w.safetensors", name)
+        info = registry.publish(
+            tmp_path / "w.safetensors", {}, parent_sha256=None, run_id=name.hex()
+        )
+        digests.append(info.sha256)
+    (tmp_path / "w.safetensors").unlink()
+    put(registry.get("v0003").weights, b"something else")
+    registry.get("v0004").weights.unlink()
+    places = look(tmp_path, {digests[0], digests[3]})
+    found = {p.where[-5:]: p.state for p in places if p.kind == "generator"}
+    assert found == {"v0001": "open", "v0002": "absent", "v0003": "open", "v0004": "absent"}
+
+
+def test_names_are_found_and_hidden_whole(tmp_path: Path) -> None:
+    """A series' UID often begins with its study's; a cache may carry a pseudonym instead."""
+    series = f"{UID}.1"
+    pseudonym = PSEUDONYMS.of(series)
+    put(tmp_path / "cache" / f"{series}.nii.gz")
+    put(tmp_path / "labels" / f"{pseudonym}.nii.gz")
+    places = sweep(tmp_path, [UID, series], set(), PSEUDONYMS)
+    assert states([p for p in places if p.state != "absent"]) == {
+        f"cache/{pseudonym}.nii.gz": "open",
+        f"labels/{pseudonym}.nii.gz": "open",
+    }
+
+
+def test_only_published_versions_are_no_loose_weights(tmp_path: Path) -> None:
+    saw, without = (
+        put(tmp_path / "runs" / "versions" / f"{name}.pt", name.encode()) for name in "ab"
+    )
+    put(tmp_path / "models" / "segmentation" / "spare.pt", b"c")
+    places = [p for p in look(tmp_path, {saw}, {without}) if p.kind == "weights"]
+    assert states(places) == {
+        "runs/versions/a.pt": "open",
+        "runs/versions/b.pt": "replaced",
+        "models/segmentation/spare.pt": "open",
+    }
+    words = {p.where: p.words for p in places}
+    assert "that saw the studies" in words["runs/versions/a.pt"]
+    assert "of unknown origin" in words["models/segmentation/spare.pt"]
+
+
+@pytest.mark.parametrize(("named", "state"), [(True, "open"), (False, "absent"), (None, "open")])
+def test_an_index_is_open_unless_it_names_none_of_them(
+    tmp_path: Path, named: bool | None, state: str
+) -> None:
+    put(tmp_path / "archive-index" / "index.db")
+    holds = None if named is None else lambda path, identifiers: named and UID in identifiers
+    places = sweep(tmp_path, {UID}, set(), PSEUDONYMS, index_holds=holds)
+    assert [p.state for p in places if p.kind == "archive index"] == [state]
 
 
 def test_a_cleaned_home_is_clean(tmp_path: Path) -> None:

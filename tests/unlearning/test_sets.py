@@ -24,6 +24,9 @@ def test_a_person_belongs_to_one_set() -> None:
     with pytest.raises(InvalidInputError, match="divided by person") as caught:
         UnlearningSets(CONFIG, forget=(one,), retain=(sibling,))
     assert one.person not in str(caught.value)
+    for other in ({"forget": (one,)}, {"retain": (one,)}):
+        with pytest.raises(InvalidInputError, match=r"1 person.*calibration set"):
+            UnlearningSets(CONFIG, calibration=(sibling,), **other)
     assert UnlearningSets(CONFIG, forget=(one, sibling)).forget
 
 
