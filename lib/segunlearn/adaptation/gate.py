@@ -85,18 +85,16 @@ def leave_one_out(
     return LeaveOneOut(tuple(found), tuple(base[p] for p in persons))
 
 
-def gate(loo: LeaveOneOut, margin: float = 0.0) -> tuple[bool, str]:
+def gate(loo: LeaveOneOut) -> tuple[bool, str]:
     """Decide whether an adapter is adopted, and say why.
 
     Parameters
     ----------
     loo
         See ``leave_one_out``.
-    margin
-        Dice by which the mean may fall below the base's.
     """
     means = loo.means
-    adopted = means["adapted"] >= means["base"] - margin
+    adopted = means["adapted"] >= means["base"]
     figures = (
         f"on {len(loo.base)} people, each left out once, Dice is {means['adapted']:.3f} with the "
         f"adapter and {means['base']:.3f} with the base"
