@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -240,6 +241,9 @@ def test_fulfilled_means_reached_is_at_least_needed(forget_set: ForgetSet) -> No
         forget_set.set_needed(request.request_id, "retrained", actor="root")
     with pytest.raises(ConflictError, match="cannot fall"):
         forget_set.set_reached(request.request_id, "none", actor="root")
+    for change in (forget_set.set_reached, forget_set.set_needed):
+        with pytest.raises(InvalidInputError, match="'erased' is no level"):
+            change(request.request_id, "erased", actor="root")
     better = forget_set.set_reached(request.request_id, "retrained", actor="root")
     assert better.reached == "retrained"
     restored = forget_set.transition(request.request_id, "restored", actor="root")
@@ -260,6 +264,32 @@ def test_never_trained_on(forget_set: ForgetSet, store: Store) -> None:
         with pytest.raises(ConflictError, match="a recorded run used it"):
             forget_set.transition(used.request_id, "fulfilled", actor="root")
         assert forget_set.get(used.request_id).state == "approved"
+
+
+@pytest.mark.parametrize(("issuer", "used"), [("A", True), ("B", True), ("", True), ("C", False)])
+def test_one_image_of_the_patient_is_enough_to_have_been_trained_on(
+    forget_set: ForgetSet, store: Store, issuer: str, used: bool
+) -> None:
+    """Whatever else bears the same number; without an issuer nobody can say that it is another."""
+    cases = [(f"8.{n}", "8", f"P8^^^{name}", "train") for n, name in enumerate("AB")]
+    Ledger(store).append(ledger_entry(1, cases=cases))
+    request = mark(forget_set, "patient", "P8", issuer=issuer)
+    forget_set.approve(request.request_id, actor="root")
+    with pytest.raises(ConflictError) if used else nullcontext():
+        forget_set.transition(request.request_id, "fulfilled", actor="root")
+    assert forget_set.get(request.request_id).state == ("approved" if used else "fulfilled")
+
+
+@pytest.mark.parametrize(("model", "used"), [("segmentation", True), ("", True), ("other", False)])
+def test_a_structure_was_trained_on_by_every_run_of_its_model(
+    forget_set: ForgetSet, store: Store, model: str, used: bool
+) -> None:
+    Ledger(store).append(ledger_entry(1))
+    request = mark(forget_set, "structure", "liver", model=model)
+    forget_set.approve(request.request_id, actor="root")
+    with pytest.raises(ConflictError) if used else nullcontext():
+        forget_set.transition(request.request_id, "fulfilled", actor="root")
+    assert forget_set.get(request.request_id).state == ("approved" if used else "fulfilled")
 
 
 def test_never_trained_on_waits_for_a_run_that_began_before(
