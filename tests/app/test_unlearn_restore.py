@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from audit_home import MODEL, Site, site_in
-from segunlearn.app import unlearn_run
+from segunlearn.app import checkpoints, unlearn_run
 from segunlearn.app.audit_files import Audits
 from segunlearn.app.unlearn_finish import Finisher
 from segunlearn.app.unlearn_order import UnlearnOrder
@@ -128,7 +128,18 @@ def test_a_purge_after_it_leaves_nothing_that_knows_it(site: Site) -> None:
     first, second = forgotten_in_turn(site)
     old = {site.registry.get(v).sha256 for v in ("v0001", "v0002")}
     restored(site, first)
+    # what a stopped training left and nobody has deleted, and what is made again when it is needed
+    run_id = site.records.runs.start("train", MODEL, {})
+    site.records.runs.finish(run_id, "cancelled")
+    left = site.home.runs / run_id
+    left.mkdir(parents=True)
+    checkpoints.note(left, site.cases, site.records.pseudonyms)
+    copies = [left / "best.safetensors", site.home.cache / "a.npy", site.home.audits / "work" / "b"]
+    for path in copies:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
     found = Undo(site.home, site.records, MODEL, "test").purge(second)
+    assert not [path.name for path in copies if path.exists()]
     assert (found["destroyed"], found["requests"]) == (["v0001", "v0002"], [])
     assert served(site) == "v0004"
     assert not old & open_weights(site)
