@@ -77,8 +77,9 @@ def test_another_key_or_kind_is_refused() -> None:
     other = Ed25519PrivateKey.generate()
     with pytest.raises(IntegrityError):
         verify(ENVELOPE, other.public_key())
-    with pytest.raises(IntegrityError, match="not the statement of an audit"):
-        verify(sign({**STATEMENT, "predicateType": "other"}, KEY), KEY.public_key())
+    for kind in ("_type", "predicateType"):
+        with pytest.raises(IntegrityError, match="not the statement of an audit"):
+            verify(sign({**STATEMENT, kind: "other"}, KEY), KEY.public_key())
     swapped = ENVELOPE.replace(PAYLOAD_TYPE.encode(), b"text/plain")
     with pytest.raises(IntegrityError, match="another kind"):
         verify(swapped, KEY.public_key())

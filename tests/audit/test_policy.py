@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -152,6 +153,21 @@ def test_only_memory_of_the_original_shows_that_an_audit_can_see_it(
     found = judge(original, original, REFERENCES, "full", Policy(), RELEARNING)
     reasons = void(found, REFERENCES, lambda *_: [])
     assert [("memory" in reason) for reason in reasons] == ([] if seen else [True])
+
+
+def test_an_audit_that_refuses_a_model_that_never_saw_anybody_is_void() -> None:
+    seen = judged(ORIGINAL)
+    three = [*REFERENCES, CLEAN]
+
+    def only_the_first(left_out: ModelFigures, others: Sequence[ModelFigures]) -> list[Finding]:
+        assert [left_out in others, len(others)] == [False, 2]
+        return seen if left_out is three[0] else judged(CLEAN)
+
+    (reason,) = void(seen, three, only_the_first)
+    assert "A model that never saw the studies fails 'Level on the forgotten people', " in reason
+    assert "'Quality on unseen people'" not in reason, "which passes"
+    assert void(seen, three, lambda *_: judged(CLEAN)) == ()
+    assert void(seen, REFERENCES, lambda *_: seen) == (), "too few to leave one out"
 
 
 def test_one_person_is_too_few_and_the_report_says_so() -> None:
