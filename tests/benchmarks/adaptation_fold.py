@@ -49,6 +49,8 @@ class Training:
         Outer steps of MAML without a generator, which is reported beside.
     batch
         Patches of a joint step; a virtual site changes four together.
+    start_norm
+        Of the generator's training; see ``MetaSettings``. Chosen on sites of another seed.
     virtual
         Sites that episodes are seen as; a joint step takes their looks without their labels.
     """
@@ -59,6 +61,7 @@ class Training:
     generator_times: int = 5
     alone: int = 300
     batch: int = 16
+    start_norm: float = 0.5
     maml: MamlSettings = _MAML
     virtual: VirtualSettings = field(default_factory=VirtualSettings)
 
@@ -69,6 +72,7 @@ class Training:
             iterations=self.iterations,
             generator_times=self.generator_times,
             stepped_learning_rate=3e-3,
+            start_norm=self.start_norm,
             episodes=EpisodeSettings(virtual=self.virtual, seed=seed),
             maml=self.maml,
         )

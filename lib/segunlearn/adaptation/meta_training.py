@@ -20,6 +20,7 @@ from segunlearn.adaptation.generator import Generator, film_layers, film_loss, m
 from segunlearn.adaptation.inner import InnerSet, Weights, loss_with, refuse_batch_normalisation
 from segunlearn.adaptation.maml import LearnedRates, MamlLearner, MamlSettings, stepped_loss
 from segunlearn.adaptation.meta_model import MetaModel
+from segunlearn.adaptation.plasticity import rescaled
 from segunlearn.adaptation.task_loss import Batch
 from segunlearn.errors import CancelledError, InvalidInputError, SegUnlearnError
 from segunlearn.networks import ModelConfig
@@ -70,6 +71,9 @@ class MetaSettings:
     train_network
         Whether the generator's training changes the network too. False: adapters by the generator
         change normalisation layers alone and stay small.
+    start_norm
+        Norm that convolutions before a normalisation have when the generator's training begins,
+        see ``plasticity.rescaled``; None: as joint training left them.
     unstepped
         Weight of the loss before any step in ``"generator+maml"``: the generator stays good alone.
     checkpoint_every
@@ -88,6 +92,7 @@ class MetaSettings:
     stepped_learning_rate: float = 1e-3
     gradient_clip: float = 10.0
     train_network: bool = True
+    start_norm: float | None = None
     unstepped: float = 0.5
     checkpoint_every: int = 50
     maml: MamlSettings = field(default_factory=MamlSettings)
@@ -103,6 +108,13 @@ class MetaSettings:
         )  # fmt: skip
         if faults := [f"{name} must be > 0" for name in positive if not getattr(self, name) > 0]:
             raise InvalidInputError(f"meta-training settings: {'; '.join(faults)}.")
+        if self.start_norm is not None and not 0 < self.start_norm < math.inf:
+            raise InvalidInputError("meta-training settings: start_norm must be > 0.")
+        if self.start_norm is not None and not self.train_network:
+            raise InvalidInputError(
+                "start_norm changes the network's weights, and train_network=False fixes them. "
+                "Give one of both."
+            )
         if self.unstepped < 0:
             raise InvalidInputError("meta-training settings: unstepped must be >= 0.")
         if "generator+maml" in self.learn and self.maml.order == "reptile":
@@ -313,8 +325,9 @@ def _learner(
     elif name == "maml":
         learner = MamlLearner(copy_of(network), settings.maml)
     else:
-        train_network = settings.train_network
-        learner = GeneratorLearner(copy_of(network), config, train_network=train_network)
+        norm, train_network = settings.start_norm, settings.train_network
+        mine = copy_of(network) if norm is None else rescaled(network, norm)
+        learner = GeneratorLearner(mine, config, train_network=train_network)
     return learner.to(device_of(network))
 
 
