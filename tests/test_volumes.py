@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import nibabel as nib
+import nrrd
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -123,6 +124,32 @@ def test_bad_files_are_refused_with_a_sentence(tmp_path: Path) -> None:
         read_volume(tmp_path / "fractions.nii.gz", label=True)
     with pytest.raises(InvalidInputError, match="ending"):
         write_volume(fractions, tmp_path / "out.png")
+
+
+@pytest.mark.parametrize("unit", ["meter", "mm", "micron", "unknown"])
+def test_nifti_in_other_units_lies_where_itk_puts_it(tmp_path: Path, unit: str) -> None:
+    image = nib.Nifti1Image(np.zeros((4, 5, 6), np.float32), oblique_affine())
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "a.nii")
+    volume = read_volume(tmp_path / "a.nii")
+    itk = sitk.ReadImage(str(tmp_path / "a.nii"))
+    np.testing.assert_allclose(volume.spacing, itk.GetSpacing(), rtol=1e-5)
+    origin = np.array(itk.GetOrigin()) * [-1, -1, 1]
+    np.testing.assert_allclose(volume.affine[:3, 3], origin, rtol=1e-5)
+
+
+def test_nrrd_in_other_units_is_refused(tmp_path: Path) -> None:
+    directions = np.diag([0.1, 0.1, 0.3])
+    for unit in ("mm", "cm"):
+        header = {
+            "space": "left-posterior-superior",
+            "space directions": directions,
+            "space units": [unit] * 3,
+        }
+        nrrd.write(str(tmp_path / f"{unit}.nrrd"), np.zeros((4, 5, 6), np.int16), header)
+    assert read_volume(tmp_path / "mm.nrrd").spacing == pytest.approx((0.1, 0.1, 0.3))
+    with pytest.raises(InvalidInputError, match="in cm"):
+        read_volume(tmp_path / "cm.nrrd")
 
 
 def test_a_grid_without_a_place_is_refused() -> None:

@@ -17,6 +17,10 @@ from segunlearn.volume_bounds import check_claim, check_nrrd
 #: File endings that are read and written, longest first.
 SUFFIXES = (".nii.gz", ".nii", ".nrrd")
 
+#: Millimetres of the spatial unit in NIfTI's ``xyzt_units``: metres, micrometres. Others count as
+#: millimetres, as in ITK.
+_MM = {1: 1e3, 3: 1e-3}
+
 #: A stack that leans less than this (tangent), or is shifted less than this in all (mm), counts as
 #: upright for readers that know no shear.
 LEAN, LEAN_MM = 0.01, 0.05
@@ -147,6 +151,8 @@ def read_volume(path: Path, *, label: bool = False, modality: str = "OT") -> Vol
             _check_nifti(path, image)
             array = np.asanyarray(image.dataobj)  # type: ignore[attr-defined]
             affine = np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
+            unit = int(image.header["xyzt_units"]) & 7  # type: ignore[index]
+            affine[:3] *= _MM.get(unit, 1.0)
         elif path.name.endswith(".nrrd"):
             array, affine = _read_nrrd(path)
         else:
@@ -196,6 +202,11 @@ def _read_nrrd(path: Path) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.floa
         header = nrrd.read_header(file)
         check_nrrd(path, header, file)
         array = nrrd.read_data(header, file)
+    units = {str(u).strip('" ') for u in header.get("space units", ())} - {"", "mm"}
+    if units:
+        raise InvalidInputError(
+            f"{path.name}: its grid is in {', '.join(sorted(units))}. Write it in mm."
+        )
     directions = header.get("space directions")
     if directions is None:
         directions = np.diag(np.asarray(header.get("spacings", [1.0] * array.ndim), dtype=float))

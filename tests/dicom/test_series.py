@@ -206,6 +206,7 @@ def test_localizer() -> None:
     mixed = [axial.datasets[0], sagittal.datasets[0]]
     for ds in mixed:
         ds.SeriesInstanceUID = axial.datasets[0].SeriesInstanceUID
+        ds.FrameOfReferenceUID = axial.datasets[0].FrameOfReferenceUID
         ds.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
     assert "is a localizer and mixes 2 orientations" in refused(mixed)
 
@@ -249,7 +250,42 @@ def test_sizes_spacings_and_series_must_agree() -> None:
     spaced = make_series()
     spaced.datasets[0].PixelSpacing = [1, 1]
     assert "different PixelSpacing" in refused(spaced.datasets)
-    assert "other series" in refused([*make_series().datasets, *make_series().datasets])
+    assert "images of 2 series" in refused([*make_series().datasets, *make_series().datasets])
+
+
+@pytest.mark.parametrize(
+    ("keyword", "values", "words"),
+    [
+        ("PatientID", ("A-1", "B-2"), "images of 2 patients"),
+        ("FrameOfReferenceUID", ("1.2.3", "1.2.4"), "2 frames of reference"),
+        ("Modality", ("CT", "MR"), "2 modalities"),
+    ],
+)
+def test_a_series_is_of_one_patient_place_and_kind(
+    keyword: str, values: tuple[str, str], words: str
+) -> None:
+    """PS3.3 A.1.2: a series has one of each, so one of two images lies in a wrong series."""
+    source = make_series()
+    for i, ds in enumerate(source.datasets):
+        setattr(ds, keyword, values[i == 2])
+    message = refused(source.datasets)
+    assert words in message
+    assert "B-2" not in message
+
+
+def test_padding_and_empty_values_make_no_other_patient() -> None:
+    source = make_series()
+    for ds, value in zip(source.datasets, ("A-1", "A-1 ", "", "A-1", "A-1"), strict=True):
+        ds.PatientID = value
+    assert_shows(source.datasets, source)
+
+
+def test_values_in_the_upper_bits_are_refused() -> None:
+    """PS3.5 8.1.1 wants BitsStored - 1, earlier editions did not; pydicom does not shift."""
+    source = make_series()
+    for ds in source.datasets:
+        ds.BitsStored, ds.HighBit = 12, 15
+    assert "HighBit 15 with 12 bits stored" in refused(source.datasets)
 
 
 def test_single_slice_needs_a_thickness() -> None:

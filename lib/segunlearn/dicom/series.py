@@ -44,6 +44,14 @@ _NOT_IMAGES = {
     "1.2.840.10008.5.1.4.1.1.4.2": "MR spectroscopy",
 }
 
+#: What all instances of a series share (PS3.3 A.1.2); an instance without it says nothing.
+_SHARED = (
+    ("SeriesInstanceUID", "series", "Give one."),
+    ("PatientID", "patients", "One of them is in a wrong series: export it again."),
+    ("FrameOfReferenceUID", "frames of reference", "Send each as a series of its own."),
+    ("Modality", "modalities", "Send each as a series of its own."),
+)
+
 #: Attributes that explain why a series shows one position several times.
 _TEMPORAL = (
     ("EchoTime", "echo times"),
@@ -196,9 +204,10 @@ def _without_copies(datasets: Sequence[Dataset]) -> list[int]:
 
 
 def _check_images(datasets: Sequence[Dataset]) -> None:
-    series = {str(d.get("SeriesInstanceUID", "")) for d in datasets}
-    if len(series) > 1:
-        raise refuse(datasets, f"was given with {len(series) - 1} other series", "Give one.")
+    for keyword, words, then in _SHARED:
+        values = {str(d.get(keyword, "") or "").strip() for d in datasets} - {""}
+        if len(values) > 1:
+            raise refuse(datasets, f"holds images of {len(values)} {words}", then)
     for dataset in datasets:
         kind = _NOT_IMAGES.get(str(dataset.get("SOPClassUID", "")))
         if kind is not None:
@@ -211,6 +220,13 @@ def _check_images(datasets: Sequence[Dataset]) -> None:
             "MONOCHROME2",
         ):
             raise refuse(datasets, f"is in colour ({photometric})", "Choose the grey-value series.")
+        stored, high = dataset.get("BitsStored"), dataset.get("HighBit")
+        if stored and high is not None and int(high) != int(stored) - 1:
+            raise refuse(
+                datasets,
+                f"stores values in the upper bits (HighBit {high} with {stored} bits stored)",
+                "Export it again.",
+            )
         if dataset.get("ModalityLUTSequence"):
             raise refuse(
                 datasets, "stores values through a modality lookup table", "Export it rescaled."
