@@ -93,6 +93,13 @@ class Masks:
         except ValueError:
             return Overlaps()  # submitting says why
 
+    def outside(self, node: Any, volume: Any) -> Mapping[str, int]:
+        """Count the voxels of segments that lie outside the image, by name."""
+        try:
+            return segmentation.outside(self._scene(), node, volume)
+        except ValueError:
+            return {}  # submitting says why
+
     def submit(
         self, node: Any, volume: Any, image: str, client: str, told: Overlaps,
         order: Sequence[str],

@@ -115,6 +115,8 @@ def found_segmentation(scene: Any, volume: Any) -> Any:
     return None
 
 
+#: Of a voxel's width: a place on the image's edge lies in it.
+_ROUNDING = 0.01
 #: Attribute of the segmentations that this module made.
 _OURS = "SegUnlearn.Mask"
 
@@ -154,6 +156,37 @@ def _label_map(scene: Any, node: Any, volume: Any, ids: Iterable[str]) -> Iterat
         yield label_map
     finally:
         _remove(scene, label_map)
+
+
+def outside(scene: Any, node: Any, volume: Any) -> dict[str, int]:
+    """Count the voxels of segments, by name, that lie outside the volume: no label holds them.
+
+    Raises
+    ------
+    ValueError
+        They cannot be made a label map.
+    """
+    ids = ids_of(node)
+    found: dict[str, int] = {}
+    with _label_map(scene, node, None, ids) as label_map:
+        image = label_map.GetImageData()
+        if image is None or not image.GetNumberOfPoints():
+            return found  # all of them are empty
+        array = slicer.util.arrayFromVolume(label_map)
+        places = np.argwhere(array)
+        values = array[tuple(places.T)]
+        there, back = vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()
+        label_map.GetIJKToRASMatrix(there)
+        volume.GetRASToIJKMatrix(back)
+        matrix = _array(back) @ _array(there)
+        ijk = places[:, ::-1] @ matrix[:3, :3].T + matrix[:3, 3]
+        edge = np.array(volume.GetImageData().GetDimensions()) - 0.5
+        out = ((ijk < -0.5 - _ROUNDING) | (ijk > edge + _ROUNDING)).any(axis=1)
+        for place, segment_id in enumerate(ids, start=1):
+            name = str(node.GetSegmentation().GetSegment(segment_id).GetName())
+            if voxels := int((out & (values == place)).sum()):
+                found[name] = found.get(name, 0) + voxels
+    return found
 
 
 def label_map_of(
@@ -241,13 +274,17 @@ def _remove(scene: Any, label_map: Any) -> None:
     scene.RemoveNode(label_map)
 
 
+def _array(matrix: Any) -> Any:
+    return np.array([[matrix.GetElement(i, j) for j in range(4)] for i in range(4)])
+
+
 def _same_grid(one: Any, other: Any) -> bool:
     matrices = []
     for node in (one, other):
         matrix = vtk.vtkMatrix4x4()
         node.GetIJKToRASMatrix(matrix)
-        matrices.append([matrix.GetElement(i, j) for i in range(4) for j in range(4)])
-    close = all(abs(a - b) < 1e-3 for a, b in zip(*matrices, strict=True))
+        matrices.append(_array(matrix))
+    close = bool((np.abs(matrices[0] - matrices[1]) < 1e-3).all())
     return close and one.GetImageData().GetDimensions() == other.GetImageData().GetDimensions()
 
 

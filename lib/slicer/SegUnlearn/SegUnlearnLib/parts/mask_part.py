@@ -123,6 +123,12 @@ class MaskPart:
             "finished label of this image? It replaces the one that the server may have, and "
             "training uses it unless the study is marked."
         )
+        outside = self._masks.outside(node, volume)
+        for name, voxels in outside.items():
+            question += (
+                f"\n{texts.count(voxels, 'voxel', 'voxels')} of {name} outside the image will not "
+                "be part of the label."
+            )
         overlaps = self._masks.overlaps(node, volume)
         self.keeps.show(
             overlaps, lambda: self.confirm.say(f"{question}\n{overlaps.told(self.keeps.order)}")
@@ -133,7 +139,7 @@ class MaskPart:
             lambda: self._masks.submit(
                 node, volume, one.image, self._client(), overlaps, self.keeps.order
             ),
-            danger=bool(overlaps.shared),
+            danger=bool(overlaps.shared or outside),
         )
 
     def _started(self, text: str) -> None:
