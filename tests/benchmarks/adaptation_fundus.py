@@ -9,7 +9,8 @@ beginning in ``manual/``.
 A study is the central crop of a photograph's green channel, both brought to 256 pixels' width;
 people are divided, never photographs. With two sites none is left to tune the baselines on: a
 third of the source's people stay out of the training and are seen as a virtual site would see
-them. ``--quick`` is tiny and writes nothing.
+them. ``--work`` keeps what is made on the way, for one set of settings: a stopped run goes on.
+``--quick`` is tiny and writes nothing.
 """
 
 from __future__ import annotations
@@ -113,16 +114,16 @@ def divided(studies: Sequence[Study], seed: int) -> tuple[list[Study], list[Stud
 
 def one_fold(
     sites: Mapping[str, Sequence[Study]], out: str, seed: int, protocol: Protocol,
-    training: Training,
+    training: Training, folder: Path,
 ) -> dict[str, Any]:  # fmt: skip
-    """Leave one site out."""
+    """Leave one site out; what is made on the way is kept in the folder."""
     sources, tuning = {}, []
     for name in sorted(sites):
         if name != out:
             sources[name], seen = divided(sites[name], seed)
             tuning += seen
     left = {out: sites[out]}
-    found = fold(sources, tuning, left, seed, protocol, training, ablate=False)
+    found = fold(sources, tuning, left, seed, protocol, training, ablate=False, folder=folder)
     return {"commit": commit(), "people": len({s.person for s in sites[out]}), **found}
 
 
@@ -158,7 +159,8 @@ def main() -> None:
         for name in sites:
             path = options.work / f"{name}-{seed}.json"
             if not path.is_file() and (path.stem in options.only or not options.only):
-                write_json_durably(path, one_fold(sites, name, seed, protocol, training))
+                folder = path.with_suffix("")
+                write_json_durably(path, one_fold(sites, name, seed, protocol, training, folder))
                 sys.stdout.write(f"{path.stem}: done\n")
                 sys.stdout.flush()
             if path.is_file():
