@@ -87,6 +87,32 @@ def test_a_rule_that_does_not_cover_a_file_is_an_error(tmp_path: Path) -> None:
         People(table=table)
 
 
+def test_a_person_is_one_however_the_people_file_is_spaced(tmp_path: Path) -> None:
+    """Else "4711" and " 4711" would be two people, one trained on and one validated on."""
+    table = tmp_path / "people.csv"
+    table.write_text("file,person,study\na, 4711,one \nb,4711 ,one\n c,47  11,\n")
+    people = People(table=table)
+    assert people.of("a") == people.of("b") == ("4711", "one")
+    assert people.of("c") == ("47 11", "c")
+
+
+def test_a_people_file_without_studies_leaves_them_their_names(tmp_path: Path) -> None:
+    """A study that was marked, or trained on, before the file came is the same one after it."""
+    table = tmp_path / "people.csv"
+    table.write_text("file,person\na.nii.gz,anna\nimages/b.nii.gz,bert\n")
+    for stem in ("a", "b"):
+        assert People(table=table).of(stem)[1] == People().of(stem)[1] == stem
+
+
+def test_a_file_cannot_be_two_people(tmp_path: Path) -> None:
+    table = tmp_path / "people.csv"
+    table.write_text("file,person\na.nii.gz,anna\na.nrrd,anna\n")
+    assert People(table=table).of("a")[0] == "anna"
+    table.write_text("file,person\na.nii.gz,anna\nb,bert\na,bert\n")
+    with pytest.raises(InvalidInputError, match=r"line 4 .*'a'.* line 2"):
+        People(table=table)
+
+
 def test_a_people_file_of_another_program_is_read_or_refused(tmp_path: Path) -> None:
     table = tmp_path / "people.csv"
     table.write_text("file,person\na.nii.gz,Zoë\n", encoding="utf-8-sig")  # as Excel writes it

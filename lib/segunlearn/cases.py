@@ -58,7 +58,8 @@ class People:
         Its first group is the person; searched in the file's stem.
     table
         CSV with the columns ``file``, ``person`` and optionally ``study`` and ``series``: of files
-        that were made from DICOM the UIDs, by which the ledger then knows them.
+        that were made from DICOM the UIDs, by which the ledger then knows them. A file without
+        them keeps its stem for both, as without a table.
 
     Notes
     -----
@@ -97,13 +98,23 @@ class People:
             raise InvalidInputError(f"{path}: cannot be read as CSV ({error}).") from error
         if not {"file", "person"} <= set(reader.fieldnames or ()):
             raise InvalidInputError(f"{path}: the first line must name 'file' and 'person'.")
-        table = {}
+        table: dict[str, tuple[str, str, str]] = {}
+        first: dict[str, int] = {}
         for line, row in rows:
-            if not (row["file"] or "").strip() or not (row["person"] or "").strip():
+            name, person, study, series = (
+                (row.get(k) or "").strip() for k in ("file", "person", "study", "series")
+            )
+            person = " ".join(person.split())  # with another space it would be somebody else
+            if not name or not person:
                 raise InvalidInputError(f"{path}: line {line} lacks a file or a person; add it.")
-            stem = strip_suffix(Path(row["file"]))
-            study, series = row.get("study") or row["file"], row.get("series") or stem
-            table[stem] = row["person"], study, series
+            stem = strip_suffix(Path(name))
+            named = person, study or stem, series or stem
+            if table.setdefault(stem, named) != named:
+                raise InvalidInputError(
+                    f"{path}: line {line} says of {stem!r} something else than line {first[stem]}; "
+                    "keep one."
+                )
+            first.setdefault(stem, line)
         return table
 
     @property
