@@ -150,9 +150,20 @@ def test_a_folder_pairs_images_and_labels_by_name(tmp_path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         write_volume(Volume(np.zeros((2, 2, 2), np.int16), np.eye(4)), path)
 
-    assert [c.series for c in cases_from_folder(tmp_path)] == ["a"]
+    told: list[str] = []
+    assert [c.series for c in cases_from_folder(tmp_path, say=told.append)] == ["a"]
+    assert told == ["1 image has no label map of the same name in labels/: left out (b)."]
     both = cases_from_folder(tmp_path, labelled=False)
     assert [(c.series, c.label is None) for c in both] == [("a", False), ("b", True)]
+
+    for name in ("images/c.NII.GZ", "images/notes.txt", "labels/b_seg.nrrd", "labels/c.nii"):
+        (tmp_path / name).touch()
+    told.clear()
+    assert len(cases_from_folder(tmp_path, labelled=False, say=told.append)) == 2
+    assert told == [
+        "2 files in images/ end in none of .nii.gz, .nii, .nrrd: left out (c.NII.GZ, notes.txt).",
+        "2 label maps have no image of the same name in images/: left out (b_seg, c).",
+    ]
 
     with pytest.raises(InvalidInputError, match="no folder 'images'"):
         cases_from_folder(tmp_path / "images")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,11 +158,17 @@ class People:
 
 
 def cases_from_folder(
-    folder: Path, people: People | None = None, *, modality: str = "OT", labelled: bool = True
+    folder: Path,
+    people: People | None = None,
+    *,
+    modality: str = "OT",
+    labelled: bool = True,
+    say: Callable[[str], object] | None = None,
 ) -> list[Case]:
     """Read a folder with ``images/`` and ``labels/`` (Medical Segmentation Decathlon manner).
 
     ``imagesTr``/``labelsTr`` are accepted too. Files pair by their name; the endings may differ.
+    ``say`` is told which files are left out.
 
     Raises
     ------
@@ -193,7 +199,29 @@ def cases_from_folder(
         raise InvalidInputError(
             f"{folder}: {len(cases)} images, none with a label map of the same name in labels/."
         )
+    if say is not None:
+        for sentence in _left_out(images, cases, label_files, labelled):
+            say(sentence)
     return found
+
+
+def _left_out(
+    images: Path, cases: Mapping[str, Case], labels: Iterable[str], labelled: bool
+) -> Iterator[str]:
+    """Name the files that are in no case; most are typing errors in a name."""
+    files = [p.name for p in images.iterdir() if p.is_file() and not p.name.startswith(".")]
+    odd = [name for name in files if not name.endswith(SUFFIXES)]
+    unlabelled = [stem for stem, case in cases.items() if labelled and case.label is None]
+    for names, one, several, why in (
+        (odd, "file in images/ ends", "files in images/ end", f"in none of {', '.join(SUFFIXES)}"),
+        (unlabelled, "image has", "images have", "no label map of the same name in labels/"),
+        (set(labels) - set(cases), "label map has", "label maps have",
+         "no image of the same name in images/"),
+    ):  # fmt: skip
+        if names:
+            shown = ", ".join(sorted(names)[:5]) + (", …" if len(names) > 5 else "")
+            what = one if len(names) == 1 else several
+            yield f"{len(names)} {what} {why}: left out ({shown})."
 
 
 def _volume_files(folder: Path) -> list[Path]:

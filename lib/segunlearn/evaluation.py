@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -135,11 +136,14 @@ class Evaluation:
         Of surface Dice.
     seconds
         Sum of what the segmenter reported, by part.
+    assumed
+        For how many images each modality was assumed from their voxels.
     """
 
     scores: list[CaseScore]
     tolerance_mm: float
     seconds: Mapping[str, float]
+    assumed: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def labels(self) -> list[str]:
@@ -267,6 +271,7 @@ def evaluate(
         raise LabelError("no cases to evaluate on. Give images with label maps.")
     scores: list[CaseScore] = []
     seconds = dict.fromkeys(("pre", "network", "post"), 0.0)
+    assumed: Counter[str] = Counter()
     values = segmenter.config.label_values
     for number, case in enumerate(cases):
         if cancel is not None and cancel():
@@ -284,6 +289,8 @@ def evaluate(
         prediction = segmenter.predict(image, cancel=cancel)
         for part, span in prediction.seconds.items():
             seconds[part] += span
+        if prediction.assumed is not None:
+            assumed[prediction.assumed.modality] += 1
         scores += score_case(
             prediction,
             reference,
@@ -294,7 +301,7 @@ def evaluate(
         )
         if progress is not None:
             progress(number + 1, len(cases))
-    return Evaluation(scores=scores, tolerance_mm=tolerance_mm, seconds=seconds)
+    return Evaluation(scores=scores, tolerance_mm=tolerance_mm, seconds=seconds, assumed=assumed)
 
 
 def _check(predicted: Mask, reference: Mask) -> None:

@@ -235,6 +235,31 @@ def test_train_says_which_modality_it_assumed_and_why(
     assert shell.json(*words, "--home", tmp_path / "c", "--modality", "MR")["warnings"] == []
 
 
+def test_images_without_a_label_map_are_named(shell: Shell, data: Path, tmp_path: Path) -> None:
+    """A typing error in one file's name must not quietly cost a study."""
+    shutil.copytree(data, tmp_path / "data")
+    label = tmp_path / "data" / "labels" / "p001_0.nii.gz"
+    label.rename(label.with_name("p001_0_seg.nii.gz"))
+    words = ("train", "--data", tmp_path / "data", *TRAIN, "--modality", "MR")
+    code, _, err = shell(*words, "--home", tmp_path / "a")
+    assert code == 0
+    assert "warning: 1 image has no label map" in err
+    assert "1 label map has no image" in err
+    trained = shell.json(*words, "--home", tmp_path / "b")
+    assert [w.split("(")[1] for w in trained["warnings"]] == ["p001_0).", "p001_0_seg)."]
+    assert trained["train_cases"] + trained["val_cases"] == 4
+    words = ("evaluate", "--data", tmp_path / "data", *PEOPLE, "--home", tmp_path / "b")
+    found = shell.json(*words, "--modality", "MR")
+    assert found["warnings"] == trained["warnings"]
+    assert len(found["per_person"]) == 4
+    found = shell.json(*words)
+    assert found["warnings"][2:] == [
+        "assumed MR for all 4 images: in none of them 1 % of the voxels lie below -100. If they "
+        "are CT, say --modality CT."
+    ]
+    assert "warning: assumed MR for all 4 images" in shell(*words)[2]
+
+
 def ct_folder(folder: Path, series: int = 1) -> list[pydicom.Dataset]:
     """Write a series of pydicom's own CT slice at several positions; gives its instances."""
     from pydicom.data import get_testdata_file

@@ -127,8 +127,8 @@ def assumed_sentence(assumed: Assumption) -> str:
     )
 
 
-def assumed_in_training(ct: int, mr: int) -> list[str]:
-    """Tell which modalities were assumed for the images of a training; nothing where none was."""
+def assumed_for_images(ct: int, mr: int) -> list[str]:
+    """Tell which modalities were assumed for several images; nothing where none was."""
     if ct + mr == 0:
         return []
     if ct == 0:
@@ -244,7 +244,13 @@ def labelled_cases(
     """
     if data is not None and not studies:
         rule = people_of(people, regex)
-        return cases_from_folder(data, rule, modality=modality_of(modality), labelled=labelled)
+        return cases_from_folder(
+            data,
+            rule,
+            modality=modality_of(modality),
+            labelled=labelled,
+            say=lambda sentence: warn([sentence]),
+        )
     if studies and data is None:
         info = version_of(home, model, version or None)
         return list(cases_of_studies(studies, home, model, info, people, regex))

@@ -23,6 +23,7 @@ from segunlearn.cli.common import (
     PeopleOption,
     RegexOption,
     StoreOption,
+    assumed_for_images,
     axes_of,
     home_of,
     modality_of,
@@ -31,6 +32,7 @@ from segunlearn.cli.common import (
     progress_bar,
     stop_on_interrupt,
     version_of,
+    warn,
     without_forgotten,
 )
 from segunlearn.errors import InvalidInputError
@@ -64,7 +66,10 @@ def evaluate(
     place = home_of(home)
     info = version_of(place, model, version)
     records = Records(place, store)
-    cases = cases_from_folder(data, people_of(people, person_regex), modality=modality_of(modality))
+    warnings: list[str] = []
+    cases = cases_from_folder(
+        data, people_of(people, person_regex), modality=modality_of(modality), say=warnings.append
+    )
     if held_out:
         pseudonyms = records.pseudonyms
         kept_out = held_out_of(info, pseudonyms)
@@ -84,9 +89,12 @@ def evaluate(
             progress=lambda done, total: bar("evaluate", done, total),
             cancel=interrupted,
         )
+    warnings += assumed_for_images(result.assumed.get("CT", 0), result.assumed.get("MR", 0))
     if as_json:
-        print_json({"version": info.version, "sha256": info.sha256, **result.to_json()})
+        about = {"version": info.version, "sha256": info.sha256, "warnings": warnings}
+        print_json({**about, **result.to_json()})
         return
+    warn(warnings)
     table = Table(title=f"{info.version}: {len(cases)} images of {len(persons_of(cases))} people")
     for column in ("", "Dice", "HD95 mm", f"surface Dice {tolerance:g} mm"):
         table.add_column(column, justify="left" if column == "" else "right")

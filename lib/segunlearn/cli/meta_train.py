@@ -38,6 +38,7 @@ from segunlearn.cli.common import (
     progress_bar,
     stop_on_interrupt,
     version_of,
+    warn,
     with_loss,
     without_forgotten,
 )
@@ -209,7 +210,9 @@ def _of_folders(root: Path, modality: str, people: Path | None, regex: str | Non
     """Cases of every site's folder, with the folder's name as their site."""
     rule, cases = people_of(people, regex), []
     for folder in sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else ():
-        found = cases_from_folder(folder, rule, modality=modality_of(modality))
+        told: list[str] = []
+        found = cases_from_folder(folder, rule, modality=modality_of(modality), say=told.append)
+        warn([f"{folder.name}: {sentence}" for sentence in told])
         cases += [replace(case, site=folder.name) for case in found]
     if not cases:
         raise InvalidInputError(

@@ -30,7 +30,7 @@ from segunlearn.cli.common import (
     PeopleOption,
     RegexOption,
     StoreOption,
-    assumed_in_training,
+    assumed_for_images,
     axes_of,
     console,
     home_of,
@@ -126,7 +126,11 @@ def train(
         settings = replace(
             settings, augmentation=replace(settings.augmentation, flip_axes=axes_of("--flip", flip))
         )
-    cases = cases_from_folder(data, people_of(people, person_regex), modality=modality_of(modality))
+    left_out: list[str] = []
+    cases = cases_from_folder(
+        data, people_of(people, person_regex), modality=modality_of(modality), say=left_out.append
+    )
+    warn([] if as_json else left_out)
     names = names_of(labels) if labels else ()
     if from_active and again:
         raise InvalidInputError("--from-active and --again: give one, they differ in the weights.")
@@ -161,7 +165,7 @@ def train(
         def show(progress: Progress) -> None:
             figures = progress.metrics
             if not warnings:  # said once, before the hours of training
-                warnings.extend(assumed_in_training(*(int(figures.get(k, 0)) for k in assumed)))
+                warnings.extend(assumed_for_images(*(int(figures.get(k, 0)) for k in assumed)))
                 warn([] if as_json else warnings)
             text = progress.phase
             if "epoch" in figures:
@@ -181,7 +185,7 @@ def train(
         "version": version.version, "sha256": version.sha256, "run_id": run.run_id,
         "best_dice": result.best_dice, "epochs": result.epochs_done, "seconds": result.seconds,
         "train_cases": len(result.train_cases), "val_cases": len(result.val_cases),
-        "held_out_people": len(held_out), "warnings": warnings,
+        "held_out_people": len(held_out), "warnings": left_out + warnings,
     }  # fmt: skip
     if as_json:
         print_json({**figures, "curve": result.curve})
