@@ -20,7 +20,7 @@ from scipy.spatial.distance import cdist
 from torch import nn
 
 from segunlearn.cases import Case
-from segunlearn.errors import CancelledError, GeometryError, LabelError
+from segunlearn.errors import CancelledError, GeometryError, InvalidInputError, LabelError
 from segunlearn.evaluation import (
     CaseScore,
     Evaluation,
@@ -32,7 +32,7 @@ from segunlearn.evaluation import (
 )
 from segunlearn.inference import Segmenter
 from segunlearn.networks import ModelConfig
-from segunlearn.volumes import Volume, write_volume
+from segunlearn.volumes import Volume, read_volume, write_volume
 
 Mask = npt.NDArray[np.bool_]
 SPACING = (0.5, 1.0, 3.0)
@@ -184,6 +184,19 @@ def test_surface_dice_is_symmetric_and_a_share(a: Mask, b: Mask, tolerance: floa
 
 
 # empty masks and wrong ones
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_surface_of_one_slice_is_its_outline(axis: int) -> None:
+    """Its inner voxels are no surface, else a large structure would hide how far it is off."""
+    flat = np.zeros((40, 30), bool)
+    flat[5:25, 5:25] = True
+    moved = np.roll(flat, 4, axis=0)
+    one, other = (np.expand_dims(m, axis) for m in (flat, moved))
+    spacing = np.insert([1.0, 2.0], axis, 5.0)
+    assert hd95(one, other, spacing) == pytest.approx(4.0)
+    # the outlines share 2 of 4 sides, 16 of 20 voxels of them, 1 mm each; the others are 20 x 2 mm
+    assert surface_dice(one, other, spacing) == pytest.approx(2 * 16 / (2 * 20 + 2 * 40), abs=0.05)
 
 
 def test_empty_masks() -> None:
@@ -391,7 +404,16 @@ def test_a_label_on_another_grid_is_refused(tmp_path: Path, same_spacing: Segmen
     wrong = case(tmp_path, "wrong", mask, mask)
     assert wrong.label is not None
     write_volume(Volume(mask.astype(np.int16), np.diag([0.5, 1.0, 3.0, 1.0])), wrong.label)
-    with pytest.raises(GeometryError, match="same voxel grid"):
+    with pytest.raises(GeometryError, match=r"wrong_label\.nii\.gz: .*same voxel grid.* label on"):
+        evaluate([wrong], same_spacing)
+
+
+def test_an_image_of_other_channels_is_named(tmp_path: Path, same_spacing: Segmenter) -> None:
+    mask = box((2, 12), (2, 12), (2, 12))
+    wrong = case(tmp_path, "wrong", mask, mask)
+    image = read_volume(wrong.image)
+    write_volume(Volume(np.stack([image.array] * 2, axis=-1), image.affine), wrong.image)
+    with pytest.raises(InvalidInputError, match=r"wrong_image\.nii\.gz: .* 2 channels"):
         evaluate([wrong], same_spacing)
 
 

@@ -18,7 +18,7 @@ from monai.metrics.meandice import compute_dice
 from monai.metrics.surface_dice import compute_surface_dice
 
 from segunlearn.cases import Case
-from segunlearn.errors import CancelledError, GeometryError, LabelError
+from segunlearn.errors import CancelledError, GeometryError, InvalidInputError, LabelError
 from segunlearn.inference import Segmenter
 from segunlearn.volumes import Volume, read_volume
 
@@ -55,12 +55,13 @@ def hd95(predicted: Mask, reference: Mask, spacing: Sequence[float]) -> float:
     Returns
     -------
     float
-        mm; 0 when both masks are empty, infinite when one is.
+        mm; 0 when both masks are empty, infinite when one is. The surface of one slice is its
+        outline.
     """
     _check(predicted, reference)
     if not predicted.any() or not reference.any():
         return 0.0 if predicted.any() == reference.any() else math.inf
-    predicted, reference = _crop_to_both(predicted, reference)
+    predicted, reference, spacing = _crop_to_both(predicted, reference, spacing)
     with _quiet():
         distance = compute_hausdorff_distance(
             _batch(predicted),
@@ -80,12 +81,13 @@ def surface_dice(
     Returns
     -------
     float
-        In [0, 1]; 1 when both masks are empty, 0 when one is.
+        In [0, 1]; 1 when both masks are empty, 0 when one is. The surface of one slice is its
+        outline.
     """
     _check(predicted, reference)
     if not predicted.any() or not reference.any():
         return float(predicted.any() == reference.any())
-    predicted, reference = _crop_to_both(predicted, reference)
+    predicted, reference, spacing = _crop_to_both(predicted, reference, spacing)
     with _quiet():
         share = compute_surface_dice(
             _batch(predicted),
@@ -264,6 +266,8 @@ def evaluate(
     ------
     LabelError
         There are no cases, one has no label, or a label map holds a value the model does not know.
+    InvalidInputError, GeometryError
+        An image cannot be segmented, or a label does not lie on its grid; the message names it.
     CancelledError
         ``cancel`` said so.
     """
@@ -280,13 +284,21 @@ def evaluate(
             raise LabelError(f"{case.image.name}: has no label map to compare with.")
         image = read_volume(case.image, modality=case.modality)
         reference = read_volume(case.label, label=True)
+        if not reference.same_grid(image):
+            raise GeometryError(
+                f"{case.label.name}: label {reference.array.shape} and image {image.array.shape} "
+                "do not lie on the same voxel grid. Export the label on the grid of its image."
+            )
         unknown = sorted(set(np.unique(reference.array).tolist()) - {0, *values.values()})
         if unknown:
             raise LabelError(
                 f"{case.label.name}: holds values {unknown}, the model knows "
                 f"{', '.join(f'{v} {k}' for k, v in values.items())}."
             )
-        prediction = segmenter.predict(image, cancel=cancel)
+        try:
+            prediction = segmenter.predict(image, cancel=cancel)
+        except InvalidInputError as error:
+            raise type(error)(f"{case.image.name}: {error}") from error
         for part, span in prediction.seconds.items():
             seconds[part] += span
         if prediction.assumed is not None:
@@ -311,12 +323,21 @@ def _check(predicted: Mask, reference: Mask) -> None:
         )
 
 
-def _crop_to_both(predicted: Mask, reference: Mask) -> tuple[Mask, Mask]:
-    """Cut to the box around both masks and one voxel more: surfaces stay, memory goes."""
+def _crop_to_both(
+    predicted: Mask, reference: Mask, spacing: Sequence[float]
+) -> tuple[Mask, Mask, Sequence[float]]:
+    """Cut to the box around both masks and one voxel more: surfaces stay, memory goes.
+
+    An image of one slice becomes 2D: beside it lies nothing that its inner voxels could border on.
+    """
+    if 1 in predicted.shape:
+        axis = predicted.shape.index(1)
+        predicted, reference = predicted.squeeze(axis), reference.squeeze(axis)
+        spacing = np.delete(np.asarray(spacing, float), axis).tolist()
     both = np.argwhere(predicted | reference)
     low, high = both.min(axis=0), both.max(axis=0) + 1
     box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    return np.pad(predicted[box], 1), np.pad(reference[box], 1)
+    return np.pad(predicted[box], 1), np.pad(reference[box], 1), spacing
 
 
 @contextlib.contextmanager
