@@ -189,6 +189,16 @@ def test_infer_writes_a_mask_on_the_images_grid(
     assert set(said["seconds"]) == {"pre", "network", "post"}
 
 
+def test_brackets_in_a_name_are_only_brackets(shell: Shell, home: Path, tmp_path: Path) -> None:
+    """They style text where people write them on purpose; a name is shown as it is."""
+    image, _ = arrays(77)
+    write_volume(image, tmp_path / "image.nrrd")
+    output = tmp_path / "kidney [left].nii.gz"
+    words = ("infer", tmp_path / "image.nrrd", "-o", output, "--home", home)
+    code, _, err = shell(*words, "--modality", "MR")
+    assert (code, "kidney [left].nii.gz: ball" in err) == (0, True), err
+
+
 @pytest.mark.parametrize(
     ("low", "assumed", "other"), [(0, "MR", "CT"), (1, "MR", "CT"), (3, "CT", "MR")]
 )

@@ -215,7 +215,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 @ledger.command("show")

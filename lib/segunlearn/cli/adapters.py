@@ -60,7 +60,7 @@ def list_adapters(
             f"{about.get('method', '')}, {about.get('steps', '')} steps", str(about.get("k", "")),
             _dice(line), line.base[:12],
         )  # fmt: skip
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 @adapters.command()

@@ -82,7 +82,7 @@ StudiesOption = Annotated[
 
 DEFAULT = DEFAULT_HOME
 #: Progress goes to stderr, so that stdout can be piped.
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False)
 
 
 def home_of(path: Path) -> Home:

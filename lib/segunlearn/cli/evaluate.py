@@ -102,9 +102,9 @@ def evaluate(
         table.add_row(name, *_row(figures))
     table.add_section()
     table.add_row("mean", *_row(result.mean()))
-    Console().print(table)
+    Console(markup=False).print(table)
     worst = sorted(result.per_person().items(), key=lambda item: item[1]["dice"])[:3]
-    Console().print("lowest: " + ", ".join(f"{p} {f['dice']:.3f}" for p, f in worst))
+    Console(markup=False).print("lowest: " + ", ".join(f"{p} {f['dice']:.3f}" for p, f in worst))
 
 
 def _row(figures: dict[str, Any]) -> list[str]:

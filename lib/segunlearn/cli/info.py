@@ -50,6 +50,4 @@ def info(home: HomeOption = DEFAULT, as_json: JsonOption = False) -> None:
                 name, v["version"], v["state"], v["created"], ", ".join(v["labels"]), dice,
                 v["sha256"][:12],
             )  # fmt: skip
-    Console().print(table)
-    if not models:
-        Console().print("no model yet: segunlearn train --data DIR --home DIR")
+    Console(markup=False).print(table)

@@ -64,7 +64,7 @@ def list_versions(
             line.version, line.state, line.weights_state, line.created[:16], line.parent, made,
             line.sha256[:12],
         )  # fmt: skip
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 @models.command()

@@ -156,7 +156,7 @@ def list_generators(
         table.add_column(column, overflow="fold")
     for line in lines:
         table.add_row(*(str(line.get(k, "")) for k in ("version", "created", "state", "feature")))
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 @replay.command()

@@ -83,7 +83,7 @@ def list_tokens(
         table.add_column(column, overflow="fold")
     for t in found:
         table.add_row(t.token_id, t.name, t.role, t.state, t.created[:10], t.expires[:10])
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 @token.command()

@@ -55,7 +55,7 @@ def list_rows(
             str(row.seq), row.time[:19], row.actor, row.role, row.source, row.action,
             f"{row.kind} {row.what}".strip(), row.outcome, row.note,
         )  # fmt: skip
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 @trail.command()
