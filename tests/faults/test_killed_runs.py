@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from segunlearn.app.home_tidy import tidy
 from segunlearn.app.options import Home
 from segunlearn.app.unlearn_settle import settle
 from segunlearn.app.unlearn_undo import Undo
+from segunlearn.records.durable import write_durably
 from unlearn_storm import unlearn_quickly
 
 
@@ -96,3 +98,22 @@ def test_what_was_left_is_removed_before_a_server_begins(tmp_path: Path) -> None
     assert tidy(home) == 0
     assert tidy(Home(tmp_path / "nowhere")) == 0
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_what_is_being_written_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that starts while a command trains must not take a checkpoint from under it."""
+    home, written = Home(tmp_path), tmp_path / "runs" / "r" / "state-000001.safetensors"
+    flush, begun = os.fsync, []
+
+    def begin_a_server(descriptor: int) -> None:
+        if not begun:
+            begun.append(tidy(home))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", begin_a_server)
+    write_durably(written, b"weights")
+    assert begun == [0]
+    assert written.read_bytes() == b"weights"
+    assert [p.name for p in written.parent.iterdir()] == [written.name]

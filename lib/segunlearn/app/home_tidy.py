@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import shutil
+from pathlib import Path
 from typing import Final
 
 from segunlearn.adapters.deposit import Deposits
 from segunlearn.adapters.keys import KeyStore
 from segunlearn.app.options import Home
 from segunlearn.records.chain import HeadFile
+from segunlearn.records.durable import is_being_written
 from segunlearn.records.numbered import clear_staging, locked
 
 logger = logging.getLogger(__name__)
 
-#: Where files are written beside and renamed, and only under the locks held here or by one server.
+#: Where files are written beside and renamed: by one server, under the locks held here, or by
+#: commands that run beside the server.
 _WRITTEN_BESIDE: Final = ("models", "sites", "runs", "audits", "unlearning", "infos", "cache")
 
 
@@ -47,7 +50,7 @@ def tidy(home: Home) -> int:
         HeadFile(home.root / f"{name}.head", name).clear()  # a command may write it right now
     Deposits(home.deposits, KeyStore(home.keys)).clear()
     for name in _WRITTEN_BESIDE:
-        left += (home.root / name).rglob(".*.part*")
+        left += (p for p in (home.root / name).rglob(".*.part*") if not _in_use(p))
     for path in left:
         removed += sum(p.stat().st_size for p in [path, *path.rglob("*")] if p.is_file())
         if path.is_dir():
@@ -57,3 +60,11 @@ def tidy(home: Home) -> int:
     if removed:
         logger.info("%d bytes of killed processes were removed", removed)
     return removed
+
+
+def _in_use(part: Path) -> bool:
+    """Whether a command, as a training, writes a file right now."""
+    try:
+        return part.is_file() and is_being_written(part)
+    except FileNotFoundError:  # it has its own name by now
+        return True

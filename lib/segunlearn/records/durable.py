@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import uuid
@@ -36,14 +37,25 @@ def write_durably(path: Path, data: bytes) -> None:
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         with part.open("xb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # see ``is_being_written``
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)  # noqa: PTH105 - one name for tests that stop at every call
+            os.replace(part, path)  # noqa: PTH105 - one name for tests that stop at every call
     except BaseException:
         part.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def is_being_written(part: Path) -> bool:
+    """Whether ``write_durably`` is at work on this file now, in any process of this machine."""
+    with part.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def clear_parts(path: Path) -> None:
