@@ -432,6 +432,21 @@ def test_a_mask_of_a_series_before_it_grew_ends_no_scoring(
     assert scores[other.series]["dice"] == 1.0
 
 
+def test_labels_on_other_grids_are_not_scored(
+    tmp_path: Path, studies: list[Study], opener: Opener
+) -> None:
+    """Of the same shape, but mirrored: a Dice of them would be a number without a meaning."""
+    folder = tmp_path / "studies"
+    write_files(folder, studies[:2])
+    mirrored, right = (study.label for study in studies[:2])
+    mirrored = Volume(mirrored.array, np.diag([-1.0, 1, 1, 1]) @ mirrored.affine)
+    for study, final in zip(studies, (mirrored, right), strict=False):
+        write_volume(final, folder / "labels" / f"{study.series}.nii.gz")
+        write_volume(study.label, folder / "labels" / "original" / f"{study.series}.nii.gz")
+    scores = DiceScoring(lambda: VALUES)({}, opener(folder))
+    assert {name: score["dice"] for name, score in scores.items()} == {"person1": 1.0}
+
+
 def test_labels_of_a_series_with_copied_slices_are_kept(
     tmp_path: Path, studies: list[Study], opener: Opener
 ) -> None:

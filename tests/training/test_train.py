@@ -252,6 +252,17 @@ def test_a_checkpoint_of_other_cases_is_discarded_at_once(
     assert equal(weights_of(train(fewer, CONFIG, QUICK, run_dir=tmp_path)), weights_of(clean))
 
 
+def test_a_checkpoint_of_images_normalised_otherwise_is_discarded(
+    cases: list[Case], tmp_path: Path
+) -> None:
+    """Stopped because the warning was right: these MR images were not CT."""
+    as_ct = [replace(c, modality="CT") for c in cases]
+    with pytest.raises(CancelledError):
+        train(as_ct, CONFIG, QUICK, run_dir=tmp_path, cancel=stop_after(2))
+    clean = train(cases, CONFIG, QUICK, run_dir=tmp_path / "clean")
+    assert train(cases, CONFIG, QUICK, run_dir=tmp_path).sha256 == clean.sha256
+
+
 def test_resume_can_be_declined(cases: list[Case], tmp_path: Path) -> None:
     with pytest.raises(CancelledError):
         train(cases, CONFIG, QUICK, run_dir=tmp_path, cancel=stop_after(2))

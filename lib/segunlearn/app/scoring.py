@@ -47,10 +47,11 @@ class DiceScoring(ScoringMethod):
             except SegUnlearnError as error:
                 logger.warning("an image is not scored: %s", error)
                 continue
-            if y.shape != p.shape:
+            if not y.same_grid(p):
                 logger.warning(
-                    "an image is not scored: its labels have %s and %s voxels. It has changed "
-                    "since one of them was made; segment it again.", y.shape, p.shape,
+                    "an image is not scored: its labels, of %s and %s voxels, do not lie on one "
+                    "grid. It has changed since one of them was made, or the finished one was not "
+                    "exported on its grid; segment it again, or export it again.", y.shape, p.shape,
                 )  # fmt: skip
                 continue
             score = dice_of(y, p, self._label_values())

@@ -89,8 +89,8 @@ def train(
     cancel
         Asked at every step.
     resume
-        Go on from the checkpoint in ``run_dir`` if it is of the same cases, labels, configuration
-        and settings; any other checkpoint there is discarded.
+        Go on from the checkpoint in ``run_dir`` if it is of the same cases, modalities, labels,
+        configuration and settings; any other checkpoint there is discarded.
 
     Raises
     ------
@@ -229,7 +229,10 @@ def _fingerprint(
     parent: tuple[Path, str] | None,
 ) -> str:
     content = {
-        "cases": [[r.case.series, r.case.person, r.digests.image, r.digests.label] for r in ready],
+        "cases": [
+            [r.case.series, r.case.person, r.case.modality, r.digests.image, r.digests.label]
+            for r in ready
+        ],
         "config": config.to_json(),
         "settings": settings.to_json(),
         "parent": None if parent is None else parent[1],
