@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -210,6 +211,52 @@ def test_a_task_is_killed_only_when_it_does_not_end(
     assert stopped is not None
     assert (stopped["status"], task["status"], process.returncode) == ("STOPPED", "STOPPED", code)
     assert background.stop("train", 30.0) is None
+
+
+@pytest.fixture
+def child(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Let the process of a task run a program instead."""
+    for name in ("background_tasks", "background_processes", "background_executors"):
+        monkeypatch.setattr(platform, name, {})
+    popen = subprocess.Popen
+
+    def runs(program: str) -> None:
+        monkeypatch.setattr(
+            background.subprocess,
+            "Popen",
+            lambda words, **more: popen([sys.executable, "-c", program], **more),
+        )
+
+    return runs
+
+
+def test_a_task_that_says_what_is_no_text_ends(child: Callable[[str], None]) -> None:
+    """Libraries print what they like; a task that never ends refuses every later one."""
+    child("import os; os.write(1, b'caf\\xe9\\nlast'); raise SystemExit(3)")
+    background.start("train", {})
+    wait_until(lambda: not background.is_open("train"), 30, "the task ends")
+    (task,) = background.tasks("train")
+    assert (task["status"], task["details"]) == ("ERROR", ["caf\ufffd", "last"])
+
+
+def test_a_task_that_is_stopped_while_it_begins_does_not_run(
+    child: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child("import time; time.sleep(60)")
+    begin, begun = background.subprocess.Popen, []
+    stopping = threading.Thread(target=background.stop, args=("train",))
+
+    def slowly(*words: Any, **more: Any) -> Any:
+        stopping.start()
+        time.sleep(0.3)
+        begun.append(begin(*words, **more))
+        return begun[0]
+
+    monkeypatch.setattr(background.subprocess, "Popen", slowly)
+    background.start("train", {})
+    wait_until(lambda: begun and begun[0].poll() is not None, 20, "it is stopped")
+    stopping.join()
+    assert background.tasks("train")[0]["status"] == "STOPPED"
 
 
 def test_a_running_training_is_shown_before_a_plan(app: SegUnlearnApp, site: Site) -> None:

@@ -13,6 +13,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import uuid
 from collections import deque
 from collections.abc import Mapping
@@ -27,6 +28,9 @@ STARTER: Final = "SEGUNLEARN_STARTER"
 
 #: States in which a task is not over.
 _OPEN = ("SUBMITTED", "RUNNING")
+
+#: Held while a task becomes a process, so that whoever stops it finds the one or the other.
+_BEGINNING = threading.Lock()
 
 
 def is_open(kind: str) -> bool:
@@ -50,27 +54,18 @@ def start(kind: str, request: Mapping[str, Any]) -> dict[str, Any]:
 def _run(task: dict[str, Any], kind: str) -> None:
     """Run a task's process to its end, and keep its last lines."""
     log = logging.getLogger(f"task_{kind}")
-    try:
-        process = subprocess.Popen(
-            # -P: modules are never those of the folder it is started in, the home
-            [sys.executable, "-P", "-m", "segunlearn.app.child", kind],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={
-                **os.environ,
-                "MONAI_LABEL_DATASTORE_AUTO_RELOAD": "false",
-                STARTER: str(os.getpid()),
-            },
-        )
-    except OSError as error:  # no memory, no more processes
-        log.error("the process of the task cannot be started: %s", error)
-        task.update(status="ERROR", end_ts=_now(), details=deque([str(error)]))
-        return
-    platform.background_processes[kind][task["id"]] = process
-    task["details"] = deque(maxlen=20)
-    task["status"] = "RUNNING"
+    with _BEGINNING:
+        if task["status"] != "SUBMITTED":  # it was stopped before it began
+            return
+        try:
+            process = _process(kind)
+        except OSError as error:  # no memory, no more processes
+            log.error("the process of the task cannot be started: %s", error)
+            task.update(status="ERROR", end_ts=_now(), details=deque([str(error)]))
+            return
+        platform.background_processes[kind][task["id"]] = process
+        task["details"] = deque(maxlen=20)
+        task["status"] = "RUNNING"
     assert process.stdin is not None
     assert process.stdout is not None
     with process.stdout as lines:
@@ -85,6 +80,23 @@ def _run(task: dict[str, Any], kind: str) -> None:
     task["end_ts"] = _now()
     if task["status"] == "RUNNING":
         task["status"] = "ERROR" if code else "DONE"
+
+
+def _process(kind: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        # -P: modules are never those of the folder it is started in, the home
+        [sys.executable, "-P", "-m", "segunlearn.app.child", kind],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",  # libraries print what they like
+        env={
+            **os.environ,
+            "MONAI_LABEL_DATASTORE_AUTO_RELOAD": "false",
+            STARTER: str(os.getpid()),
+        },
+    )
 
 
 def tasks(kind: str) -> list[dict[str, Any]]:
@@ -121,13 +133,12 @@ def stop(kind: str, patience: float = 0.0) -> dict[str, Any] | None:
     if executor is not None:
         executor.shutdown(wait=False, cancel_futures=True)
         platform.background_executors[kind] = None
+    with _BEGINNING:
+        waiting = [task for task in platform.tasks(kind) if task["status"] == "SUBMITTED"]
+        for task in waiting:
+            task.update(status="STOPPED", end_ts=_now())
     stopped = _wait(kind, patience) if patience else None
-    stopped = stopped or _kill(kind)
-    for task in platform.tasks(kind):
-        if task["status"] == "SUBMITTED":
-            task["status"] = "STOPPED"
-            task["end_ts"] = _now()
-            stopped = stopped or task
+    stopped = stopped or _kill(kind) or next(iter(waiting), None)
     return _copy(stopped) if stopped else None
 
 
