@@ -333,6 +333,36 @@ def test_ct_is_clipped_and_scaled(kind: Any, modality: str) -> None:
     assert scaled.flatten().tolist() == [-1.0, -1.0, -0.5, 0.0, 1.0, 1.0]
 
 
+@pytest.mark.parametrize(
+    ("modalities", "named", "as_if", "assumed"),
+    [
+        (("CT",), "OT", "CT", False),
+        (("MR",), "OT", "MR", False),
+        (("MR", "PT"), "OT", "MR", False),
+        (("CT",), "MR", "MR", False),  # somebody says so
+        (("MR",), "CT", "CT", False),
+        (("CT", "MR"), "OT", "MR", True),
+        (("CT", "OT"), "OT", "MR", True),
+        ((), "OT", "MR", True),
+    ],
+)
+def test_a_file_without_a_header_is_taken_for_what_the_model_was_trained_on(
+    modalities: tuple[str, ...], named: str, as_if: str, assumed: bool
+) -> None:
+    """Else a forgotten CT without air would be unlearned, and judged, on other intensities."""
+    array = np.random.default_rng(0).uniform(-50, 300, (6, 6, 6)).astype(np.float32)
+    model = config(normalisation="auto", modalities=modalities)
+    found = preprocess(Volume(array, np.eye(4), named), model)
+    expected = normalise(torch.from_numpy(array)[None], model, as_if)
+    torch.testing.assert_close(found.tensor, expected)
+    assert (found.assumed is not None) == assumed
+    signed = preprocess(Volume(array - 500, np.eye(4), named), model)
+    if not assumed:
+        torch.testing.assert_close(
+            signed.tensor, normalise(torch.from_numpy(array - 500)[None], model, as_if)
+        )
+
+
 @pytest.mark.parametrize(("kind", "modality"), [("zscore", "CT"), ("auto", "MR"), ("auto", "OT")])
 def test_others_get_mean_0_and_deviation_1_over_what_is_not_0(kind: Any, modality: str) -> None:
     rng = np.random.default_rng(0)

@@ -54,7 +54,8 @@ class ModelConfig:
     ct_window
         Lower and upper HU.
     modalities
-        DICOM Modality values the network was trained on; for information.
+        DICOM Modality values the network was first trained on; they tell how an image whose
+        modality nobody names is normalised (``segunlearn.transforms.modality_for``).
     overlap
         Overlap of neighbouring patches in sliding-window inference, 0 <= overlap < 1.
     dropout

@@ -194,10 +194,10 @@ def preprocess(volume: Volume, config: ModelConfig) -> Preprocessed:
     if not np.isfinite(array).all():
         raise InvalidInputError("the image holds NaN or infinite voxels. Repair the file.")
     tensor = torch.from_numpy(array)
-    assumed = None
-    if config.normalisation == "auto" and volume.modality == "OT":
+    assumed, modality = None, modality_for(volume.modality, config)
+    if config.normalisation == "auto" and modality == "OT":
         assumed = assume(tensor)
-    tensor = normalise(tensor, config, assumed.modality if assumed else volume.modality)
+    tensor = normalise(tensor, config, assumed.modality if assumed else modality)
     return Preprocessed(tensor=_resize(tensor, grid.shape), grid=grid, assumed=assumed)
 
 
@@ -249,6 +249,17 @@ def preprocess_label(label: Volume, config: ModelConfig, grid: Grid) -> torch.Te
         return tensor
     picks = [_nearest(n, m) for n, m in zip(grid.shape, tensor.shape, strict=True)]
     return tensor[picks[0]][:, picks[1]][:, :, picks[2]]
+
+
+def modality_for(modality: str, config: ModelConfig) -> str:
+    """Modality that an image counts as: its own, else the one that the model was trained on.
+
+    OT where neither is known, or the model was trained on CT and on others: the voxels tell.
+    """
+    kinds = {known == "CT" for known in config.modalities}
+    if modality != "OT" or "OT" in config.modalities or len(kinds) != 1:
+        return modality
+    return config.modalities[0]
 
 
 def normalise(tensor: torch.Tensor, config: ModelConfig, modality: str) -> torch.Tensor:

@@ -270,6 +270,18 @@ def test_images_without_a_label_map_are_named(shell: Shell, data: Path, tmp_path
     assert "warning: assumed MR for all 4 images" in shell(*words)[2]
 
 
+def test_a_named_modality_stays_that_of_the_model(shell: Shell, data: Path, tmp_path: Path) -> None:
+    """Whoever named it once, for the training, must not be undone by leaving it out later."""
+    words = ("--data", data, "--home", tmp_path / "home", *PEOPLE)
+    shell.json("train", *words, *TRAIN[2:], "--modality", "CT")
+    named, silent = (shell.json("evaluate", *words, *more) for more in (("--modality", "CT"), ()))
+    assert silent["warnings"] == []
+    assert silent["cases"] == named["cases"]
+    image, mask = data / "images" / "p001_0.nii.gz", tmp_path / "m.nii.gz"
+    said = shell.json("infer", image, "-o", mask, "--home", tmp_path / "home")
+    assert (said["modality"], said["warnings"]) == ("CT", [])
+
+
 def ct_folder(folder: Path, series: int = 1) -> list[pydicom.Dataset]:
     """Write a series of pydicom's own CT slice at several positions; gives its instances."""
     from pydicom.data import get_testdata_file

@@ -67,8 +67,9 @@ RegexOption = Annotated[
 ModalityOption = Annotated[
     str,
     typer.Option(
-        help="CT or MR, which decides the normalisation; auto: CT where 1 % of the voxels lie "
-        "below -100 HU, with a warning that says what was assumed (signed MR can look like CT)."
+        help="CT or MR, which decides the normalisation; auto: what the model's training was told, "
+        "else CT where 1 % of the voxels lie below -100 HU, with a warning that says what was "
+        "assumed (signed MR can look like CT)."
     ),
 ]
 
@@ -104,7 +105,7 @@ def axes_of(option: str, text: str) -> tuple[int, ...]:
 
 
 def modality_of(text: str) -> str:
-    """DICOM Modality of an option; OT lets the voxels tell (``transforms.looks_like_ct``).
+    """DICOM Modality of an option; OT lets model or voxels tell (``transforms.modality_for``).
 
     Raises
     ------

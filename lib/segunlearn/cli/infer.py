@@ -63,6 +63,7 @@ def infer(
     from segunlearn.dicom.site import SiteKey
     from segunlearn.inference import Segmenter
     from segunlearn.records.durable import write_durably
+    from segunlearn.transforms import modality_for
     from segunlearn.volumes import read_volume, write_volume
 
     as_dicom = output.suffix.lower() == ".dcm"
@@ -106,6 +107,7 @@ def infer(
         write_durably(output, _file_of(segmentation))
     else:
         write_volume(mask, output)
+    known = modality_for(image.modality, segmenter.config)
     warnings = [] if mask.assumed is None else [assumed_sentence(mask.assumed)]
     voxel = abs(image.spacing[0] * image.spacing[1] * image.spacing[2]) / 1000
     volumes = {k: float((mask.array == v).sum() * voxel) for k, v in values.items()}
@@ -113,7 +115,7 @@ def infer(
         print_json(
             {
                 "output": str(output), "version": info.version, "sha256": info.sha256, **said,
-                "modality": mask.assumed.modality if mask.assumed else image.modality,
+                "modality": mask.assumed.modality if mask.assumed else known,
                 "warnings": warnings, "labels": values, "millilitres": volumes,
                 "seconds": dict(mask.seconds),
             }
