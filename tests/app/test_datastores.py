@@ -432,6 +432,18 @@ def test_a_mask_of_a_series_before_it_grew_ends_no_scoring(
     assert scores[other.series]["dice"] == 1.0
 
 
+def test_what_is_to_be_forgotten_is_not_scored(
+    tmp_path: Path, studies: list[Study], opener: Opener
+) -> None:
+    folder = tmp_path / "studies"
+    write_files(folder, studies[:2], labelled=2)
+    for study in studies[:2]:
+        write_volume(study.label, folder / "labels" / "original" / f"{study.series}.nii.gz")
+    assert DiceScoring(lambda: VALUES)({}, opener(folder)).keys() == {"person0", "person1"}
+    kept = opener(folder, keep=lambda cases: [c for c in cases if c.series != "person0"])
+    assert DiceScoring(lambda: VALUES)({}, kept).keys() == {"person1"}
+
+
 def test_labels_on_other_grids_are_not_scored(
     tmp_path: Path, studies: list[Study], opener: Opener
 ) -> None:

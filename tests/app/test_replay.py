@@ -251,7 +251,7 @@ def test_feature_is_forgotten_from_the_tags_of_a_page(
 
 
 def test_stopped_training_is_recorded_and_goes_on(site: Site) -> None:
-    settings = GeneratorSettings(steps=6, batch_size=2, checkpoint_every=2)
+    settings = GeneratorSettings(steps=6, batch_size=2, checkpoint_every=1)
     base = site.registry.active()
     assert base is not None
     first = ReplayRun(base, MODEL, site.home, site.records, settings=settings)
@@ -267,6 +267,34 @@ def test_stopped_training_is_recorded_and_goes_on(site: Site) -> None:
     assert site.records.runs.get(first.run_id).state == "cancelled"
     row = site.records.ledger.row(first.run_id)
     assert (row.outcome, row.version_sha256) == ("cancelled", None)
+    done = steps[-1]
+    steps.clear()
+    second = ReplayRun(base, MODEL, site.home, site.records, settings=settings)
+    second.on_progress = watch
+    second.execute(lambda: site.retain)
+    assert steps[0] == done + 1
+    assert not first.folder.exists()
+
+
+def test_what_is_marked_while_a_generator_is_made_is_never_published(site: Site) -> None:
+    base, marked = site.registry.active(), []
+    assert base is not None
+    before = Generators(site.home, MODEL).newest()
+    settings = GeneratorSettings(steps=2, batch_size=2)
+    run = ReplayRun(base, MODEL, site.home, site.records, settings=settings)
+
+    def mark(progress: Any) -> None:
+        if progress.phase == "publish" and not marked:
+            marked.extend(site.mark(site.retain[:1]))
+
+    run.on_progress = mark
+    with pytest.raises(ConflictError, match="marked for forgetting while"):
+        run.execute(lambda: site.retain)
+    assert marked
+    assert Generators(site.home, MODEL).newest() == before
+    assert not run.folder.exists()
+    assert site.records.runs.get(run.run_id).state == "refused"
+    assert site.records.ledger.row(run.run_id).version_sha256 is None
 
 
 def test_server_offers_the_trainer_and_plans_first(site: Site, tmp_path: Path) -> None:
