@@ -639,6 +639,26 @@ def test_a_mark_takes_the_adapter_at_once_and_the_one_before_serves(
     assert {s.version_sha256 for s in saw if s.direct} == named
 
 
+@pytest.mark.parametrize("file", ["v0001/about.json", "current", "site.json", "no site.json"])
+def test_a_damaged_record_keeps_no_adapter_from_a_mark(
+    place: Place, adopted: Callable[[LeaveOneOut], None], file: str
+) -> None:
+    """Neither that of the damaged site, nor those that are looked at after it."""
+    place.adapt()
+    info = place.store.current("south||avanto|7")
+    note = (info.path / "cases.json").read_text()
+    for site in ("a", "b", "c"):
+        kept = place.store.put(site, info.load(), run_id="r", note=lambda _: None)
+        (kept.path / "cases.json").write_text(note)
+    damaged = info.path.parent / file.removeprefix("no ")
+    damaged.unlink()
+    if not file.startswith("no "):
+        damaged.write_text("{")
+    place.site.mark([place.south[0]], approve=False)
+    assert not list(place.site.home.sites.rglob("*.safetensors"))
+    assert [place.store.current(site) for site in ("a", "b", "c")] == [None] * 3
+
+
 def test_a_mark_of_somebody_else_changes_nothing(
     place: Place, adopted: Callable[[LeaveOneOut], None]
 ) -> None:

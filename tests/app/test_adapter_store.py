@@ -165,6 +165,19 @@ def test_a_damaged_pointer_is_an_error_and_no_guess(store: SiteAdapters, text: s
         store.current(SITE)
 
 
+def test_what_cannot_be_read_serves_nobody_and_hides_no_other(store: SiteAdapters) -> None:
+    put(store, 1.0)
+    damaged = [store.put(s, adapter(1.0), run_id="r", note=lambda _: None) for s in ("a", "b", "c")]
+    (damaged[0].path / "about.json").write_text("{")
+    (damaged[1].path.parent / "current").write_text("{")
+    (damaged[2].path.parent / "site.json").write_text("{}")
+    assert store.sites() == ["a", "b", SITE]
+    assert store.in_service(SERVED) == [SITE]
+    assert store.in_service(version_of(OTHER)) == store.in_service(None) == []
+    with pytest.raises(IntegrityError, match=damaged[0].name):
+        store.current("a")
+
+
 def test_a_kill_at_any_rename_leaves_the_old_adapter(
     store: SiteAdapters, monkeypatch: pytest.MonkeyPatch
 ) -> None:

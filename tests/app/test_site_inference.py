@@ -20,7 +20,7 @@ from segunlearn.app import models
 from segunlearn.app.application import SegUnlearnApp
 from segunlearn.cli import app as command_line
 from segunlearn.dicom.site import SiteKey
-from segunlearn.errors import InvalidInputError, NotFoundError
+from segunlearn.errors import IntegrityError, InvalidInputError, NotFoundError
 from segunlearn.networks import build_network
 from segunlearn.volumes import read_volume
 
@@ -244,6 +244,20 @@ def test_clients_are_offered_the_sites_in_service(app: SegUnlearnApp) -> None:
     put(app, "south||ct 64|ct1", 1)
     offered = app.info()["models"]["segmentation"]["config"]["site"]
     assert offered == ["auto", "base", "south||ct 64|ct1"]
+
+
+def test_one_site_that_cannot_be_read_stops_no_other(
+    app: SegUnlearnApp, studies: dict[str, Study]
+) -> None:
+    """Each inference asks which options there are."""
+    info = put(app, "south||ct 64|ct1", 1)
+    damaged = put(app, "north||ct 64|ct1", 2)
+    (damaged.path / "about.json").write_text("{")
+    offered = app.info()["models"]["segmentation"]["config"]["site"]
+    assert offered == ["auto", "base", "south||ct 64|ct1"]
+    assert infer(app, studies["b"].series)[1]["adapter"] == info.name
+    with pytest.raises(IntegrityError, match=damaged.name):
+        infer(app, studies["a"].series)
 
 
 def test_networks_stay_loaded_but_not_all_of_them(app: SegUnlearnApp) -> None:

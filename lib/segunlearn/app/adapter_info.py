@@ -157,8 +157,9 @@ def read_adapter(folder: Path, site: str, *, current: bool) -> AdapterInfo:
     IntegrityError
         Its record is missing or damaged.
     """
-    data = read_json(folder / "about.json")
+    name = f"{folder.parent.name}/{folder.name}"
     try:
+        data = read_json(folder / "about.json")
         state: AdapterState = data["state"]
         if state not in get_args(AdapterState):
             raise KeyError("state")
@@ -171,9 +172,10 @@ def read_adapter(folder: Path, site: str, *, current: bool) -> AdapterInfo:
         )  # fmt: skip
     except (KeyError, TypeError) as error:
         raise IntegrityError(
-            f"site adapter {folder.parent.name}/{folder.name}: its record lacks {error}; restore "
-            "it."
+            f"site adapter {name}: its record lacks {error}; restore it."
         ) from error
+    except IntegrityError as error:
+        raise IntegrityError(f"site adapter {name}: {error}") from error
 
 
 def _meta_in(folder: Path) -> str:

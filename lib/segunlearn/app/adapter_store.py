@@ -16,6 +16,7 @@ forgotten; what is known of it stays.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,8 @@ if TYPE_CHECKING:  # it loads torch
     from segunlearn.adapters.site import SiteAdapter
 
 __all__ = ["AdapterInfo", "AdapterState", "SiteAdapters", "site_digest"]
+
+logger = logging.getLogger(__name__)
 
 _SITE: Final = re.compile(r"[0-9a-f]{16}")
 
@@ -63,8 +66,27 @@ class SiteAdapters:
         return self.root.name
 
     def sites(self) -> list[str]:
-        """Keys of all sites that ever had an adapter, sorted."""
-        return sorted(str(read_json(f / "site.json")["site"]) for f in self._folders())
+        """Keys of all sites that ever had an adapter, sorted; what cannot be read is left out."""
+        found = []
+        for folder in self._folders():
+            try:
+                found.append(self.site_of(folder.name))
+            except IntegrityError as error:
+                logger.error("site %s is passed over: %s", folder.name, error)
+        return sorted(found)
+
+    def in_service(self, served: VersionInfo | None) -> list[str]:
+        """Keys of the sites whose adapter serves with a version; a damaged one serves nobody."""
+        found = []
+        for site in self.sites():
+            try:
+                info = self.current(site)
+            except IntegrityError as error:
+                logger.error("site %s is passed over: %s", site_digest(site), error)
+                continue
+            if info is not None and served is not None and info.fits(served):
+                found.append(site)
+        return found
 
     def site_of(self, key: str) -> str:
         """Site whose folder is named so.
@@ -73,14 +95,34 @@ class SiteAdapters:
         ------
         NotFoundError
             There is none.
+        IntegrityError
+            It does not say what it stands for.
         """
         if not _SITE.fullmatch(key) or not (self.root / key / "site.json").is_file():
             raise NotFoundError(f"model {self.model!r} has no site {key!r:.40}.")
-        return str(read_json(self.root / key / "site.json")["site"])
+        try:
+            return str(read_json(self.root / key / "site.json")["site"])
+        except (KeyError, TypeError) as error:
+            raise IntegrityError(f"{key}/site.json: lacks {error}; restore it.") from error
 
     def all(self) -> list[AdapterInfo]:
         """Every adapter of every site, each site's oldest first."""
         return [info for site in self.sites() for info in self.versions(site)]
+
+    def folders(self) -> list[Path]:
+        """Folder of every adapter, whether its records can be read or not."""
+        sites = self.root.iterdir() if self.root.is_dir() else ()
+        return [f / name for f in sites if _SITE.fullmatch(f.name) for name in names_in(f)]
+
+    def at(self, folder: Path) -> AdapterInfo:
+        """Adapter of a folder, whatever its site's pointer says.
+
+        Raises
+        ------
+        IntegrityError, NotFoundError
+            Its record, or its site's, is damaged or gone.
+        """
+        return self._info(self.site_of(folder.parent.name), folder.name, None)
 
     def versions(self, site: str) -> list[AdapterInfo]:
         """Adapters of a site, oldest first; empty for an unknown site.

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
+from segunlearn.app.adapter_info import FILE
 from segunlearn.app.adapter_store import SiteAdapters
 from segunlearn.app.locks import audit_lock
 from segunlearn.app.options import Home
@@ -123,11 +124,17 @@ def _destroy_adapters(
     versions = VersionRegistry(home.model(store.model)).versions()
     open_bases = {v.sha256 for v in versions if v.weights_state == "here"}
     sealed = {v.sha256 for v in versions} - open_bases
-    for info in store.all():
-        marked = bool(named) and saw(info.path, named, pseudonyms)
-        if info.here and (marked or info.base in sealed):
-            store.destroy([info], MARKED if marked else SEALED)
-            logger.info("site adapter %s knew what was marked or sealed: destroyed", info.name)
+    for folder in store.folders():
+        marked = bool(named) and saw(folder, named, pseudonyms)
+        try:
+            info = store.at(folder)
+            if info.here and (marked or info.base in sealed):
+                store.destroy([info], MARKED if marked else SEALED)
+                logger.info("site adapter %s knew what was marked or sealed: destroyed", info.name)
+        except SegUnlearnError as error:  # it serves nobody; the others go all the same
+            logger.error("site adapter %s/%s: %s", folder.parent.name, folder.name, error)
+            if marked or sealed:
+                (folder / FILE).unlink(missing_ok=True)
 
 
 def adapters_in(home: Home) -> list[SiteAdapters]:

@@ -86,7 +86,7 @@ class SegmentationInferTask(InferTask):
 
     def config(self) -> dict[str, Any]:
         """Options that clients offer: the site, of which they take the first unless told."""
-        served = (s for s in self._model.adapters.sites() if self._model.adapters.current(s))
+        served = self._model.adapters.in_service(self._model.registry.active())
         return {"site": [AUTO, BASE, *served]}
 
     def get_path(self, validate: bool = True) -> str | None:

@@ -190,7 +190,7 @@ def _asked_for(
     site = find_site(known, aliases, asked)
     info = adapters.current(site) if site else None
     if info is None:
-        there = ", ".join(s for s in known if adapters.current(s) is not None) or "none"
+        there = ", ".join(adapters.in_service(served)) or "none"
         raise NotFoundError(
             f"site {asked!r:.200} has no adapter in service; sites with one: {there}. Ask for "
             "site=base, or adapt the site."
