@@ -196,6 +196,29 @@ def test_what_a_mark_took_is_made_again_without_it(app: SegUnlearnApp, site: Sit
     assert refit(app) == []
 
 
+@pytest.mark.parametrize("which", ["forgotten", "all"])
+def test_a_site_that_a_person_rolled_back_to_the_base_is_left_alone(
+    app: SegUnlearnApp, site: Site, which: str
+) -> None:
+    """Also when the adapter that does not serve is taken by a mark."""
+    adapt(app, site)
+    AdapterControl(app.home, MODEL).roll_back("South")
+    site.mark(site.unseen[:1], approve=False)
+    assert weights(site) == []
+    assert (refit(app, which), served(site)) == ([], "base")
+
+
+def test_what_served_is_made_again_and_not_what_was_rolled_back(
+    app: SegUnlearnApp, site: Site
+) -> None:
+    adapt(app, site)
+    adapt(app, site, support=support(site, 2), adapt_steps="2")
+    AdapterControl(app.home, MODEL).roll_back("South")
+    site.mark(site.unseen[:1], approve=False)
+    (result,) = refit(app)
+    assert (result["replaces"][-5:], result["people"], served(site)) == ("v0001", 2, "v0003")
+
+
 def test_where_too_few_are_left_the_base_serves_and_nothing_is_tried_again(
     app: SegUnlearnApp, site: Site
 ) -> None:

@@ -83,6 +83,40 @@ def test_a_retired_one_leaves_at_once_and_never_comes_back(store: SiteAdapters) 
     assert served(store) == "base"
 
 
+def test_what_a_person_rolled_back_comes_back_by_nobody_else(store: SiteAdapters) -> None:
+    first = put(store, 1.0)
+    assert store.roll_back(SITE, SERVED) is None
+    second = put(store, 2.0)
+    store.retire([second], "marked")
+    assert served(store) == "base"
+    put(store, 3.0)
+    assert store.roll_back(SITE, SERVED) is None
+    assert store.activate(SITE, first.version, SERVED).why == ""
+    fourth = put(store, 4.0)
+    store.retire([fourth], "marked")
+    assert served(store) == first.version  # it was chosen since
+
+
+def test_what_was_taken_is_known_until_a_person_chooses(store: SiteAdapters) -> None:
+    first, second = put(store, 1.0), put(store, 2.0)
+    assert store.taken(SITE) is None
+    store.roll_back(SITE, SERVED)
+    store.retire([second], "marked")
+    assert store.taken(SITE) is None  # it did not serve
+    store.retire([first], "marked")
+    assert store.taken(SITE).version == first.version
+    third, fourth = put(store, 3.0), put(store, 4.0)
+    assert store.taken(SITE) is None
+    store.retire([fourth], "marked")
+    store.retire([third], "marked")
+    assert store.taken(SITE).version == fourth.version  # what served before it was taken, too
+    pointer = third.path.parent / "current"
+    pointer.write_text('{"version": "", "sha256": ""}')
+    assert store.taken(SITE).version == fourth.version  # as older programs wrote it
+    pointer.unlink()
+    assert store.taken(SITE).version == fourth.version
+
+
 def test_a_kill_between_record_and_pointer_serves_the_base(
     store: SiteAdapters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +126,7 @@ def test_a_kill_between_record_and_pointer_serves_the_base(
         with pytest.raises(KeyboardInterrupt):
             store.retire([info], "marked")
     assert served(store) == "base"
+    assert store.taken(SITE).version == info.version
 
 
 def test_destroyed_tensors_are_gone_and_their_record_says_so(store: SiteAdapters) -> None:

@@ -46,7 +46,7 @@ class AdapterInfo:
     here
         Its tensors are on the disk; otherwise they were destroyed.
     why
-        It was retired.
+        It was retired, or rolled back.
     about
         How it was made, see ``adapters.site.SiteAdapter``.
     path

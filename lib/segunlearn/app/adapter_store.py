@@ -6,7 +6,10 @@
     home/sites/<model>/<site>/v0001/adapter.safetensors  changed tensors, see adapters.site
     home/sites/<model>/<site>/v0001/about.json           digest, base, meta model, run, state, about
     home/sites/<model>/<site>/v0001/cases.json           pseudonyms of what it saw: checkpoints
-    home/sites/<model>/<site>/current                    {"version", "sha256"}; empty: the base
+    home/sites/<model>/<site>/current                    {"version", "sha256", "taken"}
+
+An empty ``version``: the base. ``taken``: what served until forgetting took it, as long as nobody
+has chosen since.
 
 ``<site>`` is the beginning of the key's SHA-256. As with versions, an adapter appears by one rename
 and the pointer changes by one rename. Nothing is deleted but the tensors of an adapter that must be
@@ -40,6 +43,8 @@ __all__ = ["AdapterInfo", "AdapterState", "SiteAdapters", "site_digest"]
 
 logger = logging.getLogger(__name__)
 
+#: Why an adapter that may serve is not fallen back to.
+ROLLED_BACK: Final = "it was rolled back"
 _SITE: Final = re.compile(r"[0-9a-f]{16}")
 
 
@@ -174,6 +179,21 @@ class SiteAdapters:
             )
         return info if info.state == "current" and info.here else None
 
+    def taken(self, site: str) -> AdapterInfo | None:
+        """Return what served a site until it was retired; None where a person chose since.
+
+        Raises
+        ------
+        IntegrityError
+            The pointer or the adapter's record is damaged.
+        """
+        names, path = self._names(site), self._folder(site) / "current"
+        data = read_json(path) if path.exists() else {}
+        older = names[-1] if names else ""  # what older programs wrote does not say it
+        version = data.get("taken", older) or data.get("version")
+        info = self._info(site, version, None) if version in names else None
+        return info if info is not None and info.state == "retired" else None
+
     def put(
         self,
         site: str,
@@ -251,13 +271,15 @@ class SiteAdapters:
                     "version first."
                 )
             info.load()
+            self._rewrite(info, why="")
             self._point_to(site, info)
             return self._info(site, version, self._pointer(site))
 
     def roll_back(self, site: str, served: VersionInfo) -> AdapterInfo | None:
         """Choose the adapter before the current one; the base where there is none before.
 
-        Adapters that are retired, or do not fit the version that is served, are passed over.
+        Adapters that are retired, or do not fit the version that is served, are passed over; so
+        are those that were rolled back before and not activated since, here and in ``retire``.
 
         Returns
         -------
@@ -276,6 +298,9 @@ class SiteAdapters:
                     f"site {site!r:.200} is served by the base already; there is nothing to roll "
                     "back."
                 )
+            if pointer[0] in self._names(site):
+                rolled = self.get(site, pointer[0])
+                self._rewrite(rolled, why=rolled.why or ROLLED_BACK)
             return self._fall_back(site, pointer[0], lambda info: info.fits(served))
 
     def retire(self, infos: list[AdapterInfo], why: str) -> None:
@@ -292,7 +317,8 @@ class SiteAdapters:
             for info in infos:
                 pointer = self._pointer(info.site)
                 if pointer is not None and pointer[0] == info.version:
-                    self._fall_back(info.site, info.version, info.goes_with)
+                    taken = read_json(self._folder(info.site) / "current").get("taken")
+                    self._fall_back(info.site, pointer[0], info.goes_with, taken or pointer[0])
 
     def destroy(self, infos: list[AdapterInfo], why: str) -> None:
         """Retire adapters and remove their tensors; doing it again finishes or changes nothing."""
@@ -304,17 +330,18 @@ class SiteAdapters:
                 self._rewrite(info, weights="destroyed")
 
     def _fall_back(
-        self, site: str, version: str, may_serve: Callable[[AdapterInfo], bool]
+        self, site: str, version: str, may_serve: Callable[[AdapterInfo], bool], taken: str = ""
     ) -> AdapterInfo | None:
         earlier = [
             i
             for i in self.versions(site)
             if number_of(i.version) < number_of(version)
             and i.state != "retired"
+            and i.why != ROLLED_BACK
             and i.here
             and may_serve(i)
         ]
-        self._point_to(site, earlier[-1] if earlier else None)
+        self._point_to(site, earlier[-1] if earlier else None, taken)
         return self.current(site)
 
     def _folder(self, site: str) -> Path:
@@ -341,9 +368,9 @@ class SiteAdapters:
             ) from error
         return (version, sha256) if version else None
 
-    def _point_to(self, site: str, info: AdapterInfo | None) -> None:
+    def _point_to(self, site: str, info: AdapterInfo | None, taken: str = "") -> None:
         chosen = {"version": info.version, "sha256": info.sha256} if info else {}
-        empty = {"version": "", "sha256": ""}
+        empty = {"version": "", "sha256": "", "taken": taken}
         write_json_durably(self._folder(site) / "current", {**empty, **chosen})
 
     def _info(self, site: str, name: str, pointer: tuple[str, str] | None) -> AdapterInfo:

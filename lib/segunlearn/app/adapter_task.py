@@ -167,7 +167,7 @@ class SiteAdaptTask(StudiesTask):
 
 
 def to_refit(adapters: SiteAdapters, served: VersionInfo, *, outdated: bool) -> list[AdapterInfo]:
-    """Find the newest adapter of each site that forgetting took and that was not made again.
+    """Find the adapter of each site that forgetting took out of service.
 
     A site that a person rolled back to the base is left alone.
 
@@ -182,13 +182,14 @@ def to_refit(adapters: SiteAdapters, served: VersionInfo, *, outdated: bool) -> 
         served, and so serve nobody.
     """
     found = []
-    # a site may have none: its key is written before its first adapter
-    for newest in [i for site in adapters.sites() for i in adapters.versions(site)[-1:]]:
-        taken = newest.state == "retired" and newest.why in (MARKED, SEALED)
-        tried = newest.state == "retired" and newest.why.startswith((MARKED, SEALED))
-        other = newest.state == "current" and not newest.fits(served)
-        if taken or (outdated and (tried or other)):
-            found.append(newest)
+    for site in adapters.sites():
+        taken, now = adapters.taken(site), adapters.current(site)
+        why = taken.why if taken is not None else ""
+        tried = outdated and why.startswith((MARKED, SEALED))
+        if taken is not None and (tried or why in (MARKED, SEALED)):
+            found.append(taken)
+        elif outdated and now is not None and not now.fits(served):
+            found.append(now)
     return found
 
 
