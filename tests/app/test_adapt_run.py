@@ -458,6 +458,17 @@ def test_the_key_is_the_narrowest_that_all_share(
     assert (chosen.site, chosen.width) == (site, found)
 
 
+def test_a_site_goes_on_under_the_key_that_it_was_kept_under(
+    place: Place, adopted: Callable[[LeaveOneOut], None]
+) -> None:
+    """A name that was joined to another one has an adapter to roll back to."""
+    first = place.adapt()
+    table = json.dumps({"institution": {"south": "St. South"}})
+    (place.site.home.sites / "aliases.json").write_text(table)
+    again = place.adapt(site="St. South")
+    assert (again["site"], again["adapter"]) == (first["site"], first["adapter"][:-1] + "2")
+
+
 def test_images_without_header_are_a_site_by_name(
     place: Place, adopted: Callable[[LeaveOneOut], None]
 ) -> None:

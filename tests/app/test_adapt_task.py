@@ -219,6 +219,19 @@ def test_what_served_is_made_again_and_not_what_was_rolled_back(
     assert (result["replaces"][-5:], result["people"], served(site)) == ("v0001", 2, "v0003")
 
 
+def test_sites_whose_names_were_joined_are_made_again_once(app: SegUnlearnApp, site: Site) -> None:
+    """Two adapters of one hospital, as its scanners spell its name in two ways."""
+    for name in ("Sud", "South"):
+        options = {"model": SITE_ADAPT, **NOW, "site": name, "support": support(site)}
+        app.train(app.train_request(SITE_ADAPT, options))
+    write_json_durably(site.home.sites / "aliases.json", {"institution": {"Sud": "South"}})
+    site.mark(site.unseen[:1], approve=False)
+    results = refit(app)
+    assert [r["outcome"] for r in results] == ["adopted"] * 2
+    assert {r["site"] for r in results} == {SITE}
+    assert refit(app) == refit(app, "all") == []
+
+
 def test_where_too_few_are_left_the_base_serves_and_nothing_is_tried_again(
     app: SegUnlearnApp, site: Site
 ) -> None:

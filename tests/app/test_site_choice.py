@@ -11,9 +11,9 @@ import torch
 from app_sources import version_of
 from segunlearn.adapters.site import SiteAdapter, Start
 from segunlearn.app.adapter_store import SiteAdapters, site_digest
-from segunlearn.app.site_choice import Aliases, SiteChoice, choose_site
+from segunlearn.app.site_choice import Aliases, SiteChoice, choose_site, find_site
 from segunlearn.dicom.site import SiteKey
-from segunlearn.errors import ConflictError, IntegrityError, NotFoundError
+from segunlearn.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
 from segunlearn.records.version_info import VersionInfo
 
 BASE, META = "a" * 64, "c" * 64
@@ -124,6 +124,45 @@ def test_aliases_join_spellings_and_name_sites(store: SiteAdapters) -> None:
     other = SiteKey("saint mary", "siemens", "avanto", "ct1")
     assert choose(store, other).params()["adapter"] == name
     assert choose(store, None, "main  Building").params()["adapter"] == name
+
+
+def test_the_name_of_a_hospital_is_its_only_adapter(store: SiteAdapters) -> None:
+    """As ``adapt --site`` takes it, whose adapter is kept under the scanner's key."""
+    name = put(store, SCANNER)
+    put(store, "north||avanto|42")
+    for asked in ("St.  Mary's", "st. mary's||avanto|"):
+        assert choose(store, None, asked).params()["adapter"] == name
+    put(store, "st. mary's||avanto|43")
+    with pytest.raises(InvalidInputError, match=r"avanto\|42, st\. mary's\|\|avanto\|43"):
+        choose(store, None, "St. Mary's")
+    for asked in ("mary", "anonymized"):
+        with pytest.raises(NotFoundError):
+            choose(store, None, asked)
+
+
+def test_who_serves_a_site_is_not_changed_by_naming_a_narrower_one(store: SiteAdapters) -> None:
+    put(store, WIDER)
+    known, aliases = store.sites(), Aliases.read(store.root.parent)
+    assert find_site(known, aliases, "St. Mary's") == WIDER
+    assert find_site(known, aliases, "St. Mary's|Siemens|Avanto|") == WIDER
+    assert find_site(known, aliases, SCANNER) == ""
+    assert find_site(known, aliases, SCANNER, wider=True) == WIDER
+
+
+def test_spellings_that_are_joined_later_keep_their_adapter(store: SiteAdapters) -> None:
+    old = "st. mary's hosp.||avanto|42"
+    name = put(store, old)
+    header = SiteKey("st. mary's hosp.", "siemens", "avanto", "42")
+    (store.root.parent / "aliases.json").write_text(
+        json.dumps({"institution": {"St. Mary's Hosp.": "st. mary's"}})
+    )
+    for other in (header, HEADER):
+        found = choose(store, other)
+        assert (found.params()["adapter"], found.site, found.rule) == (name, old, "scanner")
+    for asked in (old, SCANNER):
+        assert choose(store, None, asked).params()["adapter"] == name
+    name = put(store, SCANNER)
+    assert choose(store, header).params()["adapter"] == name
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"hospital": {}}', '{"sites": {"a": 1}}'])

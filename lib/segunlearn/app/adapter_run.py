@@ -28,12 +28,13 @@ from segunlearn.app.audit_studies import read_sets
 from segunlearn.app.locks import training_lock
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
-from segunlearn.app.site_choice import Aliases
+from segunlearn.app.site_choice import Aliases, kept_as
 from segunlearn.app.structures import untaught, withdrawn
 from segunlearn.app.train_ledger import library_versions, machine
 from segunlearn.app.training_run import refuse_hidden
 from segunlearn.app.watched_run import WatchedRun
 from segunlearn.cases import Case, number_of
+from segunlearn.dicom.site import SiteKey
 from segunlearn.errors import CancelledError, ConflictError, SegUnlearnError
 from segunlearn.inference import choose_device
 from segunlearn.networks import ModelConfig, load_weights
@@ -122,6 +123,8 @@ class AdaptRun(WatchedRun):
         refuse_hidden(self.records, registry, info, instead)
         aliases = Aliases.read(self.home.sites)
         support = choose_support(self.order, cases, header_of, self.records, info, aliases)
+        kept = kept_as(self.store.sites(), aliases, SiteKey.parse(support.site))
+        support = replace(support, site=kept)
         meta = read_meta_model(info)
         settings = self.order.settings_for(meta.methods if meta else ())
         if settings.method != "fine_tune":

@@ -159,7 +159,7 @@ def choose_support(
             "name of the hospital or of its scanner."
         )
     if asked is not None and any(k.rungs() for k in keys.values()):
-        mine = [c for c in wanted if _fits(asked, keys[c.series])]
+        mine = [c for c in wanted if keys[c.series].is_of(asked)]
         if order.support and len(mine) < len(wanted):
             raise InvalidInputError(
                 f"{len(wanted) - len(mine)} of the named studies are not of site {order.site!r}, "
@@ -204,11 +204,6 @@ def _named(order: AdaptOrder, cases: Sequence[Case]) -> list[Case]:
             )
         found |= {c.series: c for c in mine}
     return list(found.values())
-
-
-def _fits(asked: SiteKey, header: SiteKey) -> bool:
-    """Whether every part that was named is in the header."""
-    return all(v in ("", getattr(header, k)) for k, v in asdict(asked).items())
 
 
 def _some(

@@ -256,10 +256,13 @@ def refit(
         result = {"outcome": "not made again", "why": why}
         if isinstance(error, ConflictError | UnavailableError):
             return {**told, **result}
-    if result["outcome"] != "adopted" and info.state == "retired":  # or each mark would try again
-        why = info.why.split("; not made again")[0]
-        adapters = SiteAdapters(info.path.parents[1])
-        adapters.retire([info], f"{why}; not made again: {result['why']}"[:1000])
+    why = ""
+    if result["outcome"] == "adopted" and result["site"] != info.site:  # their names were joined
+        why = f"made again as {result['adapter']}"
+    elif result["outcome"] != "adopted" and info.state == "retired":  # or each mark would try again
+        why = f"{info.why.split('; not made again')[0]}; not made again: {result['why']}"
+    if why:
+        SiteAdapters(info.path.parents[1]).retire([info], why[:1000])
     return {**told, **result}
 
 

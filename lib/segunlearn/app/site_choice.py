@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 from segunlearn.app.adapter_store import AdapterInfo, SiteAdapters, site_digest
 from segunlearn.dicom.site import Rule, SiteKey, normalise
-from segunlearn.errors import ConflictError, IntegrityError, NotFoundError
+from segunlearn.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
 from segunlearn.records.durable import read_json
 from segunlearn.records.version_info import VersionInfo
 
@@ -144,6 +144,8 @@ def choose_site(
     ------
     NotFoundError
         A person asks for a site that has no adapter.
+    InvalidInputError
+        The name is that of several sites.
     ConflictError
         A person asks for one whose adapter was made for other weights or another meta model.
     IntegrityError
@@ -167,12 +169,14 @@ def choose_site(
         if rungs[0][1].institution
         else (" The header names no institution (removed or de-identified).")
     )
+    known = adapters.sites()
     for rule, key in rungs:
-        info = adapters.current(str(key))
+        site = kept_as(known, aliases, key)
+        info = adapters.current(site)
         if info is not None and info.fits(served):
             said = {"scanner": "this scanner", "institution": "its institution and model",
                     "model": "its manufacturer and model"}  # fmt: skip
-            return SiteChoice(info, str(key), rule, f"an adapter of {said[rule]} is in service.")
+            return SiteChoice(info, site, rule, f"an adapter of {said[rule]} is in service.")
         if info is not None:
             also += f" Adapter {info.name} {info.misfit(served)}: adapt the site again."
     return SiteChoice(
@@ -187,7 +191,7 @@ def _asked_for(
     adapters: SiteAdapters, aliases: Aliases, asked: str, served: VersionInfo
 ) -> SiteChoice:
     known = adapters.sites()
-    site = find_site(known, aliases, asked)
+    site = find_site(known, aliases, asked, wider=True)
     info = adapters.current(site) if site else None
     if info is None:
         there = ", ".join(adapters.in_service(served)) or "none"
@@ -202,15 +206,47 @@ def _asked_for(
     return SiteChoice(info, site, "override", "this site was asked for.")
 
 
-def find_site(known: Sequence[str], aliases: Aliases, asked: str) -> str:
-    """Find the site that a person means: a name, a key or a wider key of it, or a folder's name.
+def kept_as(known: Sequence[str], aliases: Aliases, key: SiteKey) -> str:
+    """Write a key as the store knows it: perhaps in a spelling that was joined to it later."""
+    joined = (site for site in known if aliases.of(SiteKey.parse(site)) == key)
+    return str(key) if str(key) in known else next(joined, str(key))
+
+
+def find_site(known: Sequence[str], aliases: Aliases, asked: str, *, wider: bool = False) -> str:
+    """Find the site that a person means: a key, a name, or a folder's name.
+
+    Parameters
+    ----------
+    known
+        Keys of the sites.
+    aliases
+        Of the home.
+    asked
+        A name or key that only one of the sites begins with means this one.
+    wider
+        Whether a wider key than the one that is asked for will do.
 
     Returns
     -------
     str
         Its key as text; empty when it is none of the known ones.
+
+    Raises
+    ------
+    InvalidInputError
+        It is the name of several.
     """
     key = aliases.site(asked)
-    wanted = [str(key), *(str(wider) for _, wider in key.rungs())]
+    rungs = [rung for _, rung in key.rungs()]
+    for wanted in [key, *(rungs if wider else rungs[:1])]:
+        if (site := kept_as(known, aliases, wanted)) in known:
+            return site
     folders = {site_digest(site): site for site in known}
-    return next((w for w in wanted if w in known), folders.get(asked, ""))
+    if asked in folders:
+        return folders[asked]
+    found = [s for s in known if key != SiteKey() and aliases.of(SiteKey.parse(s)).is_of(key)]
+    if len(found) > 1:
+        raise InvalidInputError(
+            f"site {asked!r:.200} has adapters under several keys: {', '.join(found)}. Name one."
+        )
+    return found[0] if found else ""

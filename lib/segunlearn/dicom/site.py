@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from pydicom.dataset import Dataset
@@ -88,6 +88,10 @@ class SiteKey:
         if self.manufacturer and self.model:
             found.append(("model", SiteKey(manufacturer=self.manufacturer, model=self.model)))
         return found
+
+    def is_of(self, wider: SiteKey) -> bool:
+        """Whether every part that a wider key names is the same here."""
+        return all(v in ("", getattr(self, k)) for k, v in asdict(wider).items())
 
     def __bool__(self) -> bool:
         return bool(self.institution or self.station)
