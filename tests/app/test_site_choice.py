@@ -165,7 +165,16 @@ def test_spellings_that_are_joined_later_keep_their_adapter(store: SiteAdapters)
     assert choose(store, header).params()["adapter"] == name
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"hospital": {}}', '{"sites": {"a": 1}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"hospital": {}}',
+        '{"sites": {"a": 1}}',
+        '{"institution": {"ANONYMIZED": "north"}}',
+    ],
+)
 def test_a_damaged_table_is_an_error_and_no_guess(store: SiteAdapters, text: str) -> None:
     (store.root.parent / "aliases.json").write_text(text)
     with pytest.raises(IntegrityError):

@@ -41,6 +41,13 @@ def test_a_bar_in_a_name_cannot_pretend_to_be_two_parts() -> None:
     assert str(SiteKey(institution="a|b", station="c")) == "a/b|||c"
 
 
+@pytest.mark.parametrize("bar", ["|", "\uff5c"])
+def test_a_key_is_read_as_it_was_written(bar: str) -> None:
+    """A converted series keeps its key as text; it must not become another site by that."""
+    key = SiteKey.read(header(InstitutionName=f"North{bar}South", StationName="1"))
+    assert SiteKey.parse(str(key)) == key == SiteKey("north/south", station="1")
+
+
 def test_values_from_functional_groups() -> None:
     ds, item, inner = header(InstitutionName="x"), Dataset(), Dataset()
     inner.StationName = "enhanced"

@@ -62,13 +62,15 @@ class Aliases:
             not isinstance(data, dict)
             or not set(data) <= known
             or not all(
-                isinstance(t, dict) and all(isinstance(v, str) for v in t.values())
+                isinstance(t, dict)
+                and all(isinstance(v, str) and normalise(k) for k, v in t.items())
                 for t in data.values()
             )
         ):
             raise IntegrityError(
                 f"{path.name}: write an object with {', '.join(sorted(known))}, each an object of "
-                "texts, as in docs/adaptation.md."
+                "texts, as in docs/adaptation.md. Empty spellings, and words such as ANONYMIZED, "
+                "are those of images of many hospitals, and cannot stand for one."
             )
         parts = {
             p: {normalise(k): normalise(v) for k, v in data.get(p, {}).items()} for p in _PARTS

@@ -110,7 +110,7 @@ def normalise(text: str) -> str:
     >>> normalise("  St.\u00a0Mary's   HOSPITAL "), normalise("ANONYMIZED")
     ("st. mary's hospital", '')
     """
-    folded = unicodedata.normalize("NFKC", text).casefold()
+    folded = unicodedata.normalize("NFKC", text).casefold().replace("|", "/")
     folded = re.sub(r"\s+", " ", folded.replace("\0", " ")).strip()
     return "" if folded.strip(" .-_*") in _PLACEHOLDERS else folded
 
