@@ -18,6 +18,7 @@ from app_sources import LABELS, TINY, Study, make_study, publish_tiny, write_dic
 from segunlearn.adapters.site import SiteAdapter
 from segunlearn.app import models
 from segunlearn.app.application import SegUnlearnApp
+from segunlearn.app.models import ActiveModel
 from segunlearn.cli import app as command_line
 from segunlearn.dicom.site import SiteKey
 from segunlearn.errors import IntegrityError, InvalidInputError, NotFoundError
@@ -109,6 +110,23 @@ def test_another_pointer_is_another_network(app: SegUnlearnApp, studies: dict[st
     assert infer(app, studies["b"].series)[0] == {1}
     app.model.adapters.roll_back("south||ct 64|ct1", app.model.version())
     assert infer(app, studies["b"].series)[1]["adapter"] == "base"
+
+
+@pytest.mark.parametrize("moment", ["turn", "adapted"])
+def test_an_adapter_that_goes_while_an_image_waits_does_not_segment_it(
+    app: SegUnlearnApp, studies: dict[str, Study], monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """It was chosen, and is taken by a mark before its turn comes or before it is loaded."""
+    info = put(app, "south||ct 64|ct1", 1)
+    real = getattr(ActiveModel, moment)
+
+    def taken(*given: Any) -> Any:
+        app.model.adapters.destroy([info], "marked")
+        return real(*given)
+
+    monkeypatch.setattr(ActiveModel, moment, taken)
+    values, params = infer(app, studies["b"].series)
+    assert (values == {1}, params["adapter"], params["site_rule"]) == (False, "base", "none")
 
 
 def test_a_new_base_is_not_served_with_an_old_adapter(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from segunlearn.app.adapter_store import AdapterInfo, SiteAdapters
-from segunlearn.errors import ConflictError, NoMemoryError
+from segunlearn.errors import ConflictError, IntegrityError, NoMemoryError
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 
 if TYPE_CHECKING:
@@ -155,11 +155,17 @@ class ActiveModel:
         NoMemoryError
             The device has not enough memory.
         """
-        info, segmenter = using or self.segmenter()
-        adapter = choose(info) if choose is not None and using is None else None
-        if adapter is not None:
-            segmenter = self.adapted(info, segmenter, adapter)
-        with self.turn(volume) as waited:
+        with self.turn(volume) as waited:  # what was marked while it waited is not asked any more
+            info, segmenter = using or self.segmenter()
+            adapter = choose(info) if choose is not None and using is None else None
+            if adapter is not None and choose is not None:
+                try:
+                    segmenter = self.adapted(info, segmenter, adapter)
+                except IntegrityError:  # unless it was taken in this moment
+                    before, adapter = adapter, choose(info)
+                    if adapter == before:
+                        raise
+                    segmenter = self.adapted(info, segmenter, adapter) if adapter else segmenter
             return info, segmenter.predict(volume, cancel=cancel), waited
 
     @contextmanager
