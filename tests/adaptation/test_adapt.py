@@ -24,6 +24,7 @@ from segunlearn.errors import (
 )
 from segunlearn.networks import build_network
 from segunlearn.records.runs import Progress
+from segunlearn.unlearning.loop import dice_by_person
 from segunlearn.unlearning.sets import Study
 
 SUPPORT = site(1, 3)
@@ -156,11 +157,14 @@ def test_leaving_one_out_scores_people_that_the_adapter_never_saw(network: nn.Mo
     found = leave_one_out(network, None, support, CONFIG, settings)
 
     assert len(found.adapted) == len(found.base) == 3, "by person, not by study"
+    ordered = sorted(support, key=lambda s: s.series)
     without_first = adapt(network, None, SUPPORT[1:], CONFIG, settings).network
     masks = without_first(SUPPORT[0].image[None, ..., 0]).argmax(dim=1)[0].detach()
     truth = SUPPORT[0].label[..., 0]
     dice = 2 * float((masks * truth).sum()) / float(masks.sum() + truth.sum())
     assert found.adapted[0] == pytest.approx(dice, abs=1e-6)
+    base = dice_by_person(network, support, CONFIG, (1,))
+    assert found.base == tuple(base[person] for person in dict.fromkeys(s.person for s in ordered))
 
 
 def test_one_person_cannot_be_left_out(network: nn.Module) -> None:
@@ -170,6 +174,7 @@ def test_one_person_cannot_be_left_out(network: nn.Module) -> None:
 
 def test_the_gate_lets_nothing_through_that_is_worse() -> None:
     assert gate(LeaveOneOut((0.5, 1.0), (0.75, 0.75)))[0], "as good is not worse"
+    assert not gate(LeaveOneOut((float("nan"), 1.0), (0.5, 0.5)))[0]
     adopted, reason = gate(LeaveOneOut((0.8, 0.84), (0.85, 0.85)))
     assert not adopted
     assert "0.820 with the adapter and 0.850 with the base; the base stays" in reason

@@ -389,6 +389,9 @@ def test_an_adapter_holds_what_its_steps_changed_and_not_the_meta_model(
     served = dict(found.segmenter(base, info).network.named_parameters())
     for name, value in wanted.network.named_parameters():
         assert torch.equal(served[name], value), name
+    put_meta_model(info, replace(meta, about={"made": "again"}).to_bytes())
+    with pytest.raises(IntegrityError, match="is not beside the weights"):
+        found.segmenter(base, place.site.registry.active())
     (info.path / META_MODEL).unlink()
     with pytest.raises(IntegrityError, match="is not beside the weights"):
         found.segmenter(base, info)
@@ -428,7 +431,8 @@ def test_one_person_is_enough_only_when_it_is_confirmed(
 def test_one_study_of_each_person_first_and_marked_ones_never(
     place: Place, adopted: Callable[[LeaveOneOut], None]
 ) -> None:
-    again = replace(place.south[0], series="Name-0200_2", study="Name-0200_2")
+    with_issuer = f"{place.south[0].person}^^^St. Anna"
+    again = Case(**{**vars(place.south[0]), "series": "Name-0200_2", "person": with_issuer})
     place.headers[again.series] = SOUTH
     place.site.mark([place.south[1]], approve=False)
     cases = [again, *place.site.unseen]
@@ -556,6 +560,23 @@ def test_a_structure_marked_while_it_runs_keeps_the_adapter_out(
         run.execute(place.site.unseen, place.header_of)
     assert place.served == "base"
     assert not list(place.site.home.sites.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("why", ["marked", "untaught"])
+def test_a_withdrawn_structure_is_not_taught_again(
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    adopted: Callable[[LeaveOneOut], None],
+    why: str,
+) -> None:
+    """Nor one that was withdrawn once, and that the weights were never taught since."""
+    (label,) = place.site.registry.active().config["labels"]
+    if why == "marked":
+        place.site.records.forget_set.mark("structure", label, "quality", actor="a", model=MODEL)
+    else:
+        monkeypatch.setattr(adapter_run, "untaught", lambda *_: frozenset({label}))
+    with pytest.raises(LabelError, match="nothing to adapt to"):
+        place.adapt()
 
 
 @pytest.mark.parametrize("end", ["made", "undone"])

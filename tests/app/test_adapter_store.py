@@ -190,6 +190,15 @@ def test_a_changed_file_is_never_loaded(store: SiteAdapters, how: str) -> None:
         store.activate(SITE, "v0001", SERVED)
 
 
+def test_a_folder_that_was_exchanged_serves_nobody(store: SiteAdapters) -> None:
+    """Record and file fit each other, but are not what was chosen."""
+    first, second = put(store, 1.0), put(store, 2.0)
+    for name in ("about.json", "adapter.safetensors"):
+        (second.path / name).write_bytes((first.path / name).read_bytes())
+    with pytest.raises(IntegrityError, match="its record was changed"):
+        store.current(SITE)
+
+
 @pytest.mark.parametrize(
     "text", ["{", "[]", '{"version": "v0001"}', '{"version": "v7", "sha256": ""}']
 )

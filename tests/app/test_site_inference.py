@@ -252,6 +252,17 @@ def test_the_command_refuses_a_site_that_has_no_adapter(
     assert not output.exists()
 
 
+def test_the_command_gives_another_version_its_own_adapters(
+    app: SegUnlearnApp, studies: dict[str, Study], tmp_path: Path
+) -> None:
+    info, home = put(app, "south||ct 64|ct1", 1), tmp_path / "home"
+    publish_tiny(home, seed=2)
+    series = tmp_path / "studies" / studies["b"].series
+    for words, adapter in ((("--version", "v0001"), info.name), ((), "base")):
+        told = segment(series, "-o", tmp_path / "mask.nii.gz", "--home", home, *words)
+        assert json.loads(told.stdout)["adapter"] == adapter
+
+
 def segment(*words: object) -> Any:
     """``segunlearn infer`` in this process."""
     return CliRunner().invoke(command_line, ["infer", *map(str, words), "--json"])
