@@ -20,6 +20,7 @@ from segunlearn.errors import (
     InvalidInputError,
     LabelError,
     NotFoundError,
+    SegUnlearnError,
     UnsupportedNetworkError,
 )
 from segunlearn.networks import build_network
@@ -131,6 +132,12 @@ def test_batch_normalisation_is_refused() -> None:
     network = BasicUNet(2, 1, 2, (8, 8, 16, 16, 16, 8), norm="batch")
     with pytest.raises(UnsupportedNetworkError, match=r"'conv_0.conv_0.adn.N' is batch norm"):
         adapt(network, None, SUPPORT, CONFIG, TUNE)
+
+
+def test_a_loss_that_is_no_number_ends_the_adapting(network: nn.Module) -> None:
+    settings = dataclasses.replace(TUNE, learning_rate=1e30)
+    with pytest.raises(SegUnlearnError, match=r"the loss became (nan|inf) at step 1.*base stays"):
+        adapt(network, None, SUPPORT, CONFIG, settings)
 
 
 def test_adapting_can_be_stopped_and_is_reported(network: nn.Module) -> None:

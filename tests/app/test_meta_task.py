@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from segunlearn.adaptation import LeaveOneOut, read_meta_model
 from segunlearn.app import adapter_run, meta_run, training_run, watched_run
 from segunlearn.app.adapter_run import SITE_ADAPT
 from segunlearn.app.application import SegUnlearnApp
+from segunlearn.app.datastores import StudiesDatastore
 from segunlearn.app.meta_run import META_TRAIN
+from segunlearn.cases import Case
 from segunlearn.cli import app as command_line
 from segunlearn.errors import CancelledError, InvalidInputError
 from segunlearn.records.runs import Progress
@@ -199,6 +202,30 @@ def test_a_marked_structure_is_in_no_episode(
     with pytest.raises(CancelledError, match="enough"):
         meta_train(app)
     assert seen == {0, *range(2, len(LABELS) + 1)}
+
+
+def test_a_person_is_one_with_and_without_issuer(
+    app: SegUnlearnApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the same person could be in support and query of an episode."""
+    seen: set[str] = set()
+
+    def look(_network: object, by_site: dict[str, list[Any]], *_: object, **__: object) -> None:
+        seen.update(study.person for studies in by_site.values() for study in studies)
+        raise CancelledError("enough")
+
+    real = StudiesDatastore.case_of
+
+    def with_issuer(*given: Any) -> Case:
+        case = real(*given)
+        return replace(case, person=f"{case.person}^^^St. Anna")
+
+    monkeypatch.setattr(meta_run, "meta_train", look)
+    monkeypatch.setattr(StudiesDatastore, "case_of", with_issuer)
+    with pytest.raises(CancelledError, match="enough"):
+        meta_train(app)
+    assert seen
+    assert not any("^^^" in person for person in seen)
 
 
 def test_what_cannot_be_meta_learned_is_told_before_a_process_is_started(
