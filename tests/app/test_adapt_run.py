@@ -691,6 +691,17 @@ def test_a_damaged_record_keeps_no_adapter_from_a_mark(
     assert [place.store.current(site) for site in ("a", "b", "c")] == [None] * 3
 
 
+def test_a_damaged_version_keeps_no_adapter_from_a_mark(
+    place: Place, adopted: Callable[[LeaveOneOut], None]
+) -> None:
+    place.adapt()
+    damaged = place.site.registry.active().path.with_name("v0002")
+    damaged.mkdir()
+    (damaged / "manifest.json").write_text("{")
+    place.site.mark([place.south[0]], approve=False)
+    assert not list(place.site.home.sites.rglob("*.safetensors"))
+
+
 def test_a_mark_of_somebody_else_changes_nothing(
     place: Place, adopted: Callable[[LeaveOneOut], None]
 ) -> None:
