@@ -505,6 +505,7 @@ BAD_TRAINING: dict[str, tuple[Callable[[Path, Path], tuple[object, ...]], str]] 
     "label not shown": (lambda d, t: ("--data", d, *PEOPLE, "--labels", "a,b,c"), "shows c"),
     "bad flip": (lambda d, t: ("--data", d, *PEOPLE, "--flip", "Z"), "--flip"),
     "bad modality": (lambda d, t: ("--data", d, *PEOPLE, "--modality", "C-T"), "--modality"),
+    "no modality of DICOM": (lambda d, t: ("--data", d, *PEOPLE, "--modality", "CTA"), "use CT"),
     "bad device": (lambda d, t: ("--data", d, *PEOPLE, "--device", "abacus"), "no device"),
     "bad rate": (lambda d, t: ("--data", d, *PEOPLE, "--learning-rate", "0"), "learning_rate"),
     "no parent": (lambda d, t: ("--data", d, *PEOPLE, "--from-active"), "no version"),

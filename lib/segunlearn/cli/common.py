@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -104,6 +103,10 @@ def axes_of(option: str, text: str) -> tuple[int, ...]:
         raise InvalidInputError(f"{option} {text!r}: use the letters R, A and S.") from error
 
 
+#: Of images, as DICOM writes them (PS3.3 C.7.3.1.1.1); only CT is normalised in its own way.
+_MODALITIES = {"CT", "MR", "PT", "NM", "US", "XA", "CR", "DX", "MG", "OP", "OT"}
+
+
 def modality_of(text: str) -> str:
     """DICOM Modality of an option; OT lets model or voxels tell (``transforms.modality_for``).
 
@@ -114,7 +117,7 @@ def modality_of(text: str) -> str:
     """
     if text.lower() == "auto":
         return "OT"
-    if not re.fullmatch("[A-Za-z]{2,16}", text):
+    if text.upper() not in _MODALITIES:
         raise InvalidInputError(f"--modality {text!r}: use CT, MR or auto.")
     return text.upper()
 
