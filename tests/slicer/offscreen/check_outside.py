@@ -15,6 +15,7 @@ from fake import Script, fake_server
 
 from conftest import SLICER
 from SegUnlearnLib import segmentation
+from SegUnlearnLib.outside import outside_of
 
 
 @pytest.fixture
@@ -67,6 +68,6 @@ def test_voxels_outside_are_counted(
 def test_nothing_is_outside_of_empty_segments(panel: Any, scene: Any, fake: Any) -> None:
     volume = known_study(panel, scene)
     node = segmentation.segmentation_of(scene, volume)
-    assert segmentation.outside(scene, node, volume) == {}
+    assert outside_of(scene, node, volume) == {}
     node.GetSegmentation().AddEmptySegment("", "core")
-    assert segmentation.outside(scene, node, volume) == {}
+    assert outside_of(scene, node, volume) == {}

@@ -7,6 +7,7 @@ from typing import Any
 
 from SegUnlearnLib import segmentation
 from SegUnlearnLib.api import Api
+from SegUnlearnLib.outside import outside_of
 from SegUnlearnLib.overlaps import Overlaps, overlaps_of
 from SegUnlearnLib.problems import Problem
 from SegUnlearnLib.signals import Signal
@@ -96,7 +97,7 @@ class Masks:
     def outside(self, node: Any, volume: Any) -> Mapping[str, int]:
         """Count the voxels of segments that lie outside the image, by name."""
         try:
-            return segmentation.outside(self._scene(), node, volume)
+            return outside_of(self._scene(), node, volume)
         except ValueError:
             return {}  # submitting says why
 

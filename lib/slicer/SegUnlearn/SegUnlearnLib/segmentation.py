@@ -115,8 +115,6 @@ def found_segmentation(scene: Any, volume: Any) -> Any:
     return None
 
 
-#: Of a voxel's width: a place on the image's edge lies in it.
-_ROUNDING = 0.01
 #: Attribute of the segmentations that this module made.
 _OURS = "SegUnlearn.Mask"
 
@@ -138,12 +136,13 @@ def exported(scene: Any, node: Any, volume: Any, ids: Iterable[str]) -> Iterator
     ValueError
         They cannot be made a label map.
     """
-    with _label_map(scene, node, volume, ids) as label_map:
+    with as_label_map(scene, node, volume, ids) as label_map:
         yield slicer.util.arrayFromVolume(label_map)
 
 
 @contextmanager
-def _label_map(scene: Any, node: Any, volume: Any, ids: Iterable[str]) -> Iterator[Any]:
+def as_label_map(scene: Any, node: Any, volume: Any, ids: Iterable[str]) -> Iterator[Any]:
+    """Give some segments as a label map node; see ``exported``. None for the volume: all voxels."""
     wanted = vtk.vtkStringArray()
     for segment_id in ids:
         wanted.InsertNextValue(segment_id)
@@ -156,37 +155,6 @@ def _label_map(scene: Any, node: Any, volume: Any, ids: Iterable[str]) -> Iterat
         yield label_map
     finally:
         _remove(scene, label_map)
-
-
-def outside(scene: Any, node: Any, volume: Any) -> dict[str, int]:
-    """Count the voxels of segments, by name, that lie outside the volume: no label holds them.
-
-    Raises
-    ------
-    ValueError
-        They cannot be made a label map.
-    """
-    ids = ids_of(node)
-    found: dict[str, int] = {}
-    with _label_map(scene, node, None, ids) as label_map:
-        image = label_map.GetImageData()
-        if image is None or not image.GetNumberOfPoints():
-            return found  # all of them are empty
-        array = slicer.util.arrayFromVolume(label_map)
-        places = np.argwhere(array)
-        values = array[tuple(places.T)]
-        there, back = vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()
-        label_map.GetIJKToRASMatrix(there)
-        volume.GetRASToIJKMatrix(back)
-        matrix = _array(back) @ _array(there)
-        ijk = places[:, ::-1] @ matrix[:3, :3].T + matrix[:3, 3]
-        edge = np.array(volume.GetImageData().GetDimensions()) - 0.5
-        out = ((ijk < -0.5 - _ROUNDING) | (ijk > edge + _ROUNDING)).any(axis=1)
-        for place, segment_id in enumerate(ids, start=1):
-            name = str(node.GetSegmentation().GetSegment(segment_id).GetName())
-            if voxels := int((out & (values == place)).sum()):
-                found[name] = found.get(name, 0) + voxels
-    return found
 
 
 def label_map_of(
@@ -215,7 +183,7 @@ def label_map_of(
     ids = [i for i in ids_of(node) if i not in order] + list(reversed(order))
     if not ids:
         raise ValueError("the segmentation has no segment")
-    with _label_map(scene, node, volume, ids) as label_map:
+    with as_label_map(scene, node, volume, ids) as label_map:
         content = _write(scene, label_map)
     named = [
         {"name": segmentation.GetSegment(segment_id).GetName(), "idx": place}
@@ -274,17 +242,13 @@ def _remove(scene: Any, label_map: Any) -> None:
     scene.RemoveNode(label_map)
 
 
-def _array(matrix: Any) -> Any:
-    return np.array([[matrix.GetElement(i, j) for j in range(4)] for i in range(4)])
-
-
 def _same_grid(one: Any, other: Any) -> bool:
     matrices = []
     for node in (one, other):
         matrix = vtk.vtkMatrix4x4()
         node.GetIJKToRASMatrix(matrix)
-        matrices.append(_array(matrix))
-    close = bool((np.abs(matrices[0] - matrices[1]) < 1e-3).all())
+        matrices.append([matrix.GetElement(i, j) for i in range(4) for j in range(4)])
+    close = all(abs(a - b) < 1e-3 for a, b in zip(*matrices, strict=True))
     return close and one.GetImageData().GetDimensions() == other.GetImageData().GetDimensions()
 
 
