@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -441,6 +442,44 @@ def test_a_site_whose_first_adapter_was_never_finished_is_passed_over(
         said(app, site.unseen[3].series)
 
 
+@pytest.mark.parametrize("file", ["site.json", "current", "v0001/about.json"])
+def test_a_damaged_site_keeps_no_other_from_being_made_again(
+    app: SegUnlearnApp, client: TestClient, site: Site, file: str
+) -> None:
+    adapters = SiteAdapters(site.home.sites / MODEL)
+    adapt(app, site)
+    here = adapters.root / site_digest(SITE)
+    damaged = adapters.root / site_digest("other")
+    shutil.copytree(here, damaged)
+    write_json_durably(damaged / "site.json", {"site": "other"})
+    site.mark(site.unseen[:1], approve=False)
+    (damaged / file).write_text("{")
+    assert [i.site for i in to_refit(adapters, app.model.version(), outdated=False)] == [SITE]
+    told = client.get("/adapters").json()
+    assert {line["site"] for line in told["adapters"]} == {SITE}
+    assert [damaged.name in what for what in told["damaged"]] == [True]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory: 9 bytes")])
+def test_a_lack_of_memory_at_one_site_is_told_and_tried_again(
+    app: SegUnlearnApp, site: Site, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """It ends neither the refit of the sites after it, nor that of this one."""
+    adapt(app, site)
+    site.mark(site.unseen[:1], approve=False)
+
+    def full(*_: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adapter_run, "adapt", full)
+        (result,) = refit(app)
+    assert result["outcome"] == "not made again"
+    assert "not enough memory" in result["why"]
+    (result,) = refit(app)
+    assert result["outcome"] == "adopted"
+
+
 def test_a_study_that_only_an_adapter_saw_is_forgotten_and_purged(
     app: SegUnlearnApp, site: Site
 ) -> None:
@@ -509,7 +548,11 @@ def client(app: SegUnlearnApp, monkeypatch: pytest.MonkeyPatch) -> Iterator[Test
 def test_list_activate_and_roll_back_over_rest(
     client: TestClient, app: SegUnlearnApp, site: Site
 ) -> None:
-    assert client.get("/adapters").json() == {"model": MODEL, "adapters": []}
+    assert client.get("/adapters").json() == {
+        "model": MODEL,
+        "adapters": [],
+        "damaged": [],
+    }
     first, second = adapt(app, site), adapt(app, site, seed=1)
     answer = client.get("/adapters")
     assert "Name-" not in answer.text

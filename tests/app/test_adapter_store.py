@@ -218,6 +218,10 @@ def test_what_cannot_be_read_serves_nobody_and_hides_no_other(store: SiteAdapter
     assert store.sites() == ["a", "b", SITE]
     assert store.in_service(SERVED) == [SITE]
     assert store.in_service(version_of(OTHER)) == store.in_service(None) == []
+    assert [info.site for info in store.all()] == [SITE]
+    assert [text.split(":")[0] for text in store.damaged()] == sorted(
+        f"site {info.key}" for info in damaged
+    )
     with pytest.raises(IntegrityError, match=damaged[0].name):
         store.current("a")
 

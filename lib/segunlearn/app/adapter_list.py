@@ -64,15 +64,13 @@ class AdapterControl:
         return SiteAdapters(self.home.sites / self.model)
 
     def lines(self) -> list[AdapterLine]:
-        """All adapters, by site, the oldest first.
-
-        Raises
-        ------
-        IntegrityError
-            A record is damaged.
-        """
+        """All adapters whose records can be read, by site, the oldest first."""
         active = VersionRegistry(self.home.model(self.model)).active()
         return [line_of(info, active) for info in self.store.all()]
+
+    def damaged(self) -> list[str]:
+        """Say which sites have a record that cannot be read, and what to do."""
+        return self.store.damaged()
 
     def activate(self, site: str, version: str) -> AdapterLine:
         """Let an adapter serve its site.

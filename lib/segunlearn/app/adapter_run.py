@@ -26,6 +26,7 @@ from segunlearn.app.adapter_store import AdapterInfo, SiteAdapters, site_digest
 from segunlearn.app.adapter_support import AdaptOrder, HeaderOf, Support, choose_support
 from segunlearn.app.audit_studies import read_sets
 from segunlearn.app.locks import training_lock
+from segunlearn.app.models import is_out_of_memory
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.app.site_choice import Aliases, kept_as
@@ -35,7 +36,7 @@ from segunlearn.app.training_run import refuse_hidden
 from segunlearn.app.watched_run import WatchedRun
 from segunlearn.cases import Case, number_of
 from segunlearn.dicom.site import SiteKey
-from segunlearn.errors import CancelledError, ConflictError, SegUnlearnError
+from segunlearn.errors import CancelledError, ConflictError, NoMemoryError, SegUnlearnError
 from segunlearn.inference import choose_device
 from segunlearn.networks import ModelConfig, load_weights
 from segunlearn.records.ledger import LedgerCase, LedgerEntry
@@ -51,6 +52,11 @@ logger = logging.getLogger(__name__)
 SITE_ADAPT: Final = "site_adapt"
 #: Says that an adapter was adopted after a person was held out, or that none could be.
 _UNCHECKED: Final = "one person only, adopted on confirmation: nobody could be held out"
+
+_LACKING: Final = (
+    "there is not enough memory to adapt with these images, so nothing is changed. Try again when "
+    "nothing else runs on the device, with fewer studies, or on the CPU."
+)
 
 
 @dataclass
@@ -158,6 +164,8 @@ class AdaptRun(WatchedRun):
             A training of this model runs, or a study or structure was marked meanwhile.
         CancelledError
             A person stopped it; nothing is changed.
+        NoMemoryError
+            The device has not enough memory; nothing is changed.
         InvalidInputError, LabelError, GeometryError, IntegrityError
             The support or the weights cannot be used; nothing is changed.
         """
@@ -180,8 +188,11 @@ class AdaptRun(WatchedRun):
                 self._end(info, support, "cancelled" if stopped else "failed", str(error))
                 raise
             except Exception as error:
-                why = f"unexpected error: {type(error).__name__}"
+                lacking = is_out_of_memory(error)
+                why = _LACKING if lacking else f"unexpected error: {type(error).__name__}"
                 self._end(info, support, "failed", why)
+                if lacking:
+                    raise NoMemoryError(why) from error
                 raise
             return {**result, "run_id": self.run_id, "site": support.site,
                     "width": support.width, "studies": len(support.cases),

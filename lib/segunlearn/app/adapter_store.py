@@ -23,7 +23,7 @@ import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from segunlearn.app.adapter_info import FILE, AdapterInfo, AdapterState, read_adapter
 from segunlearn.errors import ConflictError, IntegrityError, NotFoundError
@@ -42,6 +42,8 @@ if TYPE_CHECKING:  # it loads torch
 __all__ = ["AdapterInfo", "AdapterState", "SiteAdapters", "site_digest"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Why an adapter that may serve is not fallen back to.
 ROLLED_BACK: Final = "it was rolled back"
@@ -70,28 +72,29 @@ class SiteAdapters:
         """Name of the model."""
         return self.root.name
 
+    def each(self, read: Callable[[str], T]) -> list[T]:
+        """Read something of every site that ever had an adapter, in the order of their keys.
+
+        A site with a damaged record is passed over, which the log tells: it serves nobody, and is
+        no reason to stop at the others.
+        """
+        found, damaged = self._each(read)
+        for error in damaged:
+            logger.error("passed over: %s", error)
+        return found
+
+    def damaged(self) -> list[str]:
+        """Say of each site that ``each`` may pass over what is wrong, one sentence a site."""
+        return self._each(lambda site: (self.versions(site), self.current(site)))[1]
+
     def sites(self) -> list[str]:
         """Keys of all sites that ever had an adapter, sorted; what cannot be read is left out."""
-        found = []
-        for folder in self._folders():
-            try:
-                found.append(self.site_of(folder.name))
-            except IntegrityError as error:
-                logger.error("site %s is passed over: %s", folder.name, error)
-        return sorted(found)
+        return self.each(lambda site: site)
 
     def in_service(self, served: VersionInfo | None) -> list[str]:
         """Keys of the sites whose adapter serves with a version; a damaged one serves nobody."""
-        found = []
-        for site in self.sites():
-            try:
-                info = self.current(site)
-            except IntegrityError as error:
-                logger.error("site %s is passed over: %s", site_digest(site), error)
-                continue
-            if info is not None and served is not None and info.fits(served):
-                found.append(site)
-        return found
+        chosen = self.each(self.current)
+        return [i.site for i in chosen if i is not None and served is not None and i.fits(served)]
 
     def site_of(self, key: str) -> str:
         """Site whose folder is named so.
@@ -111,13 +114,12 @@ class SiteAdapters:
             raise IntegrityError(f"{key}/site.json: lacks {error}; restore it.") from error
 
     def all(self) -> list[AdapterInfo]:
-        """Every adapter of every site, each site's oldest first."""
-        return [info for site in self.sites() for info in self.versions(site)]
+        """Every adapter of every site that can be read, each site's oldest first."""
+        return [info for site in self.each(self.versions) for info in site]
 
     def folders(self) -> list[Path]:
         """Folder of every adapter, whether its records can be read or not."""
-        sites = self.root.iterdir() if self.root.is_dir() else ()
-        return [f / name for f in sites if _SITE.fullmatch(f.name) for name in names_in(f)]
+        return [folder / name for folder in self._folders() for name in names_in(folder)]
 
     def at(self, folder: Path) -> AdapterInfo:
         """Adapter of a folder, whatever its site's pointer says.
@@ -344,13 +346,23 @@ class SiteAdapters:
         self._point_to(site, earlier[-1] if earlier else None, taken)
         return self.current(site)
 
+    def _each(self, read: Callable[[str], T]) -> tuple[list[T], list[str]]:
+        """Return what is read of each site, and what is said of those where that fails."""
+        found, damaged = {}, []
+        for folder in self._folders():
+            try:
+                site = self.site_of(folder.name)
+                found[site] = read(site)
+            except (IntegrityError, NotFoundError) as error:
+                damaged.append(f"site {folder.name}: {error}")
+        return [found[site] for site in sorted(found)], sorted(damaged)
+
     def _folder(self, site: str) -> Path:
         return self.root / site_digest(site)
 
     def _folders(self) -> list[Path]:
-        if not self.root.is_dir():
-            return []
-        return [f for f in self.root.iterdir() if (f / "site.json").is_file()]
+        found = self.root.iterdir() if self.root.is_dir() else ()
+        return [f for f in found if _SITE.fullmatch(f.name)]
 
     def _names(self, site: str) -> list[str]:
         return names_in(self._folder(site))

@@ -169,7 +169,7 @@ class SiteAdaptTask(StudiesTask):
 def to_refit(adapters: SiteAdapters, served: VersionInfo, *, outdated: bool) -> list[AdapterInfo]:
     """Find the adapter of each site that forgetting took out of service.
 
-    A site that a person rolled back to the base is left alone.
+    A site that a person rolled back to the base is left alone; so is one with a damaged record.
 
     Parameters
     ----------
@@ -182,8 +182,7 @@ def to_refit(adapters: SiteAdapters, served: VersionInfo, *, outdated: bool) -> 
         served, and so serve nobody.
     """
     found = []
-    for site in adapters.sites():
-        taken, now = adapters.taken(site), adapters.current(site)
+    for taken, now in adapters.each(lambda site: (adapters.taken(site), adapters.current(site))):
         why = taken.why if taken is not None else ""
         tried = outdated and why.startswith((MARKED, SEALED))
         if taken is not None and (tried or why in (MARKED, SEALED)):

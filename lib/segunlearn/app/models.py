@@ -156,17 +156,30 @@ class ActiveModel:
             The device has not enough memory.
         """
         with self.turn(volume) as waited:  # what was marked while it waited is not asked any more
-            info, segmenter = using or self.segmenter()
-            adapter = choose(info) if choose is not None and using is None else None
-            if adapter is not None and choose is not None:
-                try:
-                    segmenter = self.adapted(info, segmenter, adapter)
-                except IntegrityError:  # unless it was taken in this moment
-                    before, adapter = adapter, choose(info)
-                    if adapter == before:
-                        raise
-                    segmenter = self.adapted(info, segmenter, adapter) if adapter else segmenter
+            if using is not None:
+                info, segmenter = using
+            else:
+                info, segmenter = self.segmenter()
+                if choose is not None:
+                    segmenter = self._chosen(info, segmenter, choose)
             return info, segmenter.predict(volume, cancel=cancel), waited
+
+    def _chosen(
+        self,
+        info: VersionInfo,
+        base: Segmenter,
+        choose: Callable[[VersionInfo], AdapterInfo | None],
+    ) -> Segmenter:
+        """Return the network of the chosen site; chosen again if a mark takes it in this moment."""
+        adapter = choose(info)
+        while adapter is not None:
+            try:
+                return self.adapted(info, base, adapter)
+            except IntegrityError:
+                before, adapter = adapter, choose(info)
+                if adapter == before:
+                    raise
+        return base
 
     @contextmanager
     def turn(self, volume: Volume) -> Iterator[float]:
@@ -182,7 +195,7 @@ class ActiveModel:
             try:
                 yield time.perf_counter() - started
             except (MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 raise NoMemoryError(
                     f"the device has not enough memory for an image of {volume.shape} voxels. Try "
@@ -202,7 +215,7 @@ class ActiveModel:
         return {"version": info.version, "sha256": info.sha256, "created": info.created}
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether there was no memory; torch has no class of its own for the CPU's."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         "can't allocate memory" in str(error)

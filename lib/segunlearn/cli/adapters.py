@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from segunlearn.cli.common import (
@@ -16,6 +15,7 @@ from segunlearn.cli.common import (
     StoreOption,
     console,
     home_of,
+    print_found,
     print_json,
     records_of,
 )
@@ -42,11 +42,15 @@ def list_adapters(
     from segunlearn.app.adapter_list import AdapterControl
 
     place = home_of(home)
-    lines = AdapterControl(place, model).lines()
+    control = AdapterControl(place, model)
+    lines, damaged = control.lines(), control.damaged()
     if as_json:
-        print_json({"model": model, "adapters": [line.to_json() for line in lines]})
+        found = [line.to_json() for line in lines]
+        print_json({"model": model, "adapters": found, "damaged": damaged})
         return
-    if not lines:
+    for what in damaged:
+        console.print(f"cannot be read: {what}")
+    if not lines and not damaged:
         console.print(f"{place.root}: the model {model!r} has no site adapter. The base serves.")
         return
     table = Table(box=None)
@@ -60,7 +64,7 @@ def list_adapters(
             f"{about.get('method', '')}, {about.get('steps', '')} steps", str(about.get("k", "")),
             _dice(line), line.base[:12],
         )  # fmt: skip
-    Console(markup=False).print(table)
+    print_found(table)
 
 
 @adapters.command()

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from segunlearn.cli.common import (
@@ -29,6 +28,7 @@ from segunlearn.cli.common import (
     console,
     home_of,
     labelled_cases,
+    print_found,
     print_json,
     progress_bar,
     records_of,
@@ -289,7 +289,7 @@ def _print_list(found: Sequence[AuditSummary]) -> None:
             s.audit_id, s.created[:16], s.model, s.original, s.candidate, s.outcome,
             f"{s.reached}/{s.needed}",
         )  # fmt: skip
-    Console(markup=False).print(table)
+    print_found(table)
 
 
 def _print_audit(result: Mapping[str, Any]) -> None:
@@ -311,7 +311,7 @@ def _print_audit(result: Mapping[str, Any]) -> None:
     for f in result["findings"]:
         figures = ("–" if f[k] is None else f"{f[k]:.3f}" for k in ("value", "bar"))
         table.add_row(f["name"], f["level"], f["outcome"], *figures, f["words"])
-    Console(markup=False).print(table)
+    print_found(table)
     for place in result.get("places") or ():
         if place["state"] == "open":
             typer.echo(f"open: {place['kind']} {place['where']}: {place['words']}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -83,6 +83,11 @@ StudiesOption = Annotated[
 DEFAULT = DEFAULT_HOME
 #: Progress goes to stderr, so that stdout can be piped.
 console = Console(stderr=True, markup=False)
+
+
+def print_found(found: RenderableType) -> None:
+    """Print what was asked for, a table for example, to standard output."""
+    Console(markup=False).print(found)
 
 
 def home_of(path: Path) -> Home:

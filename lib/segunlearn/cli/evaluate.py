@@ -6,7 +6,6 @@ import math
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from segunlearn.app.from_active import held_out_of
@@ -28,6 +27,7 @@ from segunlearn.cli.common import (
     home_of,
     modality_of,
     people_of,
+    print_found,
     print_json,
     progress_bar,
     stop_on_interrupt,
@@ -102,9 +102,9 @@ def evaluate(
         table.add_row(name, *_row(figures))
     table.add_section()
     table.add_row("mean", *_row(result.mean()))
-    Console(markup=False).print(table)
+    print_found(table)
     worst = sorted(result.per_person().items(), key=lambda item: item[1]["dice"])[:3]
-    Console(markup=False).print("lowest: " + ", ".join(f"{p} {f['dice']:.3f}" for p, f in worst))
+    print_found("lowest: " + ", ".join(f"{p} {f['dice']:.3f}" for p, f in worst))
 
 
 def _row(figures: dict[str, Any]) -> list[str]:

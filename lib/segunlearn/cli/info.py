@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from segunlearn import __version__
@@ -14,6 +13,7 @@ from segunlearn.cli.common import (
     JsonOption,
     console,
     home_of,
+    print_found,
     print_json,
 )
 from segunlearn.records.versions import VersionRegistry
@@ -50,4 +50,4 @@ def info(home: HomeOption = DEFAULT, as_json: JsonOption = False) -> None:
                 name, v["version"], v["state"], v["created"], ", ".join(v["labels"]), dice,
                 v["sha256"][:12],
             )  # fmt: skip
-    Console(markup=False).print(table)
+    print_found(table)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from segunlearn.cli.common import (
@@ -16,6 +15,7 @@ from segunlearn.cli.common import (
     StoreOption,
     console,
     home_of,
+    print_found,
     print_json,
     records_of,
 )
@@ -64,7 +64,7 @@ def list_versions(
             line.version, line.state, line.weights_state, line.created[:16], line.parent, made,
             line.sha256[:12],
         )  # fmt: skip
-    Console(markup=False).print(table)
+    print_found(table)
 
 
 @models.command()

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from segunlearn.app.from_active import keep_out
@@ -28,6 +27,7 @@ from segunlearn.cli.common import (
     labelled_cases,
     modality_of,
     people_of,
+    print_found,
     print_json,
     progress_bar,
     records_of,
@@ -156,7 +156,7 @@ def list_generators(
         table.add_column(column, overflow="fold")
     for line in lines:
         table.add_row(*(str(line.get(k, "")) for k in ("version", "created", "state", "feature")))
-    Console(markup=False).print(table)
+    print_found(table)
 
 
 @replay.command()

@@ -6,7 +6,6 @@ import getpass
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from segunlearn.cli.common import (
@@ -15,6 +14,7 @@ from segunlearn.cli.common import (
     JsonOption,
     StoreOption,
     home_of,
+    print_found,
     print_json,
 )
 from segunlearn.errors import InvalidInputError
@@ -83,7 +83,7 @@ def list_tokens(
         table.add_column(column, overflow="fold")
     for t in found:
         table.add_row(t.token_id, t.name, t.role, t.state, t.created[:10], t.expires[:10])
-    Console(markup=False).print(table)
+    print_found(table)
 
 
 @token.command()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from segunlearn.cli.common import (
@@ -18,6 +17,7 @@ from segunlearn.cli.common import (
     StoreOption,
     console,
     home_of,
+    print_found,
     print_json,
     records_of,
 )
@@ -55,7 +55,7 @@ def list_rows(
             str(row.seq), row.time[:19], row.actor, row.role, row.source, row.action,
             f"{row.kind} {row.what}".strip(), row.outcome, row.note,
         )  # fmt: skip
-    Console(markup=False).print(table)
+    print_found(table)
 
 
 @trail.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,16 +9,9 @@ from check_faults import known_study
 from check_reconnect import RUN, turns
 from check_states import listed, working
 from check_unlearning import shown
-from fake import Script, fake_server
 
 MINE = {**RUN, "kind": "train", "progress": {"phase": "train", "fraction": 0.2}}
 OTHER = {**RUN, "run_id": "b" * 32, "model": "segmentation", "requested_by": "ann"}
-
-
-@pytest.fixture
-def fake() -> Iterator[Script]:
-    with fake_server() as script:
-        yield script
 
 
 def run(fake: Any, *found: dict[str, Any]) -> None:

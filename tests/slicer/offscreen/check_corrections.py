@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,19 +10,13 @@ import pytest
 import qt
 from check_faults import known_study
 from check_masks import voxels
-from fake import Script, fake_server, mask
+from fake import mask
 
 from conftest import SLICER, load_file, put_into_tree
 from SegUnlearnLib import segmentation
 
 LABELS = {"core": 1, "shell": 2}
 SHAPE = (4, 5, 6)
-
-
-@pytest.fixture
-def fake() -> Iterator[Script]:
-    with fake_server() as script:
-        yield script
 
 
 def box(value: int, *, at: int = 1) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,15 +12,9 @@ from check_faults import known_study
 from check_reconnect import RUN, turns
 from check_states import listed
 from check_unlearning import select
-from fake import Script, fake_server, request
+from fake import request
 
 from SegUnlearnLib import texts
-
-
-@pytest.fixture
-def fake() -> Iterator[Script]:
-    with fake_server() as script:
-        yield script
 
 
 def path_of(one: dict[str, Any], what: str) -> str:

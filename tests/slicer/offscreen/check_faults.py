@@ -7,13 +7,12 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake import INFO, Script, fake_server, half_an_answer, pages, request
+from fake import INFO, Script, half_an_answer, pages, request
 
 from conftest import Panel, load_file, put_into_tree
 from SegUnlearnLib import problems
@@ -22,12 +21,6 @@ from SegUnlearnLib.identity import Identity
 ONE = {"study": "1.2.3", "series": "1.2.3.4", "patient": "4711"}
 #: Longest time in which the panel may not react, in seconds.
 STALL = 0.050
-
-
-@pytest.fixture
-def fake() -> Iterator[Script]:
-    with fake_server() as script:
-        yield script
 
 
 def known_study(panel: Panel, scene: Any) -> Any:

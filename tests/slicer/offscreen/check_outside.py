@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,18 +10,15 @@ import vtk
 from check_corrections import SHAPE
 from check_faults import known_study
 from check_overlaps import sent, submit
-from fake import Script, fake_server
 
 from conftest import SLICER
 from SegUnlearnLib import segmentation
 from SegUnlearnLib.outside import outside_of
 
 
-@pytest.fixture
-def fake() -> Iterator[Script]:
-    with fake_server() as script:
-        script.answers["PUT /datastore/label"] = {"label": "x"}
-        yield script
+@pytest.fixture(autouse=True)
+def takes_labels(fake: Any) -> None:
+    fake.answers["PUT /datastore/label"] = {"label": "x"}
 
 
 def draw_beyond(scene: Any, volume: Any, name: str, voxels: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import qt
 import vtk
 from check_corrections import SHAPE, box, nrrd
 from check_faults import known_study
-from fake import INFO, Script, fake_server
+from fake import INFO
 
 from conftest import SLICER
 from SegUnlearnLib import multipart, segmentation
@@ -21,11 +20,9 @@ from SegUnlearnLib import multipart, segmentation
 TOLD = "core and shell share 6 voxels"
 
 
-@pytest.fixture
-def fake() -> Iterator[Script]:
-    with fake_server() as script:
-        script.answers["PUT /datastore/label"] = {"label": "x"}
-        yield script
+@pytest.fixture(autouse=True)
+def takes_labels(fake: Any) -> None:
+    fake.answers["PUT /datastore/label"] = {"label": "x"}
 
 
 def draw(scene: Any, volume: Any, name: str, array: Any) -> Any:

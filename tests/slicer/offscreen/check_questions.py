@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import pytest
 from check_reconnect import TASK, turns
 from check_states import listed
 from check_unlearning import select
-from fake import Script, fake_server, request
+from fake import fake_server, request
 
 from SegUnlearnLib import texts
 
@@ -18,12 +17,6 @@ A, B = request(0, "fulfilled"), request(3, "fulfilled")
 PLAN = {
     "requests": [], "original": "v1", "studies": 1, "people": 1, "level": "unlearned", "lines": [],
 }  # fmt: skip
-
-
-@pytest.fixture
-def fake() -> Iterator[Script]:
-    with fake_server() as script:
-        yield script
 
 
 def purge_of(one: dict[str, Any]) -> str:

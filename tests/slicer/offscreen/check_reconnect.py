@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from check_corrections import LABELS, box, nrrd
 from check_faults import known_study
-from fake import Script, fake_server, mask, pages, request
+from fake import fake_server, mask, pages, request
 
 from SegUnlearnLib import segmentation
 
 TASK = {"id": "7", "status": "SUBMITTED", "details": []}
 RUN = {"run_id": "a" * 32, "kind": "unlearn", "state": "running", "message": "",
        "progress": {"phase": "forget", "fraction": 0.5}, "parameters": {}}  # fmt: skip
-
-
-@pytest.fixture
-def fake() -> Iterator[Script]:
-    with fake_server() as script:
-        yield script
 
 
 def turns(loop: Any, times: int = 60) -> None:

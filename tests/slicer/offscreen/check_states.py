@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,17 +10,11 @@ import qt
 from check_faults import known_study
 from check_reconnect import RUN, TASK
 from check_unlearning import of, put, run_to_end, select, shown
-from fake import Script, fake_server, request
+from fake import request
 
 from conftest import SLICER
 from SegUnlearnLib import hierarchy, texts
 from SegUnlearnLib.identity import Identity
-
-
-@pytest.fixture
-def fake() -> Iterator[Script]:
-    with fake_server() as script:
-        yield script
 
 
 def listed(panel: Any, fake: Any, loop: Any, *found: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ SLICER = doubles.install()
 import numpy as np
 import pytest
 import qt
+from fake import Script, fake_server
 
 ROOT = Path(__file__).parents[3]
 #: Seconds in which the server's child process has surely begun, on a machine with other work.
@@ -199,6 +200,13 @@ def panel(scene: Any, parameters: Parameters, loop: Loop) -> Iterator[Panel]:
     made = Panel(parameters, loop)
     yield made
     made.close()
+
+
+@pytest.fixture
+def fake() -> Iterator[Script]:
+    """A server that says what a test tells it to say."""
+    with fake_server() as script:
+        yield script
 
 
 # -- the real server -----------------------------------------------------------------------------

@@ -50,6 +50,7 @@ class AdaptersOut(BaseModel):
 
     model: str
     adapters: list[AdapterOut]
+    damaged: list[str] = Field(description="Sites with a record that cannot be read, and why")
 
 
 class ServedOut(BaseModel):
@@ -62,8 +63,9 @@ class ServedOut(BaseModel):
 @router.get("", summary="Site adapters", responses=_REFUSALS)
 def list_adapters(user: Reader, app: App) -> AdaptersOut:
     """List the adapters of all sites, and say which of them serve."""
-    lines = _control(app).lines()
-    return AdaptersOut(model=app.model.name, adapters=[_out(line) for line in lines])
+    control = _control(app)
+    found = [_out(line) for line in control.lines()]
+    return AdaptersOut(model=app.model.name, adapters=found, damaged=control.damaged())
 
 
 @router.post("/{key}/{version}/activate", summary="Serve an adapter", responses=_REFUSALS)
