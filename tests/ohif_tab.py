@@ -113,7 +113,8 @@ class Tab:
 
     def accessible(self) -> None:
         """Nothing serious in what is ours, by axe-core; and it fits into the page."""
-        assert self.page.evaluate(FITS) == []
+        outside = self.page.evaluate(FITS)
+        assert outside == [], outside
         if not AXE.is_file():
             missing("axe-core is not installed (make ohif-tools)")
         self.page.evaluate(AXE.read_text())
