@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import sqlite3
 import threading
@@ -12,12 +14,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from app_sources import publish_tiny
+import segunlearn
+from app_sources import LABELS, make_study, publish_tiny, write_dicom, write_files
 from segunlearn.adapters.keys import KeyStore
 from segunlearn.app import home_copy
+from segunlearn.app.datastores import open_datastore
+from segunlearn.app.datastores.studies import StudiesDatastore
 from segunlearn.app.home_copy import check_copy, copy_home, restore_home
 from segunlearn.app.locks import training_lock
-from segunlearn.app.options import Home
+from segunlearn.app.options import AppOptions, Home
 from segunlearn.app.records import Records
 from segunlearn.cli import app
 from segunlearn.errors import ConflictError, IntegrityError, InvalidInputError
@@ -25,7 +30,12 @@ from segunlearn.records.access_tokens import AccessTokens
 from segunlearn.records.ledger_entries import row_digest
 from segunlearn.records.store import canonical_json
 from segunlearn.records.versions import VersionRegistry
+from segunlearn.volumes import write_volume
 
+#: What a home holds for a while, or makes anew; and the keys, so that a purge stays a purge.
+LEFT_OUT = {
+    "app", "archive-index", "cache", "keys", "locks", "runs", "sessions", "tmp", "unlearning",
+}  # fmt: skip
 REQUEST = "a" * 32
 
 
@@ -82,6 +92,47 @@ def test_what_is_left_out(copy: Path) -> None:
         "labels", "ledger.head", "models", "segunlearn.db", "site.key",
     } - ({"ledger.head"} - {p.name for p in (copy / "home").iterdir()})  # fmt: skip
     assert b"pixels" not in b"".join(p.read_bytes() for p in copy.rglob("*") if p.is_file())
+
+
+def test_every_place_of_a_home_is_copied_or_left_out_on_purpose() -> None:
+    """Whoever adds a folder decides: one that is forgotten here is lost with the disk."""
+    app = Path(segunlearn.__file__).parent / "app"
+    named = re.compile(r'home\.root / "([^"]+)"')
+    places = {n for path in app.rglob("*.py") for n in named.findall(path.read_text())}
+    places |= set(re.findall(r'self\.root / "([^"]+)"', (app / "options.py").read_text()))
+    copied = {*home_copy._FOLDERS, *home_copy._FILES, home_copy.DATABASE_NAME}
+    assert {"images", "results"} <= places
+    assert places - copied == LEFT_OUT
+
+
+@pytest.mark.parametrize("kind", ["dicom", "files"])
+def test_what_was_stored_beside_a_read_only_folder_of_studies(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """As a container has it: labels and uploaded images lie in the home alone."""
+    study, folder, sent = make_study(1), tmp_path / "studies", tmp_path / "sent.nii.gz"
+    (write_dicom if kind == "dicom" else write_files)(folder, [study])
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda p, *how: Path(p) != folder and allowed(p, *how))
+
+    def open_in(root: Path) -> StudiesDatastore:
+        values = {name: i + 1 for i, name in enumerate(LABELS)}
+        options = AppOptions.from_conf({"home": str(root)})
+        return open_datastore(
+            str(folder), options, Home(root), label_values=lambda: values, keep=list
+        )
+
+    store = open_in(home.root)
+    write_volume(study.label, sent)
+    store.save_label(study.series, str(sent), "final", {"user": "ann"})
+    if kind == "files":
+        write_volume(study.image, sent)
+        store.add_image("uploaded", str(sent), {})
+    copy_home(home, tmp_path / "copy")
+    restore_home(tmp_path / "copy", tmp_path / "new")
+    new = open_in(tmp_path / "new")
+    assert new.get_labeled_images() == [study.series]
+    assert new.list_images() == store.list_images()
 
 
 def test_a_purge_stays_a_purge(home: Home, copy: Path, tmp_path: Path) -> None:

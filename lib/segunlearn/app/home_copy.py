@@ -36,8 +36,11 @@ from segunlearn.records.version_info import file_sha256
 
 MANIFEST: Final = "manifest.json"
 _FORMAT: Final = 1
-#: What is copied beside the database; everything else is a cache, a lock, or under way.
-_FOLDERS: Final = ("models", "sites", "replay", "deposits", "audits", "labels", "infos")
+#: What is copied beside the database; everything else is a key, a cache, a lock, or under way.
+#: Results and images are what was stored here because the folder of studies is read-only.
+_FOLDERS: Final = (
+    "models", "sites", "replay", "deposits", "audits", "labels", "infos", "results", "images",
+)  # fmt: skip
 _FILES: Final = ("site.key", "audit.key", "audit-public-key.pem", "ledger.head", "trail.head")
 #: Names of files that are being written, and of locks.
 _UNFINISHED: Final = (".part", ".lock", ".tmp")
