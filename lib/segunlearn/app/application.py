@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
-from monailabel.utils.sessions import Sessions
 from pydicom.dataset import Dataset
 
 from segunlearn import __version__
@@ -45,6 +44,7 @@ from segunlearn.app.train import SegmentationTrainTask
 from segunlearn.app.unlearn_before import open_before
 from segunlearn.app.unlearn_settle import PATIENCE, settle
 from segunlearn.app.unlearn_task import KINDS, UNLEARN, UnlearnTask
+from segunlearn.app.upload_sessions import UploadSessions
 from segunlearn.cases import Case
 from segunlearn.errors import (
     ConflictError,
@@ -191,10 +191,9 @@ class SegUnlearnApp(MONAILabelApp):
         """Task of ``/batch/infer``."""
         return BatchInfer()
 
-    def _load_sessions(self, load: bool = False) -> Sessions | None:
-        return (
-            Sessions(str(self.home.sessions), settings.MONAI_LABEL_SESSION_EXPIRY) if load else None
-        )
+    def _load_sessions(self, load: bool = False) -> UploadSessions | None:
+        expiry = settings.MONAI_LABEL_SESSION_EXPIRY
+        return UploadSessions(self.home.sessions, expiry) if load else None
 
     def on_init_complete(self) -> None:
         """Mount the routes, once, in the server only."""

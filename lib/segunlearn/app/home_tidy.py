@@ -7,9 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Final
 
+from monailabel.config import settings
+
 from segunlearn.adapters.deposit import Deposits
 from segunlearn.adapters.keys import KeyStore
 from segunlearn.app.options import Home
+from segunlearn.app.upload_sessions import UploadSessions
 from segunlearn.records.chain import HeadFile
 from segunlearn.records.durable import is_being_written
 from segunlearn.records.numbered import clear_staging, locked
@@ -39,6 +42,7 @@ def tidy(home: Home) -> int:
     removed = 0
     scratch = home.root / "tmp"
     left = list(scratch.iterdir()) if scratch.is_dir() else []
+    left += UploadSessions(home.sessions, settings.MONAI_LABEL_SESSION_EXPIRY).over(unfinished=0)
     for model in (home.root / "models").glob("*"):
         with locked(model):  # a command may publish right now
             clear_staging(model / "versions")

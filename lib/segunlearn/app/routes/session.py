@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, File, UploadFile
 from fastapi.responses import FileResponse
-from monailabel.utils.sessions import SessionInfo, Sessions
 
 from segunlearn.app.application import SegUnlearnApp
 from segunlearn.app.routes.common import User, current_app
+from segunlearn.app.upload_sessions import SessionInfo, UploadSessions
 from segunlearn.dicom.deflated import refuse_deflated
 from segunlearn.errors import InvalidInputError, NotFoundError
 from segunlearn.volumes import SUFFIXES
@@ -24,8 +24,8 @@ router = APIRouter(prefix="/session", tags=["Session"])
 MAX_FILES = 5000
 
 
-def _sessions(app: SegUnlearnApp) -> Sessions:
-    sessions = app.sessions()
+def _sessions(app: SegUnlearnApp) -> UploadSessions:
+    sessions: UploadSessions | None = app.sessions()
     if sessions is None:
         raise NotFoundError("sessions are switched off (MONAI_LABEL_SESSIONS).")
     return sessions
@@ -36,7 +36,7 @@ def _session(app: SegUnlearnApp, session_id: str, update: bool = False) -> Sessi
         checked = str(uuid.UUID(session_id))
     except ValueError:
         checked = ""
-    found = _sessions(app).get_session(checked, update_ts=update) if checked else None
+    found = _sessions(app).get(checked, touch=update) if checked else None
     if found is None:
         raise NotFoundError(
             f"there is no session {session_id!r:.80}; it may have expired. Upload the image again."
@@ -83,12 +83,10 @@ def create_session(
             with target.open("xb") as file:
                 shutil.copyfileobj(upload.file, file, 1 << 20)
         data = folder / names[0] if single else folder
-        session_id, info = sessions.add_session(
-            str(data), max(0, expiry), False, session_id=str(uuid.uuid4())
-        )
+        info = sessions.add(data, expiry)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return {"session_id": session_id, "session_info": info.to_json()}
+    return {"session_id": info.name, "session_info": info.to_json()}
 
 
 @router.get("/{session_id}", summary="Get a session, or its image")
@@ -108,8 +106,8 @@ def remove_session(session_id: str, user: User) -> dict[str, Any]:
     """Delete a session and its image."""
     app = current_app()
     info = _session(app, session_id)
-    _sessions(app).remove_session(str(uuid.UUID(session_id)))
-    return dict(info.to_json())
+    _sessions(app).remove(info.name)
+    return info.to_json()
 
 
 def _plain_name(upload: UploadFile, position: int) -> str:
