@@ -10,6 +10,7 @@ import pytest
 from app_sources import stock_client_module
 from guarded_server import Place, serving
 from oidc_issuer import TestIssuer
+from segunlearn.app.routes import platform, tasks
 from segunlearn.app.security import health
 from segunlearn.app.security.failures import LIMIT, Failures
 from segunlearn.records.access_tokens import AccessTokens
@@ -60,6 +61,28 @@ def test_what_was_done_stands_in_the_trail_with_who_did_it(place: Place) -> None
     ]
     assert "1.2.3" not in str([*place.records.trail.every()])
     assert place.records.trail.verify() == []
+
+
+def test_what_was_refused_names_no_patient(place: Place) -> None:
+    """The path's words are the caller's, and the trail cannot be erased."""
+    place.server.include_router(tasks.router)
+    place.server.include_router(platform.router)
+    with place.client(place.token("user", "Dr. Meyer")) as client:
+        for method, path in (
+            ("PUT", "/forget/patients/mustermann"),
+            ("PUT", "/forget/structures/mustermann"),
+            ("POST", "/forget/requests/mustermann/approve"),
+            ("POST", "/train/mustermann"),
+            ("GET", "/model/mustermann"),
+        ):
+            assert client.request(method, path, json=MARK).status_code == 403, path
+    assert [(r.action, r.what, r.note) for r in place.records.trail.every()] == [
+        ("forbidden", "", "PUT /forget/patients/{patient_id:path}"),
+        ("forbidden", "", "PUT /forget/structures/{label}"),
+        ("forbidden", "", "POST /forget/requests/{request_id}/approve"),
+        ("train", "", ""),
+        ("read_images", "", ""),
+    ]
 
 
 @pytest.mark.usefixtures("full_disk")

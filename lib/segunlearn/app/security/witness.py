@@ -45,6 +45,8 @@ _SEEN: Final = tuple(
     )
 )
 
+#: Kinds whose id is a name; the caller may put any there, a patient's too, until it was found.
+_NAMED: Final = ("weights", "trainer")
 #: Actions that have changed something by the time at which they are recorded.
 _CHANGES: Final = ("delete", "publish", "train")
 #: What routes tell of a request, in its state.
@@ -71,10 +73,12 @@ class Witness:
             if found is None or (status >= 400 and status != 403 and not worked):
                 continue
             what = found[1] if found.groups() else state.get(_ABOUT, "")
+            if status >= 400 and not worked and kind in _NAMED:
+                what = ""
             outcome: Outcome = "done" if status < 400 else "refused" if status == 403 else "failed"
             return await self._must(_entry(scope, action, identity, outcome, kind, what))
         if status == 403 and identity is not None:
-            await self.failed(scope, "forbidden", identity, f"{method} {_shape(path)}")
+            await self.failed(scope, "forbidden", identity, f"{method} {_route(scope)}")
         return None
 
     async def login(self, scope: Scope, identity: Identity) -> None:
@@ -165,6 +169,6 @@ def address_of(scope: Scope) -> str:
     return str(client[0]) if client else ""
 
 
-def _shape(path: str) -> str:
-    """Path without what may be an identifier: words of our routes are letters alone."""
-    return "/".join(part if re.fullmatch("[a-z_]{0,20}", part) else "…" for part in path.split("/"))
+def _route(scope: Scope) -> str:
+    """Path of the route, without what the caller put into it: that may name a patient."""
+    return str(getattr(scope.get("route"), "path", "a path without route"))
