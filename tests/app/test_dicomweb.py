@@ -4,6 +4,7 @@ import io
 import shutil
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import httpx
@@ -17,12 +18,12 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataelem import RawDataElement
 from pydicom.pixels import apply_modality_lut, pixel_array
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless, generate_uid
 
 from live_server import live_server
 from segunlearn.app import dicomweb
 from segunlearn.app.dicomweb.common import current_client
-from segunlearn.app.dicomweb.frames import read_header
+from segunlearn.app.dicomweb.frames import native_frames, read_header
 from segunlearn.app.dicomweb.media import parse_media, split_quoted
 from segunlearn.app.dicomweb.rendered import apply_window, render
 from segunlearn.dicom.folder import FolderClient
@@ -408,6 +409,25 @@ def test_frames_that_do_not_begin_at_a_byte(tmp_path):
         np.testing.assert_array_equal(bits.reshape(3, 5), frame)
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_memory_holds_few_frames_at_a_time(tmp_path, compressed):
+    ds = pydicom.dcmread(get_testdata_file("CT_small.dcm", download=False))
+    ds.Rows, ds.Columns, ds.NumberOfFrames = 256, 256, 40
+    ds.PixelData = bytes(40 * 2 * 256 * 256)
+    if compressed:
+        ds.compress(RLELossless)
+    ds.save_as(tmp_path / "many.dcm")
+    header = read_header(tmp_path / "many.dcm")
+    tracemalloc.start()
+    try:
+        sizes = [len(f) for f in native_frames(tmp_path / "many.dcm", header, range(1, 41))]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert sizes == [2 * 256 * 256] * 40
+    assert peak < 10 * sizes[0]
+
+
 @pytest.mark.parametrize(
     ("accept", "syntax"),
     [
@@ -444,7 +464,14 @@ def test_compressed_frames_go_to_who_takes_them(http, originals, accept, syntax)
 
 @pytest.mark.parametrize(
     ("path", "status"),
-    [("/frames/0", 404), ("/frames/2", 404), ("/frames/x", 400), ("/frames/1,,2", 400)],
+    [
+        ("/frames/0", 404),
+        ("/frames/2", 404),
+        ("/frames/x", 400),
+        ("/frames/1,,2", 400),
+        ("/frames/1,1", 400),
+        ("/frames/1,01", 400),
+    ],
 )
 def test_wrong_frames(http, originals, path, status):
     ds = named(originals, "CT_small.dcm")

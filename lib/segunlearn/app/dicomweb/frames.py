@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
@@ -114,18 +114,20 @@ def check_numbers(header: Dataset, numbers: Sequence[int]) -> None:
             raise NotFoundError(f"there is no frame {number}, the instance has {count}.")
 
 
-def stored_frames(path: Path, numbers: Sequence[int]) -> list[bytes]:
-    """Read frames (from 1) as they lie in the file; nothing else of the pixels is read.
+def stored_frames(path: Path, numbers: Sequence[int]) -> Iterator[bytes]:
+    """Read frames (from 1) as they lie in the file, one when it is asked for, and nothing else.
 
     Raises
     ------
     UnsupportedSeriesError
         The pixel data are damaged.
     """
-    return _guard(path, lambda: _stored_frames(path, numbers))
+    frames = _stored_frames(path, numbers)
+    while (frame := _guard(path, lambda: next(frames, None))) is not None:
+        yield frame
 
 
-def _stored_frames(path: Path, numbers: Sequence[int]) -> list[bytes]:
+def _stored_frames(path: Path, numbers: Sequence[int]) -> Iterator[bytes]:
     with path.open("rb") as file:
         header = dcmread(file, stop_before_pixels=True, force=True)
         syntax, count = transfer_syntax(header), count_frames(header)
@@ -136,16 +138,16 @@ def _stored_frames(path: Path, numbers: Sequence[int]) -> list[bytes]:
             file.seek(8 if header.original_encoding[0] else 12, io.SEEK_CUR)
             start, stream = file.tell(), file  # type: ignore[assignment]
         if is_compressed(syntax):
-            found = []
             for number in numbers:
                 stream.seek(start)
-                found.append(get_frame(stream, number - 1, number_of_frames=count))
-            return found
+                yield get_frame(stream, number - 1, number_of_frames=count)
+            return
         samples = int(header.SamplesPerPixel)
         if header.PhotometricInterpretation == "YBR_FULL_422":
             samples = 2  # two pixels share their colours (PS3.3 section C.7.6.3.1.2)
         bits = int(header.Rows) * int(header.Columns) * samples * int(header.BitsAllocated)
-        return [_native_frame(stream, start, (number - 1) * bits, bits) for number in numbers]
+        for number in numbers:
+            yield _native_frame(stream, start, (number - 1) * bits, bits)
 
 
 def _native_frame(stream: Any, start: int, first_bit: int, bits: int) -> bytes:
@@ -180,16 +182,18 @@ def decoded_frame(path: Path, number: int, *, raw: bool) -> npt.NDArray[np.gener
     return _guard(path, decode)
 
 
-def native_frames(path: Path, header: Dataset, numbers: Sequence[int]) -> list[bytes]:
-    """Read frames (from 1) as Explicit VR Little Endian would hold them, decoded if need be."""
+def native_frames(path: Path, header: Dataset, numbers: Sequence[int]) -> Iterator[bytes]:
+    """Read frames (from 1) as Explicit VR Little Endian would hold them, decoded if need be.
+
+    Each is read when it is asked for.
+    """
     syntax = transfer_syntax(header)
     if not is_compressed(syntax) and syntax != ExplicitVRBigEndian:
-        return stored_frames(path, numbers)
-    frames = []
+        yield from stored_frames(path, numbers)
+        return
     for number in numbers:
         array = decoded_frame(path, number, raw=True)
-        frames.append(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))).tobytes())
-    return frames
+        yield np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))).tobytes()
 
 
 def instance_bytes(path: Path, syntax: str, wanted: str) -> tuple[bytes, str]:

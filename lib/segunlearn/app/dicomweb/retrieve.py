@@ -103,7 +103,7 @@ def instance_frames(
         syntax = EXPLICIT_LITTLE_ENDIAN
     kind = f"{media}; transfer-syntax={syntax}"
     if not acceptable.multipart and not acceptable.anything:
-        return Response(content[0], headers={"Content-Type": kind})
+        return Response(next(content), headers={"Content-Type": kind})
     where = address(request, study, series, instance)
     parts = (
         Part(kind, data, f"{where}/frames/{number}")
@@ -153,12 +153,15 @@ def parse_numbers(text: str) -> list[int]:
     Raises
     ------
     InvalidInputError
-        Something is no positive number.
+        Something is no positive number, or comes twice, which PS3.18 forbids.
     """
     items = text.split(",")
     if not all(i.isascii() and i.isdigit() and 0 < len(i) < 10 for i in items):
         raise InvalidInputError(f"frames {text!r:.40}: give numbers from 1, as in 1,2,5.")
-    return [int(i) for i in items]
+    numbers = [int(i) for i in items]
+    if len(set(numbers)) < len(numbers):
+        raise InvalidInputError(f"frames {text!r:.40}: ask for each frame once.")
+    return numbers
 
 
 def _send_metadata(request: Request, paths: Iterable[Path]) -> Response:
