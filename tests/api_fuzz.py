@@ -5,6 +5,7 @@ Used by a test (few) and by ``tests/benchmarks/fuzz_api.py`` (10,000).
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,11 @@ import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Unsatisfiable
+
+#: More levels than an answer can hold, fewer than a reader of JSON takes.
+_NESTED = "[" * 300 + "]" * 300
+#: Fields of forms that hold JSON.
+_JSON_FIELDS = ("info", "params")
 
 _MODES = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
 
@@ -104,6 +110,11 @@ def _fill(case: Any, known: Mapping[str, Sequence[str]], rng: random.Random) -> 
         for name in list(place or {}):
             if name in known and rng.random() < 0.5:
                 place[name] = rng.choice(known[name])
+    if isinstance(case.body, dict) and rng.random() < 0.5:
+        if case.media_type == "application/json":
+            case.body["nested"] = json.loads(_NESTED)
+        else:
+            case.body.update(dict.fromkeys(_JSON_FIELDS, f'{{"nested": {_NESTED}}}'))
 
 
 def _send(

@@ -18,6 +18,7 @@ from pydicom.uid import generate_uid
 
 from app_sources import LABELS, Study, make_study, write_dicom, write_files
 from segunlearn.app.datastores import DicomDatastore, FolderDatastore, open_datastore
+from segunlearn.app.datastores.infos import MAX_INFO_BYTES
 from segunlearn.app.datastores.studies import StudiesDatastore
 from segunlearn.app.options import AppOptions, Home
 from segunlearn.app.routes import datastore as routes
@@ -350,6 +351,9 @@ def test_uploads_into_a_folder(tmp_path: Path, studies: list[Study], opener: Ope
         store.add_image("person0", str(new), {})
     with pytest.raises(InvalidInputError, match="usable name"):
         store.add_image("../new", str(new), {})
+    with pytest.raises(InvalidInputError, match="bytes"):
+        store.add_image("noted", str(new), {"comment": "x" * MAX_INFO_BYTES})
+    assert store.list_images().count("noted") == 0
     (tmp_path / "bad.nrrd").write_text("no")
     with pytest.raises(InvalidInputError, match="cannot be read"):
         store.add_image("bad", str(tmp_path / "bad.nrrd"), {})

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from segunlearn.app.datastores.index import CachedIndex
-from segunlearn.app.datastores.infos import Infos, check_name, check_tag
+from segunlearn.app.datastores.infos import MAX_INFO_LEVELS, Infos, check_name, check_tag
 from segunlearn.errors import InvalidInputError, UnavailableError
 
 _WRITER = """
@@ -63,6 +63,27 @@ def test_huge_and_odd_notes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="JSON"):
         infos.update_label("one", "final", {"a": float("nan")})
     assert infos.label("one", "final") == {}
+
+
+def nested(levels: int) -> dict[str, object]:
+    value: object = 1
+    for _ in range(levels - 1):
+        value = [value]
+    return {"comment": value}
+
+
+def test_notes_that_no_list_could_show_are_refused_and_those_on_the_disk_ignored(
+    tmp_path: Path,
+) -> None:
+    infos = Infos(tmp_path / "infos", tmp_path / "locks")
+    infos.update_image("one", nested(MAX_INFO_LEVELS))
+    for levels in (MAX_INFO_LEVELS + 1, 5000):
+        with pytest.raises(InvalidInputError, match="nested"):
+            infos.update_image("one", nested(levels))
+    assert infos.image("one") == nested(MAX_INFO_LEVELS)
+    for text in ('{"a": ' + "[" * n + "]" * n + "}" for n in (MAX_INFO_LEVELS, 50_000)):
+        (tmp_path / "infos" / "images" / "one.json").write_text(text)
+        assert infos.image("one") == {}
 
 
 def test_the_index_answers_at_once_and_never_misses_an_own_change() -> None:

@@ -177,6 +177,22 @@ def test_a_name_in_the_request_chooses_no_file(place: Place) -> None:
     assert place.outside() == before
 
 
+def test_a_nested_note_breaks_no_list(place: Place) -> None:
+    """An answer holds some 250 levels, a request many more."""
+    nested = '{"comment": ' + "[" * 300 + "]" * 300 + "}"
+    sent = [
+        place.call("PUT", f"/datastore/image/info?image={IMAGE}", data={"info": nested}),
+        place.call("PUT", f"/datastore/label/info?label={IMAGE}&tag=final", data={"info": nested}),
+        place.call(
+            "PUT", "/datastore/image?image=nested", files={"file": NII}, data={"params": nested}
+        ),
+    ]
+    assert [(a.status_code, "nested" in a.text) for a in sent] == [(400, True)] * 3
+    read = ("/datastore/?output=all", f"/datastore/image/info?image={IMAGE}")
+    assert [place.call("GET", path).status_code for path in read] == [200, 200]
+    assert place.call("POST", "/activelearning/first", json={}).status_code == 200
+
+
 def test_an_upload_points_to_no_file_of_the_server(place: Place) -> None:
     head = (
         "NRRD0005\ntype: uint8\ndimension: 3\nspace: left-posterior-superior\nsizes: 4 4 3\n"

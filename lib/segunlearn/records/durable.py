@@ -80,7 +80,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise IntegrityError(
             f"{path.parent.name}/{path.name}: cannot be read ({error}). The file was damaged or "
             "removed by hand; restore it from a backup."

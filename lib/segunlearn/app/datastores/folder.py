@@ -196,6 +196,7 @@ class FolderDatastore(StudiesDatastore):
                 if present.read_bytes() == source.read_bytes():
                     return stem
                 raise ConflictError(f"there is another image named {stem!r}; choose a new name.")
+            self.infos.check_image(stem, image_info or {})
             target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_name(f".{stem}.part{suffix}")
             shutil.copyfile(source, part)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 #: Largest note about one image or label, in bytes of JSON.
 MAX_INFO_BYTES = 256 * 1024
+#: Deepest nesting of a note: beyond some 250 levels no list with it in it could be answered.
+MAX_INFO_LEVELS = 32
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._ +@=-]{0,198}[A-Za-z0-9_+@=-])?")
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -119,7 +121,23 @@ class Infos:
         except IntegrityError as error:
             logger.warning("a note of a client is ignored: %s", error)
             return {}
+        if _is_deeper(data, MAX_INFO_LEVELS):
+            logger.warning(
+                "a note of a client is ignored: it is nested more than %d levels deep.",
+                MAX_INFO_LEVELS,
+            )
+            return {}
         return dict(data) if isinstance(data, dict) else {}
+
+    def check_image(self, image_id: str, info: Mapping[str, Any]) -> None:
+        """Refuse what ``update_image`` would refuse, before the image itself is kept.
+
+        Raises
+        ------
+        InvalidInputError
+            It is no plain JSON, or too much with what is noted.
+        """
+        self._merged(self._image_file(image_id), info)
 
     def check_label(self, image_id: str, tag: str, info: Mapping[str, Any]) -> None:
         """Refuse what ``update_label`` would refuse, before the label itself is kept.
@@ -138,6 +156,10 @@ class Infos:
     def _merged(self, path: Path, info: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(info, Mapping):
             raise InvalidInputError('the info must be a JSON object, as in {"comment": "…"}.')
+        if _is_deeper(info, MAX_INFO_LEVELS):
+            raise InvalidInputError(
+                f"the info is nested too deeply; at most {MAX_INFO_LEVELS} levels are kept."
+            )
         merged = {**self._read(path), **info}
         try:  # half of a surrogate pair is no text either
             size = len(json.dumps(merged, allow_nan=False, ensure_ascii=False).encode())
@@ -148,3 +170,14 @@ class Infos:
                 f"the info would be {size} bytes, at most {MAX_INFO_BYTES} are kept."
             )
         return merged
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether objects and lists are nested in each other more than so many times."""
+    if isinstance(value, Mapping):
+        inner: Iterable[Any] = value.values()
+    elif isinstance(value, list | tuple):
+        inner = value
+    else:
+        return False
+    return levels == 0 or any(_is_deeper(one, levels - 1) for one in inner)
