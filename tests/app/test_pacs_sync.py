@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from segunlearn.dicom.key_objects import references_of
 from segunlearn.dicom.orthanc import OrthancChanges, find_orthanc
 from segunlearn.dicom.rejection import Proposal
 from segunlearn.dicom.retraction import RetractionNote, build_retractions, parse_retraction
-from segunlearn.errors import InvalidInputError, UnavailableError
+from segunlearn.errors import ForbiddenError, InvalidInputError, NotFoundError, UnavailableError
 from segunlearn.records.forget_set import ForgetSet
 from segunlearn.records.outbox import Outbox, PacsSeen
 from segunlearn.records.store import Store, open_store
@@ -322,6 +323,88 @@ def test_a_new_document_in_a_known_series_is_found(pacs: OrthancProcess, site: S
     revocation.SeriesInstanceUID = first.SeriesInstanceUID
     pacs.upload([revocation])
     assert [p.kind for p in site.sync.poll_once()] == ["withdraw"]
+
+
+class Unready:
+    """A request to the archive that fails while ``fault`` is set."""
+
+    def __init__(self, site: Site, name: str, fault: Any) -> None:
+        self.asked, self.fault = 0, fault
+        self._request = getattr(site.archive, name)
+        setattr(site.archive, name, self)
+
+    def __call__(self, *uids: str) -> Any:
+        self.asked += 1
+        if isinstance(self.fault, Exception):
+            raise self.fault
+        return self._request(*uids) if self.fault is None else self.fault
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("header", NotFoundError("not indexed yet")),
+        ("header", ForbiddenError("the rights change")),
+        ("header", Dataset()),
+        ("instances", NotFoundError("not indexed yet")),
+        ("instances", []),
+    ],
+)
+def test_a_document_that_cannot_be_read_yet_is_read_later(
+    pacs: OrthancProcess, store: Store, tmp_path: Path, name: str, fault: Any
+) -> None:
+    site = Site(pacs, store, tmp_path, find_changes=lambda: find_orthanc(pacs.url))
+    images = ct_series()
+    pacs.upload(images)
+    site.sync.poll_once()  # from now on Orthanc's counter tells whether to look
+    pacs.upload([rejection_note(images)])
+    unready = Unready(site, name, fault)
+    for _ in range(3):
+        assert site.sync.poll_once() == []
+    assert unready.asked >= 2
+    unready.fault = None
+    later = Site(pacs, store, tmp_path)  # the server was restarted, too
+    assert [len(later.sync.poll_once()) for _ in range(4)] == [1, 0, 0, 0]
+
+
+def test_a_document_that_can_never_be_read_is_asked_for_ever_more_seldom_then_never(
+    pacs: OrthancProcess, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segunlearn.app.pacs_sync.LAST_POLL", 16)
+    images = ct_series()
+    broken = rejection_note(images)
+    pacs.upload([*images, broken])
+    unready = Unready(site, "header", NotFoundError("there is none"))
+    for _ in range(40):
+        site.sync.poll_once()
+    assert unready.asked == 5  # polls 1, 2, 4, 8, 16
+    unready.fault = None
+    second = rejection_note(images)
+    second.SeriesInstanceUID = broken.SeriesInstanceUID
+    pacs.upload([second])
+    (proposal,) = site.sync.poll_once()
+    assert proposal.source_document_uid == second.SOPInstanceUID
+
+
+def test_a_document_at_which_the_pacs_fails_hides_no_other(
+    pacs: OrthancProcess, site: Site
+) -> None:
+    images = ct_series()
+    notes = [rejection_note(images), rejection_note(images)]
+    pacs.upload([*images, *notes])
+    read = site.archive.header
+
+    def header(study: str, series: str, document: str) -> Dataset:
+        if document == notes[0].SOPInstanceUID:
+            raise UnavailableError("500")
+        return read(study, series, document)
+
+    site.archive.header = header  # type: ignore[method-assign]
+    for _ in range(4):
+        with suppress(UnavailableError):
+            site.sync.poll_once()
+    (proposal,) = site.proposals
+    assert proposal.source_document_uid == notes[1].SOPInstanceUID
 
 
 def test_a_study_deleted_from_the_pacs_is_proposed_after_two_polls(

@@ -28,6 +28,8 @@ KEY_OBJECTS = "KO"
 #: Documents read, and studies looked for, in one poll; the next poll goes on.
 DOCUMENTS_A_POLL = 200
 STUDIES_A_POLL = 50
+#: Poll after which documents that could not be read are given up: days, at one poll a minute.
+LAST_POLL = 4096
 #: Writes a proposal into the forget set, and says whether it is new; twice the same is once.
 Propose = Callable[[Proposal], bool]
 #: Longest pause after the PACS could not be reached, in seconds.
@@ -190,38 +192,77 @@ class PacsSync:
         return new
 
     def _new_documents(self) -> tuple[list[Proposal], bool]:
+        """Read what is new; False as well when something is to be read by a later poll.
+
+        A series is done with when all that it counts was listed and read: an archive may tell of a
+        document before it can give it. Until then it is asked at its 1st, 2nd, 4th, 8th … poll, so
+        that one document that is broken neither burdens the archive nor hides the others.
+        """
         new: list[Proposal] = []
-        read = 0
+        read, complete = 0, True
         for series in self._archive.iter_series(modalities=(KEY_OBJECTS,)):
-            count = str(series.number_of_instances)
-            known = self._seen.notes("series", [series.series_instance_uid])
-            if series.number_of_instances is not None and count in known.values():
+            uid, number = series.series_instance_uid, series.number_of_instances
+            count = str(number)
+            note = self._seen.notes("series", [uid]).get(uid, "")
+            if number is not None and note == count:
+                continue
+            polls = _polls(note, count) + 1
+            waiting = {uid: f"{count} after {polls}"}
+            if number is not None and polls.bit_count() > 1:
+                self._seen.remember("series", waiting)
+                complete = False
                 continue
             if read >= DOCUMENTS_A_POLL:
                 return new, False
-            found, number = self._documents_of(series)
+            try:
+                found, asked, done = self._documents_of(series, last=polls >= LAST_POLL)
+            except UnavailableError:
+                self._seen.remember("series", waiting)
+                raise
             new.extend(found)
-            read += number
-            self._seen.remember("series", {series.series_instance_uid: count})
-        return new, True
+            read += asked
+            complete = complete and done
+            self._seen.remember("series", {uid: count} if done else waiting)
+        return new, complete
 
-    def _documents_of(self, series: SeriesRecord) -> tuple[list[Proposal], int]:
+    def _documents_of(
+        self, series: SeriesRecord, *, last: bool
+    ) -> tuple[list[Proposal], int, bool]:
+        """Proposals, documents that were asked for, and whether the series is done with."""
         study, uid = series.study_instance_uid, series.series_instance_uid
-        documents = [str(i.SOPInstanceUID) for i in self._archive.instances(study, uid)]
+        documents = self._listed(study, uid)
         known = self._seen.notes("document", documents)
         unread = [document for document in documents if document not in known]
         new: list[Proposal] = []
+        missing: list[str] = []
         for document in unread:
             try:
                 header = self._archive.header(study, uid, document)
+                if "SOPClassUID" not in header:
+                    raise NotFoundError("the archive has an empty header of it.")
             except UnavailableError:
                 raise
             except SegUnlearnError as error:
-                logger.warning("document %s is passed over: %s", self._name(document), error)
+                how = "given up" if last else "passed over for now"
+                logger.warning("document %s is %s: %s", self._name(document), how, error)
+                missing.append(document)
                 continue
             new.extend(f for f in map(self._fitted, proposals_of(header)) if self._write(f))
             self._seen.remember("document", {document: "read"})
-        return new, len(unread)
+        if last:
+            self._seen.remember("document", dict.fromkeys(missing, "unreadable"))
+        whole = not missing and len(documents) >= (series.number_of_instances or 0)
+        return new, len(unread), whole or last
+
+    def _listed(self, study: str, series: str) -> list[str]:
+        """Documents of a series, none while the archive does not list them."""
+        try:
+            return [str(i.SOPInstanceUID) for i in self._archive.instances(study, series)]
+        except UnavailableError:
+            raise
+        except SegUnlearnError as error:
+            logger.warning("documents of series %s are not listed: %s", self._name(series), error)
+            return []
 
     def _fitted(self, proposal: Proposal) -> Proposal:
         """Leave the series out where the document names all images of the study."""
@@ -332,6 +373,12 @@ class PacsSync:
                 outage = 0.0
                 left = max(0.1, next_poll - time.monotonic())
                 self._wake.wait(min(FIRST_PAUSE, left) if waits else left)
+
+
+def _polls(note: str, count: str) -> int:
+    """Count the polls that a series waits for, by its note; 0 when it has grown since."""
+    before, _, polls = note.partition(" after ")
+    return int(polls) if before == count and polls else 0
 
 
 def note_of(item: OutboxItem) -> RetractionNote:
