@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,10 @@ class Catalogue:
         if kind == "series" and target_id == SERIES:
             return Subject(series=SERIES, study=STUDY, person=PERSON)
         return None
+
+    def subjects(self, targets: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Subject]:
+        found = {target: self.subject(*target) for target in targets}
+        return {target: subject for target, subject in found.items() if subject is not None}
 
     def holds(self, kind: str, target_id: str) -> bool | None:
         self.asked.append(target_id)

@@ -17,7 +17,7 @@ from segunlearn.app.datastores import DicomDatastore, listing, open_datastore
 from segunlearn.app.datastores.index import CachedIndex, pause_after
 from segunlearn.app.datastores.listing import SeriesList
 from segunlearn.app.datastores.studies import PATIENCE
-from segunlearn.app.forget_service import StudiesCatalogue
+from segunlearn.app.forget_service import QUESTIONS_A_VIEW, StudiesCatalogue
 from segunlearn.app.options import AppOptions, Home
 from segunlearn.dicom.search import SeriesRecord
 from segunlearn.errors import NotFoundError, UnavailableError
@@ -78,6 +78,41 @@ def test_a_mark_needs_no_list(slow: LargePacs, store: DicomDatastore) -> None:
     assert catalogue.issuers("SYN-199") == {""}
     assert catalogue.issuers("SYN-1990") == set()
     assert slow.asked["pages"] == 0
+
+
+def test_a_view_of_many_asks_for_few_and_for_none_twice(tmp_path: Path) -> None:
+    pacs = LargePacs(40, labelled=2)
+    with opened(pacs, tmp_path) as store:
+        catalogue = StudiesCatalogue(lambda: store)
+        store.list_images()
+        pacs.asked.clear()
+        known = [("study", study_uid(0)), ("series", series_uid(1))]
+        missing = [(kind, f"1.2.{n}") for n in range(40) for kind in ("study", "series")]
+        number = 0
+        for more in (QUESTIONS_A_VIEW, 80 - QUESTIONS_A_VIEW, 0):
+            found = catalogue.subjects([*missing, *known])
+            number += more
+            assert pacs.asked.total() == number
+        assert {target: subject.person for target, subject in found.items()} == dict.fromkeys(
+            known, "SYN-0"
+        )
+
+
+def test_what_arrives_after_a_view_missed_it_can_be_marked_at_once(tmp_path: Path) -> None:
+    pacs = LargePacs(40)
+    late = pacs._of.pop(series_uid(7))
+    studies = {name: rows for name, rows in pacs._by_study.items() if name == study_uid(2)}
+    pacs._by_study.pop(study_uid(2))
+    with opened(pacs, tmp_path) as store:
+        catalogue = StudiesCatalogue(lambda: store)
+        targets = [("series", series_uid(7)), ("study", study_uid(2))]
+        store._series.so_far = lambda _: ({}, False)  # type: ignore[method-assign]  # no list yet
+        assert catalogue.subjects(targets) == {}
+        pacs._of[series_uid(7)] = late
+        pacs._by_study.update(studies)
+        marked = [catalogue.subject(*target) for target in targets]
+        assert [subject and subject.person for subject in marked] == ["SYN-0", "SYN-1"]
+        assert list(catalogue.subjects(targets).values()) == marked, "the view knows it now, too"
 
 
 def test_numbers_and_a_page_do_not_wait_for_the_end(slow: LargePacs, store: DicomDatastore) -> None:

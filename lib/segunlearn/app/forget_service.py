@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from segunlearn.app.datastores import DicomDatastore, StudiesDatastore
-from segunlearn.app.datastores.studies import FINAL
+from segunlearn.app.datastores.studies import FINAL, ImageRecord
 from segunlearn.app.forgetting import UNKNOWN_ACTOR, Forgetting, Marked, marking, proposing
 from segunlearn.app.marker import ForgetMarkerTask, has_forget_segment
 from segunlearn.app.options import Home
@@ -31,18 +32,25 @@ logger = logging.getLogger(__name__)
 #: Age at which the list of studies is read again, and pause after it could not be, in seconds.
 REFRESH_SECONDS = 5.0
 PAUSE_SECONDS = 30.0
+#: Questions to an archive by which one view of many studies is answered, and the age at which what
+#: was asked for a view, or was not found, is asked again, in seconds.
+QUESTIONS_A_VIEW = 50
+VIEW_SECONDS = 60.0
 #: Studies and series of an archive that are remembered.
 REMEMBERED = 50_000
 #: Reasons that clients list; the first is what they preselect, so it claims nothing.
 MARKER_REASONS = ("other", *(reason for reason in REASONS if reason != "other"))
+#: What is remembered of a target that was never asked for.
+_NEVER: tuple[float, Subject | None] = (-math.inf, None)
 
 
 class StudiesCatalogue:
     """What the datastore knows of studies, series and patients.
 
     Of an archive only what is asked for is looked up; a folder is listed. What is known is looked
-    up again after ``REFRESH_SECONDS``, and the studies are left alone for ``PAUSE_SECONDS`` when
-    they did not answer: a PACS that is down must not slow down every badge.
+    up again after ``REFRESH_SECONDS``, for a view of many after ``VIEW_SECONDS``, and of those a
+    view asks for ``QUESTIONS_A_VIEW`` at most. The studies are left alone for ``PAUSE_SECONDS``
+    when they did not answer: a PACS that is down must not slow down every badge.
     """
 
     def __init__(self, datastore: Callable[[], StudiesDatastore]) -> None:
@@ -61,12 +69,38 @@ class StudiesCatalogue:
         self._refresh()
         return (self._series if kind == "series" else self._studies).get(target_id)
 
+    def subjects(self, targets: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Subject]:
+        """Look up many by kind and id for a view of them, as far as they are known.
+
+        What an archive has not listed yet is asked for little by little, the longest unasked first:
+        anybody may ask for a view, and a series that is no image is in no list.
+        """
+        wanted, studies = list(dict.fromkeys(targets)), self._datastore()
+        if not isinstance(studies, DicomDatastore):
+            self._refresh()
+            known = {"series": self._series, "study": self._studies}
+            return {(k, i): known[k][i] for k, i in wanted if i in known[k]}
+        found: dict[tuple[str, str], Subject] = {}
+        for kind in ("study", "series"):
+            listed = studies.listed(kind, [i for k, i in wanted if k == kind])
+            found.update({(kind, i): _subject(kind, image) for i, image in listed.items()})
+        with self._lock:
+            before = {t: self._remembered.get(t, _NEVER) for t in wanted if t not in found}
+        since = time.monotonic() - VIEW_SECONDS
+        old = sorted((t for t, (at, _) in before.items() if at < since), key=lambda t: before[t][0])
+        asked = {t: self._asked(studies, *t) for t in old[:QUESTIONS_A_VIEW]}
+        for target, (_, subject) in before.items():
+            subject = asked.get(target, subject)
+            if subject is not None:
+                found[target] = subject
+        return found
+
     def _asked(self, studies: DicomDatastore, kind: str, target_id: str) -> Subject | None:
         with self._lock:
-            at, known = self._remembered.get((kind, target_id), (0.0, None))
+            at, known = self._remembered.get((kind, target_id), _NEVER)
         now = time.monotonic()
-        if now < self._next or now - at < REFRESH_SECONDS:
-            return known
+        if now < self._next or (known is not None and now - at < REFRESH_SECONDS):
+            return known  # what was missing may have arrived: it is asked for again
         try:
             image = studies.record(target_id) if kind == "series" else studies.study_of(target_id)
         except UnavailableError as error:
@@ -74,11 +108,8 @@ class StudiesCatalogue:
             logger.warning("the archive cannot be asked now: %s", error)
             return known
         except SegUnlearnError:
-            return None  # there is no such series
-        if image is None:
-            return None
-        series = image.id if kind == "series" else ""
-        found = Subject(series=series, study=image.study, person=image.person)
+            image = None  # there is no such series
+        found = _subject(kind, image) if image is not None else None
         with self._lock:
             self._remembered.pop((kind, target_id), None)
             self._remembered[kind, target_id] = (time.monotonic(), found)
@@ -138,6 +169,11 @@ class StudiesCatalogue:
             logger.warning("the list of studies cannot be read now: %s", error)
         finally:
             self._lock.release()
+
+
+def _subject(kind: str, image: ImageRecord) -> Subject:
+    series = image.id if kind == "series" else ""
+    return Subject(series=series, study=image.study, person=image.person)
 
 
 def _archived(studies: DicomDatastore, kind: str, target_id: str) -> bool:

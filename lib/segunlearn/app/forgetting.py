@@ -36,6 +36,9 @@ class Catalogue(Protocol):
     def subject(self, kind: str, target_id: str) -> Subject | None:
         """Study and person of a study or series in the list of images; None when not listed."""
 
+    def subjects(self, targets: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Subject]:
+        """Those of many kinds and ids that are known, or can be learnt with few questions."""
+
     def holds(self, kind: str, target_id: str) -> bool | None:
         """Whether the studies hold the target; None when that cannot be said now."""
 
@@ -230,11 +233,9 @@ def subjects(
     catalogue: Catalogue | None, studies: Iterable[str], series: Iterable[str]
 ) -> tuple[list[Subject], list[Subject]]:
     """Studies and series with their persons, as far as the list of images knows them."""
-
-    def known(kind: str, uid: str) -> Subject:
-        found = catalogue.subject(kind, uid) if catalogue is not None else None
-        if found is None:
-            return Subject(study=uid) if kind == "study" else Subject(series=uid)
-        return found
-
-    return [known("study", s) for s in studies], [known("series", s) for s in series]
+    whole, parts = [("study", uid) for uid in studies], [("series", uid) for uid in series]
+    known = catalogue.subjects([*whole, *parts]) if catalogue is not None else {}
+    return (
+        [known.get(target, Subject(study=target[1])) for target in whole],
+        [known.get(target, Subject(series=target[1])) for target in parts],
+    )

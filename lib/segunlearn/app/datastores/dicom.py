@@ -38,6 +38,7 @@ from segunlearn.errors import (
     IntegrityError,
     InvalidInputError,
     NotFoundError,
+    SegUnlearnError,
     UnavailableError,
     UnsupportedSeriesError,
 )
@@ -182,6 +183,14 @@ class DicomDatastore(StudiesDatastore):
             series = self.archive.iter_series(modalities=(), study=study_instance_uid)
             found = next(series, None)
         return self._record(found) if found is not None else None
+
+    def listed(self, kind: str, uids: Iterable[str]) -> dict[str, ImageRecord]:
+        """Images of studies or series by their UID, as far as the list was read; asks for none."""
+        with suppress(SegUnlearnError):
+            self._series.so_far(0.0)  # so that more is known the next time
+        find = self._series.peek if kind == "series" else self._series.of_study
+        found = {uid: find(uid) for uid in uids}
+        return {uid: self._record(series) for uid, series in found.items() if series is not None}
 
     def persons_numbered(self, patient_id: str) -> set[str]:
         """Return the persons of a PatientID, told apart by issuer, as the archive knows them.
