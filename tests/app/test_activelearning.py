@@ -10,14 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from monailabel.endpoints.user.auth import User
 
 from app_sources import LABELS, TINY, make_study, publish_tiny, write_dicom, write_files
 from segunlearn.app.activelearning import entropy, uncertain_mean, uncertainty
 from segunlearn.app.application import SegUnlearnApp
 from segunlearn.app.routes import platform
 from segunlearn.app.scoring import dice_of
-from segunlearn.errors import ConflictError, InvalidInputError, NotFoundError, UnavailableError
+from segunlearn.errors import (
+    CancelledError,
+    ConflictError,
+    InvalidInputError,
+    NotFoundError,
+    UnavailableError,
+)
 from segunlearn.evaluation import dice
 from segunlearn.inference import Segmenter
 from segunlearn.networks import build_network
@@ -62,14 +67,13 @@ def test_lately_proposed_images_wait(app: SegUnlearnApp) -> None:
     "noted", ["x", 5, ["x"], {"random": 5}, {"random": {"ts": "x"}}, {"random": {"ts": 10**400}}]
 )
 def test_what_a_client_notes_keeps_nobody_from_the_next_image(
-    app: SegUnlearnApp, noted: object, monkeypatch: pytest.MonkeyPatch
+    app: SegUnlearnApp, noted: object
 ) -> None:
     for name in ("person1", "person2", "person3"):
         app.datastore().update_image_info(name, {"strategy": noted})
     assert app.next_sample({"strategy": "random"})["id"] != "person0"
-    monkeypatch.setattr(platform, "current_app", lambda: app)
-    user = User(username="a")
-    assert platform.next_sample("random", user, {})["strategy"]["random"]["ts"] > 0
+    found = platform._next_sample(app, "random", {}, "a", lambda: False)
+    assert found["strategy"]["random"]["ts"] > 0
 
 
 def test_the_least_sure_image_comes_first_and_is_scored_once(
@@ -80,7 +84,7 @@ def test_the_least_sure_image_comes_first_and_is_scored_once(
     publish_tiny(app.home.root)
     asked: list[float] = []
 
-    def score(segmenter: Segmenter, volume: Volume, method: str) -> float:
+    def score(segmenter: Segmenter, volume: Volume, method: str, cancel: object) -> float:
         asked.append(float(volume.array.mean()) + 2000)
         return asked[-1]
 
@@ -93,6 +97,28 @@ def test_the_least_sure_image_comes_first_and_is_scored_once(
     publish_tiny(app.home.root, seed=2)
     app.next_sample({"strategy": "uncertainty", "candidates": 1})
     assert len(asked) == 4  # another version, another opinion
+
+
+def test_scoring_ends_in_time_and_when_nobody_waits_and_keeps_what_it_has(
+    app: SegUnlearnApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from segunlearn.app import activelearning
+
+    publish_tiny(app.home.root)
+    score, scored = activelearning.uncertainty, list[float]()
+
+    def counted(*given: Any) -> float:
+        scored.append(score(*given))
+        return scored[-1]
+
+    monkeypatch.setattr(activelearning, "uncertainty", counted)
+    with pytest.raises(CancelledError):
+        app.next_sample({"strategy": "uncertainty", "cancel": lambda: len(scored) == 1})
+    assert len(scored) == 1
+    monkeypatch.setattr(activelearning, "MAX_SECONDS", 0.0)
+    for number in (2, 3, 3):
+        app.next_sample({"strategy": "uncertainty", "seconds": 600})
+        assert len(scored) == number
 
 
 def test_without_a_model_or_with_a_wrong_option(app: SegUnlearnApp) -> None:

@@ -18,6 +18,7 @@ from fastapi.responses import JSONResponse
 from live_server import live_server
 from segunlearn.app import inference_queue, wiring
 from segunlearn.app.inference_queue import InferenceQueue
+from segunlearn.app.routes import common, platform
 from segunlearn.app.routes import infer as routes
 from segunlearn.errors import SegUnlearnError, UnavailableError
 
@@ -123,26 +124,33 @@ def test_a_failing_one_stops_no_thread(gate: Gate) -> None:
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Gate, InferenceQueue]]:
-    """The route alone, on a queue of two, with work that waits."""
+    """The routes alone, on a queue of two, with work that waits."""
     gate, queue = Gate(), InferenceQueue(2)
-    app = SimpleNamespace(submit_inference=queue.submit)
+    app = SimpleNamespace(
+        submit_inference=queue.submit,
+        uses_model=lambda strategy: strategy == "uncertainty",
+        next_sample=lambda request: gate.work(request["strategy"])(request["cancel"]) and {},
+        info=dict,
+    )
     monkeypatch.setattr(routes, "current_app", lambda: app)
-    monkeypatch.setattr(routes, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(platform, "current_app", lambda: app)
+    monkeypatch.setattr(common, "_LOOK_SECONDS", 0.05)
     monkeypatch.setattr(
         routes, "_infer", lambda *given: (JSONResponse(gate.work(given[1])(given[-1])), [])
     )
     server = FastAPI()
     server.include_router(routes.router)
+    server.include_router(platform.router)
     server.add_exception_handler(SegUnlearnError, wiring._our_error)
     with live_server(server) as url:
         yield url, gate, queue
         gate.open.set()
 
 
-def hang_up_after(url: str, model: str) -> socket.socket:
+def hang_up_after(url: str, path: str) -> socket.socket:
     where = urlsplit(url)
     link = socket.create_connection((where.hostname or "", where.port or 0), timeout=10)
-    link.sendall(f"POST /infer/{model} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+    link.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
     return link
 
 
@@ -150,9 +158,9 @@ def test_a_caller_who_hangs_up_stops_the_inference(
     served: tuple[str, Gate, InferenceQueue],
 ) -> None:
     url, gate, queue = served
-    running, waiting = hang_up_after(url, "a"), None
+    running, waiting = hang_up_after(url, "/infer/a"), None
     assert gate.begun.acquire(timeout=10)
-    waiting = hang_up_after(url, "b")
+    waiting = hang_up_after(url, "/infer/b")
     until(lambda: queue.figures() == (1, 1))
     full = requests.post(f"{url}/infer/c", timeout=10)
     assert full.status_code == 503
@@ -162,6 +170,25 @@ def test_a_caller_who_hangs_up_stops_the_inference(
     running.close()
     until(lambda: gate.done == ["a stopped"])
     until(lambda: queue.figures() == (0, 0))
+
+
+def test_many_next_samples_by_the_model_stop_nothing_else(
+    served: tuple[str, Gate, InferenceQueue],
+) -> None:
+    """A server has 40 threads for everything else."""
+    url, gate, queue = served
+    asking = [hang_up_after(url, "/activelearning/uncertainty") for _ in range(45)]
+    until(lambda: queue.figures() == (1, 1))
+    assert requests.get(f"{url}/info/", timeout=10).status_code == 200
+    full = requests.post(f"{url}/activelearning/uncertainty", json={}, timeout=10)
+    assert (full.status_code, "retry-after" in full.headers) == (503, True)
+    for link in asking:
+        link.close()
+    until(lambda: queue.figures() == (0, 0))
+    assert gate.done == ["uncertainty stopped"]
+    gate.open.set()
+    answer = requests.post(f"{url}/activelearning/first", json={"cancel": 1}, timeout=10)
+    assert (answer.status_code, answer.json()) == (200, {})
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from segunlearn.app.datastores import StudiesDatastore
 from segunlearn.app.datastores.infos import check_tag
 from segunlearn.app.models import ActiveModel
 from segunlearn.errors import (
+    CancelledError,
     IntegrityError,
     InvalidInputError,
     NoMemoryError,
@@ -39,10 +40,15 @@ MAX_TRIES = 25
 MAX_CANDIDATES = 2000
 #: Probabilities whose entropy is taken together.
 _SLAB_VALUES = 2**24
+#: Longest time for which one request scores images, in seconds: others wait for the model, too.
+MAX_SECONDS = 30.0
 
 
 class OurStrategy(Strategy):
     """Base: candidates without a label and without a forget request, readable as volumes."""
+
+    #: Whether it waits with the inferences.
+    uses_model = False
 
     def __call__(
         self, request: Mapping[str, Any], datastore: StudiesDatastore
@@ -154,9 +160,11 @@ class Uncertainty(OurStrategy):
     of the class probabilities, divided by log K. ``tta``: mutual information between prediction and
     mirroring (the entropy of the mean over test-time augmentations minus the mean of their
     entropies; Wang et al. 2019, doi:10.1016/j.neucom.2019.01.103), likewise divided. A request
-    scores at most ``candidates`` new images and stops after ``seconds``; scores of earlier requests
-    are kept.
+    scores at most ``candidates`` new images and stops after ``seconds``, ``MAX_SECONDS`` at most,
+    or when ``cancel`` says so; scores of earlier requests are kept.
     """
+
+    uses_model = True
 
     def __init__(self, model: ActiveModel, cache: Path, seed: int = 0) -> None:
         super().__init__("Image without a finished label on which the model is least sure")
@@ -188,6 +196,8 @@ class Uncertainty(OurStrategy):
             An option is wrong.
         NoMemoryError
             There is not enough memory for any.
+        CancelledError
+            ``cancel`` said so.
         """
         method, limit, seconds = self._options(request)
         version = self._model.version()
@@ -201,10 +211,32 @@ class Uncertainty(OurStrategy):
         missing = [c for c in sorted(candidates) if c not in scores]
         order = [missing[i] for i in np.random.default_rng(self._seed).permutation(len(missing))]
         order.sort(key=lambda image_id: image_id in self._too_large)
+        try:
+            lacking = self._score(order[:limit], scores, request, datastore, method, seconds)
+        finally:
+            if order:
+                write_json_durably(path, scores)
+        if lacking is not None and all(scores.get(c, -1.0) < 0.0 for c in candidates):
+            raise lacking
+        return sorted(
+            (c for c in candidates if scores.get(c, 0.0) >= 0.0),
+            key=lambda c: (-scores.get(c, -0.5), c),
+        )
+
+    def _score(
+        self,
+        image_ids: Sequence[str],
+        scores: dict[str, float],
+        request: Mapping[str, Any],
+        datastore: StudiesDatastore,
+        method: str,
+        seconds: float,
+    ) -> NoMemoryError | None:
+        """Add the scores of some images; returns the last lack of memory."""
         lacking: NoMemoryError | None = None
-        until = time.monotonic() + seconds
-        for position, image_id in enumerate(order):
-            if position >= limit or (position and time.monotonic() > until):
+        until, cancel = time.monotonic() + seconds, request.get("cancel")
+        for position, image_id in enumerate(image_ids):
+            if position and time.monotonic() > until:
                 break
             _, segmenter = self._model.segmenter()
             try:
@@ -213,25 +245,18 @@ class Uncertainty(OurStrategy):
                     modality=datastore.record(image_id).modality,
                 )
                 with self._model.turn(volume):
-                    scores[image_id] = uncertainty(segmenter, volume, method)
+                    scores[image_id] = uncertainty(segmenter, volume, method, cancel)
             except (NoMemoryError, MemoryError) as error:
                 lacking = _lack_of_memory(error)
                 logger.warning("an image is not scored: %s", lacking)
                 self._too_large.add(image_id)
-            except UnavailableError:
+            except (UnavailableError, CancelledError):
                 raise
             except SegUnlearnError as error:
                 logger.info("an image is not scored: %s", error)
                 size = datastore.sizes([image_id]).get(image_id, 0)
                 scores[image_id] = _refused(size)
-        if order:
-            write_json_durably(path, scores)
-        if lacking is not None and all(scores.get(c, -1.0) < 0.0 for c in candidates):
-            raise lacking
-        return sorted(
-            (c for c in candidates if scores.get(c, 0.0) >= 0.0),
-            key=lambda c: (-scores.get(c, -0.5), c),
-        )
+        return lacking
 
     def _options(self, request: Mapping[str, Any]) -> tuple[str, int, float]:
         default = self.config()
@@ -247,7 +272,7 @@ class Uncertainty(OurStrategy):
             seconds = float(request.get("seconds") or default["seconds"])
         except (TypeError, ValueError, OverflowError) as error:
             raise InvalidInputError("candidates and seconds must be numbers.") from error
-        return str(method), max(1, min(limit, 256)), max(0.0, min(seconds, 600.0))
+        return str(method), max(1, min(limit, 256)), max(0.0, min(seconds, MAX_SECONDS))
 
     @staticmethod
     def _read(path: Path) -> dict[str, float]:
@@ -272,7 +297,12 @@ def _lack_of_memory(error: NoMemoryError | MemoryError) -> NoMemoryError:
     )
 
 
-def uncertainty(segmenter: Segmenter, volume: Volume, method: str = "entropy") -> float:
+def uncertainty(
+    segmenter: Segmenter,
+    volume: Volume,
+    method: str = "entropy",
+    cancel: Callable[[], bool] | None = None,
+) -> float:
     """Score in [0, 1]; higher is less sure.
 
     Parameters
@@ -283,15 +313,22 @@ def uncertainty(segmenter: Segmenter, volume: Volume, method: str = "entropy") -
         The image.
     method
         ``"entropy"`` or ``"tta"``, see ``Uncertainty``.
+    cancel
+        Asked before each batch of windows.
+
+    Raises
+    ------
+    CancelledError
+        ``cancel`` said so.
     """
     prepared = preprocess(volume, segmenter.config)
-    mean = segmenter.probabilities_of(prepared)
+    mean = segmenter.probabilities_of(prepared, cancel=cancel)
     values = _entropy_of(mean)
     if method == "tta":
         axes = (0, 1, 2)
         for axis in axes:  # mirror the patient
             mirrored = replace(prepared, tensor=prepared.tensor.flip(axis + 1))
-            back = segmenter.probabilities_of(mirrored)
+            back = segmenter.probabilities_of(mirrored, cancel=cancel)
             values += np.flip(_entropy_of(back), axis)
             for total, one in zip(mean, back, strict=True):
                 total += one.to(total.device).flip(axis)

@@ -425,6 +425,10 @@ class SegUnlearnApp(MONAILabelApp):
         """Cases that no live forget request names; the one filter of everything that learns."""
         return self.records.without_forgotten(cases)
 
+    def uses_model(self, strategy: str) -> bool:
+        """Whether a strategy runs the model."""
+        return getattr(self._strategies.get(strategy), "uses_model", False)
+
     def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Choose the next image.
 

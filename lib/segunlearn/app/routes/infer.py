@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import mimetypes
 import shutil
@@ -19,17 +18,22 @@ from requests_toolbelt import MultipartEncoder
 
 from segunlearn.app.application import SegUnlearnApp, asks_to_save
 from segunlearn.app.marker import MARKER
-from segunlearn.app.routes.common import User, caller, current_app, json_object, save_upload
+from segunlearn.app.routes.common import (
+    User,
+    answer_of,
+    caller,
+    caller_or_address,
+    current_app,
+    json_object,
+    save_upload,
+)
 from segunlearn.app.routes.forget import ANNOTATORS
 from segunlearn.app.routes.session import session_image
-from segunlearn.errors import ConflictError, ForbiddenError, InvalidInputError, NotFoundError
+from segunlearn.errors import ForbiddenError, InvalidInputError, NotFoundError
 
 Output = Literal["image", "json", "all", "dicom_seg"]
 
 router = APIRouter(prefix="/infer", tags=["Infer"])
-
-#: How often it is asked whether somebody still waits for an inference.
-_LOOK_SECONDS = 0.5
 
 #: What a client's ``params`` may set beside the options of the task; the model and the image come
 #: from the URL alone.
@@ -91,20 +95,9 @@ async def infer(
     app = current_app()
     job = app.submit_inference(
         lambda stop: _infer(app, model, image, session_id, params, file, output, user, stop),
-        caller(user) or (http.client.host if http.client else ""),
+        caller_or_address(user, http),
     )
-    answer = asyncio.wrap_future(job.future)
-    try:
-        while not (await asyncio.wait((answer,), timeout=_LOOK_SECONDS))[0]:
-            if await http.is_disconnected():
-                raise ConflictError("whoever asked for the inference is gone.")
-        response, leftovers = await answer
-    except (asyncio.CancelledError, ConflictError):
-        if not job.future.done():  # nobody fetches the mask
-            job.cancel()
-            job.future.add_done_callback(_discard)
-            answer.add_done_callback(lambda over: over.cancelled() or over.exception())
-        raise
+    response, leftovers = await answer_of(job, http, _discard)
     for path in leftovers:
         background_tasks.add_task(_remove, path)
     return response

@@ -6,15 +6,25 @@ import shutil
 import subprocess
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body
+from fastapi import APIRouter, Body, Request
 from fastapi.responses import FileResponse, PlainTextResponse
 from monailabel.config import settings
+from starlette.concurrency import run_in_threadpool
 
 from segunlearn.app.activelearning import proposals
-from segunlearn.app.routes.common import Admin, User, caller, current_app
+from segunlearn.app.application import SegUnlearnApp
+from segunlearn.app.routes.common import (
+    Admin,
+    User,
+    answer_of,
+    caller,
+    caller_or_address,
+    current_app,
+)
 from segunlearn.errors import ForbiddenError, NotFoundError
 
 router = APIRouter()
@@ -26,20 +36,46 @@ def info(user: User) -> dict[str, Any]:
     return current_app().info()
 
 
-@router.post("/activelearning/{strategy}", summary="Next image", tags=["ActiveLearning"])
-def next_sample(
-    strategy: str, user: User, params: Annotated[dict[str, Any] | None, Body()] = None
+@router.post(
+    "/activelearning/{strategy}",
+    summary="Next image",
+    tags=["ActiveLearning"],
+    responses={503: {"description": "Too many inferences wait"}},
+)
+async def next_sample(
+    http: Request,
+    strategy: str,
+    user: User,
+    params: Annotated[dict[str, Any] | None, Body()] = None,
 ) -> dict[str, Any]:
     """Choose the next image to annotate; empty when none is left.
 
-    A study with a live forget request is never proposed.
+    A study with a live forget request is never proposed. What runs the model waits with the
+    inferences; ``seconds`` of it are 30 at most, and it stops when its caller hangs up.
     """
     app, options = current_app(), dict(params or {})
-    sample = app.next_sample({**options, "strategy": strategy})
+    name = caller(user)
+
+    def choose(stop: Callable[[], bool]) -> dict[str, Any]:
+        return _next_sample(app, strategy, options, name, stop)
+
+    if not app.uses_model(strategy):
+        return await run_in_threadpool(choose, lambda: False)
+    return await answer_of(app.submit_inference(choose, caller_or_address(user, http)), http)
+
+
+def _next_sample(
+    app: SegUnlearnApp,
+    strategy: str,
+    options: dict[str, Any],
+    name: str | None,
+    stop: Callable[[], bool],
+) -> dict[str, Any]:
+    sample = app.next_sample({**options, "strategy": strategy, "cancel": stop})
     if not sample:
         return {}
     store, image_id = app.datastore(), sample["id"]
-    client = str(options.get("client_id") or caller(user) or "")[:200]
+    client = str(options.get("client_id") or name or "")[:200]
     noted = {
         **proposals(store.infos.image(image_id)),
         strategy: {"ts": int(time.time()), "client_id": client},
