@@ -7,6 +7,7 @@ import dataclasses
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from segunlearn.app.unlearn_order import UnlearnOrder
 from segunlearn.app.unlearn_replay import Replay
 from segunlearn.app.unlearn_run import UnlearnRun
 from segunlearn.audit.sweep import sweep
+from segunlearn.cases import Case
 from segunlearn.errors import CancelledError, ConflictError, InvalidInputError, NotFoundError
 from segunlearn.networks import load_weights
 from segunlearn.records.targets import Target
+from segunlearn.records.versions import VersionInfo
 from segunlearn.replay.training import GeneratorSettings
 from unlearn_site import PERSON, app_of, copy_of, known_site
 
@@ -159,6 +162,29 @@ def test_whom_the_served_version_keeps_out_is_not_learned(
         assert not {c.series for c in site.records.ledger.cases_of(run)} & out
 
 
+def test_whom_the_served_version_keeps_out_is_not_shown_to_tag_a_feature(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = site.registry.active()
+    assert base is not None
+    put_held_out(base, site.home.root, *(c.person for c in site.unseen))
+    data = ("--data", data_of(site), "--person-regex", PERSON)
+    words = (*data, "--home", site.home.root, "--model", MODEL)
+    page = tmp_path / "page.html"
+    assert segunlearn(monkeypatch, "replay", "page", page, *words, "--samples", 0) == 0
+    out = {c.series for c in site.unseen}
+    assert page.read_text().count("data-image=") == len(site.cases) - len(out)
+    tags = tmp_path / "tags.csv"
+    lines = [f"{c.series},{'no' if i else 'yes'}" for i, c in enumerate(site.cases)]
+    tags.write_text("\n".join(["image,feature", *lines]))
+    words = (*words, "--tags", tags, "--steps", 1, "--device", "cpu")
+    assert segunlearn(monkeypatch, "replay", "forget-feature", *words) == 2
+    tags.write_text("\n".join(["image,feature", *lines[: -len(out)]]))
+    assert segunlearn(monkeypatch, "replay", "forget-feature", *words) == 0
+    row = site.records.ledger.rows()[0]
+    assert not {c.series for c in site.records.ledger.cases_of(row.run_id)} & out
+
+
 def run_of(site: Site, **order: Any) -> UnlearnRun:
     return UnlearnRun(UnlearnOrder(MODEL, device="cpu", **order), site.home, site.records)
 
@@ -193,6 +219,33 @@ def test_replayed_images_stand_for_the_retain_set(
         made.settings["agreement_on_replay"] - made.settings["agreement_on_stored"], abs=2e-4
     )
     load_weights(made.weights, choice.sets.config, made.sha256)
+
+
+def trained_on(site: Site, cases: Sequence[Case]) -> VersionInfo:
+    """A generator of some people, made in a moment."""
+    base, settings = site.registry.active(), GeneratorSettings(steps=1, batch_size=2)
+    assert base is not None
+    run = ReplayRun(
+        base, MODEL, site.home, site.records, device="cpu", settings=settings, shape={"latent": 8}
+    )
+    return run.execute(lambda: cases)
+
+
+def test_too_few_people_outside_the_generator_are_told_before_any_work(
+    site: Site, tmp_path: Path
+) -> None:
+    """Whoever shaped the generator is seen by what it teaches: the audit would refuse it."""
+    more = known_people(site, tmp_path)
+    site.mark(site.forget[:1])
+    trained_on(site, [*site.retain, *more[2:]])
+    assert run_of(site).prepare([*site.retain, *site.forget, *more]).sets is not None
+    run = run_of(site, method="fine_tune", retain="replay")
+    with pytest.raises(InvalidInputError, match=r"2 labelled people .* generator that is to be"):
+        run.prepare([*site.retain, *site.forget, *more])
+    sets = run.prepare([*site.cases, *more]).sets
+    assert sets is not None
+    outside = {c.series for c in [*site.unseen, *more[:2]]}
+    assert {c.series for c in [*sets.calibration, *sets.test]} == outside
 
 
 def known_people(site: Site, folder: Path) -> list[Any]:

@@ -110,6 +110,7 @@ def choose(
     original: str = "",
     targets: Targets = NO_TARGETS,
     level: Level | None = None,
+    replayed: Sequence[LedgerCase] = (),
 ) -> Choice:
     """Choose versions and sets.
 
@@ -128,6 +129,8 @@ def choose(
     level
         Assurance level that is needed; by default the highest of the requests', else
         ``"unlearned"``.
+    replayed
+        Whose images shaped a generator that will shape the candidate: it will have seen them.
 
     Raises
     ------
@@ -143,7 +146,7 @@ def choose(
         Sets are empty, too few people are unseen, or cases and ledger disagree on persons.
     """
     after = version_of(registry, candidate)
-    seen_by_candidate = lineage_of(records.ledger, after)
+    seen_by_candidate = [*lineage_of(records.ledger, after), *replayed]
     requests = tuple(records.forget_set.get(r) for r in targets.requests)
     before, lineage, forgotten, requests, named = find_original(
         records, registry, after, original, targets, requests
@@ -153,7 +156,7 @@ def choose(
     _check_persons(ready, [*lineage, *seen_by_candidate])
     return _sets(
         records, ready, before, after, config, lineage, seen_by_candidate, forgotten, requests,
-        named, level, targets.back,
+        named, level, targets.back, bool(replayed),
     )  # fmt: skip
 
 
@@ -248,6 +251,7 @@ def _sets(
     named: Sequence[Named],
     level: Level | None,
     back: Collection[str],
+    replays: bool,
 ) -> Choice:
     labelled = {unpad(c.series): c for c in cases if c.label is not None}
     lacking = [c for c in forgotten if c.series not in labelled]
@@ -276,8 +280,15 @@ def _sets(
     if len({split_person(p)[0] for p in calibration | test}) < LEAST_UNSEEN:
         raise InvalidInputError(
             f"{len(calibration | test)} labelled people were never seen by {before.version} or "
-            f"{after.version}; an audit compares the forgotten with at least {LEAST_UNSEEN} such. "
-            "Annotate studies of more people, and keep some out of training (train --holdout)."
+            + ("the generator that is to be replayed" if replays else after.version)
+            + f"; an audit compares the forgotten with at least {LEAST_UNSEEN} such. "
+            + (
+                "Train the generator again on images of others (segunlearn replay train), or "
+                "annotate studies of more people."
+                if replays
+                else "Annotate studies of more people, and keep some out of training (train "
+                "--holdout)."
+            )
         )
     notes = _notes(
         lineage, labelled, len(others) - len(free), gone, s_people, seen_by_candidate, again

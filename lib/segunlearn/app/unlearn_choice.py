@@ -18,6 +18,7 @@ from segunlearn.app.unlearn_reach import (
     show_what_was_forgotten,
     versions_that_know,
 )
+from segunlearn.app.unlearn_replay import replayed_cases
 from segunlearn.audit.policy import Level
 from segunlearn.cases import Case
 from segunlearn.errors import ConflictError, InvalidInputError
@@ -109,9 +110,10 @@ def choose_unlearning(
     Raises
     ------
     ConflictError
-        Nothing is approved, or a named request is in another state.
+        Nothing is approved, a named request is in another state, or the generator to replay knows
+        what is to be forgotten.
     NotFoundError
-        No such request, or no version to unlearn from.
+        No such request, no version to unlearn from, or no generator to replay.
     InvalidInputError, LabelError
         The served version knows a structure that is named; only other models know what is named;
         or the sets cannot be made, see ``audit_choice.choose``.
@@ -158,7 +160,7 @@ def choose_unlearning(
         ids += tuple(r.request_id for r in also)
         sets = choose(
             records, registry, cases, candidate=original.version, original=original.version,
-            targets=Targets(requests=ids),
+            targets=Targets(requests=ids), replayed=replayed_cases(order, records),
         )  # fmt: skip
     return UnlearnChoice(
         original=original,

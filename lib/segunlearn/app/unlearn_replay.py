@@ -17,6 +17,7 @@ from segunlearn.app.replay_run import lineage_of, load
 from segunlearn.app.unlearn_order import UnlearnOrder
 from segunlearn.cases import Case
 from segunlearn.networks import ModelConfig
+from segunlearn.records.ledger import LedgerCase
 from segunlearn.records.versions import VersionInfo
 from segunlearn.replay.generator import Generator
 from segunlearn.replay.sampling import replayed_studies
@@ -56,11 +57,8 @@ class Replay:
         ConflictError
             It saw what is to be forgotten.
         """
-        if order.retain != "replay":
-            return None
-        targets = records.forget_set.live_targets()
-        info = Generators(records.home, order.model).usable(targets, records.pseudonyms)
-        return cls(load(info), info, tuple(lineage_of(records, info)))
+        info = _generator(order, records)
+        return cls(load(info), info, tuple(lineage_of(records, info))) if info else None
 
     def studies(
         self, original: nn.Module, config: ModelConfig, order: UnlearnOrder
@@ -100,6 +98,25 @@ class Replay:
             found["agreement_on_stored"] = round(on_stored, 4)
             found["replay_gap"] = round(on_replay - on_stored, 4)
         return found
+
+
+def replayed_cases(order: UnlearnOrder, records: Records) -> Sequence[LedgerCase]:
+    """Whose images shaped the generator that an order replays; nobody's where it replays none.
+
+    Raises
+    ------
+    NotFoundError, ConflictError
+        See :meth:`Replay.of`.
+    """
+    info = _generator(order, records)
+    return records.ledger.lineage_cases(info.sha256) if info else ()
+
+
+def _generator(order: UnlearnOrder, records: Records) -> VersionInfo | None:
+    if order.retain != "replay":
+        return None
+    targets = records.forget_set.live_targets()
+    return Generators(records.home, order.model).usable(targets, records.pseudonyms)
 
 
 def _answered(

@@ -21,6 +21,7 @@ from segunlearn.app.unlearn_choice import UnlearnChoice
 from segunlearn.app.unlearn_finish import Finisher
 from segunlearn.app.unlearn_order import UnlearnOrder
 from segunlearn.app.unlearn_reach import show_what_was_forgotten
+from segunlearn.app.unlearn_replay import replayed_cases
 from segunlearn.cases import Case
 from segunlearn.errors import ConflictError, NotFoundError
 from segunlearn.records.forget_requests import ForgetRequest
@@ -130,7 +131,7 @@ def choose_restore(
     ConflictError
         See :func:`restore_of`; or nothing has to be forgotten again.
     NotFoundError, InvalidInputError, LabelError
-        See :func:`restore_of` and ``audit_choice.choose``.
+        See :func:`restore_of`, ``audit_choice.choose`` and ``unlearn_replay.replayed_cases``.
     """
     found = restore_of(home, records, registry, order.model, order.restore)
     if found.original is None or not found.again:
@@ -144,6 +145,7 @@ def choose_restore(
     sets = choose(
         records, registry, cases, candidate=name, original=name,
         targets=Targets(requests=ids, back=found.requests),
+        replayed=replayed_cases(order, records),
     )  # fmt: skip
     return UnlearnChoice(
         original=found.original,

@@ -110,11 +110,7 @@ def train(
         shape={"latent": latent}, unseen=others,
     )  # fmt: skip
 
-    def select() -> list[Case]:
-        kept = without_forgotten(records, cases)
-        return keep_out(kept, base, records.pseudonyms, console.print)[0]
-
-    info = _executed(run, select, as_json)
+    info = _executed(run, lambda: _usable(cases, base, records), as_json)
     _tell(run, info, {"memory": info.details["memory"], "images": len(run.cases)}, as_json)
 
 
@@ -192,7 +188,7 @@ def page(
         cases = labelled_cases(
             data, studies, place, model, "", people, person_regex, modality, labelled=False
         )
-        found = run.studies(without_forgotten(records, cases)[:most])
+        found = run.studies(_usable(cases, base, records)[:most])
         images = images_of(generator, found, run.config)
         names = [records.pseudonyms.of(s.series) for s in found]
         shown = list(zip(names, images, strict=True))
@@ -249,7 +245,7 @@ def forget_feature(
         cases = labelled_cases(
             data, studies, place, model, "", people, person_regex, modality, labelled=False
         )
-        cases = without_forgotten(records, cases)
+        cases = _usable(cases, base, records)
     if tags is not None:
         found = read_tags(tags.read_text(encoding="utf-8-sig"))
     else:
@@ -264,6 +260,12 @@ def forget_feature(
     _tell(run, info, dict(info.details), as_json)
 
 
+def _usable(cases: Sequence[Case], base: VersionInfo, records: Records) -> list[Case]:
+    """Cases that may shape a generator: neither marked for forgetting nor kept out."""
+    kept = without_forgotten(records, cases)
+    return keep_out(kept, base, records.pseudonyms, console.print)[0]
+
+
 def _tagged(
     cases: Sequence[Case], tags: Tags, records: Records
 ) -> tuple[list[Case], dict[str, bool]]:
@@ -272,8 +274,9 @@ def _tagged(
     unknown = [name for name in tags.images if name not in names]
     if unknown:
         raise InvalidInputError(
-            f"{len(unknown)} of {len(tags.images)} tagged images are not here, or are marked for "
-            "forgetting. Give the images that were tagged with --data or --studies."
+            f"{len(unknown)} of {len(tags.images)} tagged images are not here, are marked for "
+            "forgetting, or show people whom 'train --holdout' kept out. Give the images that were "
+            "tagged with --data or --studies."
         )
     by_series = {names[name].series: has for name, has in tags.images.items()}
     return [c for c in cases if c.series in by_series], by_series
