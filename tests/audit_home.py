@@ -103,6 +103,8 @@ class Site:
         kind: str = "train",
         row: bool = True,
         without: tuple[str, ...] = (),
+        role: str = "train",
+        hides: bool = False,
     ) -> VersionInfo:
         """Publish random weights, and a ledger row that says they were trained on cases."""
         weights = self.home.scratch() / f"{seed}.safetensors"
@@ -116,7 +118,7 @@ class Site:
                     model=self.model,
                     version_sha256=sha256,
                     parent_sha256=parent.sha256 if parent else None,
-                    cases=[LedgerCase(c.series, c.study, c.person, "train") for c in cases],
+                    cases=[LedgerCase(c.series, c.study, c.person, role) for c in cases],
                     parameters={
                         "settings": dataclasses.replace(
                             BY_HEART, epochs=1, without=without
@@ -135,6 +137,7 @@ class Site:
             config.to_json(),
             parent_sha256=parent.sha256 if parent else None,
             run_id=run_id,
+            details={"hides": True} if hides else {},
         )
         weights.unlink()
         return version

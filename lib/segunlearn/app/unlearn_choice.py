@@ -4,29 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from segunlearn.app.audit_choice import Choice, choose
 from segunlearn.app.audit_files import Audits
-from segunlearn.app.audit_targets import Targets, version_of
+from segunlearn.app.audit_targets import TAUGHT, Targets, lineage_of, version_of
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.app.structures import versions_that_know_structure
 from segunlearn.app.unlearn_order import UnlearnOrder
 from segunlearn.app.unlearn_reach import (
+    is_of,
     ledger_cases,
     models_that_know,
     show_what_was_forgotten,
     versions_that_know,
 )
-from segunlearn.app.unlearn_replay import replayed_cases
+from segunlearn.app.unlearn_replay import ROLE, replayed_cases
 from segunlearn.audit.policy import Level
 from segunlearn.cases import Case
 from segunlearn.errors import ConflictError, InvalidInputError
 from segunlearn.records.forget_requests import ForgetRequest
 from segunlearn.records.forget_states import highest
 from segunlearn.records.ledger import LedgerCase
+from segunlearn.records.targets import unpad
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 
+#: Why a request waits for a training again, and what to do.
+UNMEASURED: Final = (
+    "the model knows images of it that were only replayed, and what it remembers of those without "
+    "a label cannot be measured. Label them, or train from random weights (segunlearn train "
+    "--again): the versions that know them are sealed then"
+)
 #: States in which a request may be worked on.
 OPEN = ("approved", "working", "refused")
 _PAGE = 500
@@ -55,6 +64,9 @@ class UnlearnChoice:
         Versions that know what ``elsewhere`` is about.
     there
         Requests about what only other models know: these have to be unlearned.
+    unmeasured
+        Requests about what the served model knows from replayed images without labels: no audit
+        can measure it, and a training again has to take them out.
     others
         By the id of a request, the other models that know its target: until they are unlearned,
         too, it is not fulfilled.
@@ -86,6 +98,7 @@ class UnlearnChoice:
     stay: tuple[str, ...] = ()
     outdated: tuple[VersionInfo, ...] = ()
     there: tuple[ForgetRequest, ...] = ()
+    unmeasured: tuple[ForgetRequest, ...] = ()
     others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -116,7 +129,8 @@ def choose_unlearning(
         No such request, no version to unlearn from, or no generator to replay.
     InvalidInputError, LabelError
         The served version knows a structure that is named; only other models know what is named;
-        or the sets cannot be made, see ``audit_choice.choose``.
+        it is known from replayed images without labels; or the sets cannot be made, see
+        ``audit_choice.choose``.
     """
     asked = asked_for(order.requests, records)
     audits = Audits(home)  # an audit's signature is verified once for all requests
@@ -150,10 +164,17 @@ def choose_unlearning(
             served.append((request, [], versions))
         elif order.requests or not studies:
             raise InvalidInputError(why_not)
-    needed: Level = highest(r.needed for r in [*never, *elsewhere, *known])
-    original, sets, also = None, None, []
+    original, sets, also, unmeasured = None, None, [], []
     if known:
         original = _original(registry, active)
+        unmeasured = _unmeasured(known, records, original, cases)
+        known = [r for r in known if r not in unmeasured]
+        if unmeasured and (order.requests or not [*never, *elsewhere, *known]):
+            raise InvalidInputError(
+                f"forget request {unmeasured[0].request_id} cannot be unlearned: {UNMEASURED}."
+            )
+    needed: Level = highest(r.needed for r in [*never, *elsewhere, *known])
+    if original is not None and known:
         ids = tuple(r.request_id for r in known)
         shown = show_what_was_forgotten(audits, records, registry, [original], hidden=True)
         also = [r for r, _ in shown if r.request_id not in ids]
@@ -163,7 +184,7 @@ def choose_unlearning(
             targets=Targets(requests=ids), replayed=replayed_cases(order, records),
         )  # fmt: skip
     return UnlearnChoice(
-        original=original,
+        original=original if known else None,
         sets=sets,
         requests=tuple(known),
         elsewhere=tuple(elsewhere),
@@ -174,8 +195,28 @@ def choose_unlearning(
         needed=needed,
         also=tuple(also),
         there=tuple(there),
+        unmeasured=tuple(unmeasured),
         others=others,
     )
+
+
+def _unmeasured(
+    requests: Sequence[ForgetRequest],
+    records: Records,
+    original: VersionInfo,
+    cases: Sequence[Case],
+) -> list[ForgetRequest]:
+    """Find requests about a series that was only replayed to a version, and has no label."""
+    labelled = {unpad(c.series) for c in cases if c.label is not None}
+    taught = [c for c in lineage_of(records.ledger, original) if c.role in TAUGHT]
+    trained = {c.series for c in taught if c.role != ROLE}
+    found = []
+    for request in requests:
+        series = {c.series for c in taught if is_of(request, c)}
+        # none: it was replayed to a later version, which only hides and is not unlearned from
+        if not series or series - trained - labelled:
+            found.append(request)
+    return found
 
 
 def _of(requests: Sequence[ForgetRequest], found: Sequence[Known]) -> tuple[VersionInfo, ...]:

@@ -18,6 +18,7 @@ from segunlearn.app.records import Records
 from segunlearn.app.train_ledger import library_versions, machine
 from segunlearn.app.unlearn_check import check
 from segunlearn.app.unlearn_choice import (
+    UNMEASURED,
     UnlearnChoice,
     choose_unlearning,
     versions_that_know_cases,
@@ -131,8 +132,9 @@ class UnlearnRun(WatchedRun):
         dict
             ``outcome`` (``"published"``, ``"hidden"``, ``"restored"``, ``"refused"``,
             ``"not needed"``), ``version``, ``audit_id``, ``verdict``, ``requests`` with their
-            states and, as ``next``, other models that still know them; of a restore also
-            ``restored`` and ``lost`` as ``Undo.restore`` gives them.
+            states and, as ``next``, other models that still know them, as ``left`` why one was
+            not worked on; of a restore also ``restored`` and ``lost`` as ``Undo.restore`` gives
+            them.
 
         Raises
         ------
@@ -380,8 +382,9 @@ class UnlearnRun(WatchedRun):
     def _result(
         self, outcome: str, version: VersionInfo | None, fulfilled: Sequence[str]
     ) -> dict[str, Any]:
+        left = [r.request_id for r in self.choice.unmeasured]
         asked = [*self.choice.back, *self.choice.requests, *self.choice.there]
-        ids = [*fulfilled, *(r.request_id for r in asked)]
+        ids = [*fulfilled, *(r.request_id for r in asked), *left]
         states = {r: self.records.forget_set.get(r) for r in ids}
         others = self.choice.others
         return {
@@ -394,6 +397,7 @@ class UnlearnRun(WatchedRun):
                 r: {
                     "state": s.state, "needed": s.needed, "reached": s.reached,
                     **({"next": list(others[r])} if r in others else {}),
+                    **({"left": UNMEASURED} if r in left else {}),
                 }
                 for r, s in states.items()
             },

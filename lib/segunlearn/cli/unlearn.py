@@ -385,6 +385,8 @@ def _print_result(result: Mapping[str, Any], report: str | None) -> None:
                 f"  not fulfilled before {', '.join(state['next'])} forgets it, too: "
                 f"segunlearn unlearn --model {state['next'][0]}"
             )
+        if "left" in state:
+            typer.echo(f"  left as it is: {state['left']}")
     if report:
         typer.echo(f"report: {report}")
 
