@@ -131,6 +131,16 @@ def test_generator_of_another_network_is_refused() -> None:
         replayed_studies(build_generator(SHAPE, 0), build_network(other, 0), other, 2, 0)
 
 
+def test_patch_of_a_study_does_not_depend_on_who_stands_beside_it() -> None:
+    """Else what a person tagged is not what is taken out."""
+    label = torch.zeros(40, 60, 1, dtype=torch.uint8)
+    wide = [dataclasses.replace(s, image=torch.rand(1, 40, 60, 1), label=label) for s in blobs(4)]
+    generator = build_generator(SHAPE, 0)
+    shown = images_of(generator, wide, MODEL)
+    assert torch.equal(images_of(generator, [wide[3], wide[1]], MODEL), shown[[3, 1]])
+    assert not torch.equal(images_of(generator, wide, MODEL, seed=1), shown)
+
+
 def test_nearest_neighbours_are_found() -> None:
     generator = build_generator(SHAPE, 0)
     known = images_of(generator, blobs(6), MODEL)

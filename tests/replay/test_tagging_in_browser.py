@@ -14,6 +14,8 @@ from replay_images import SHAPE
 from segunlearn.replay.generator import build_generator
 from segunlearn.replay.tagging import Tags, read_tags, tagging_page
 
+NAME = "1234abcd"
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
@@ -24,13 +26,13 @@ def browser() -> Iterator[Any]:
 def test_clicked_images_are_saved_as_having_the_feature(browser: Any, tmp_path: Path) -> None:
     page_file = tmp_path / "page.html"
     real = [("ab12", torch.zeros(1, 16, 32)), ("cd34", torch.ones(1, 16, 32))]
-    page_file.write_text(tagging_page(build_generator(SHAPE, 0), real, samples=3, seed=7))
+    page_file.write_text(tagging_page(build_generator(SHAPE, 0), NAME, real, samples=3, seed=7))
     page = browser.new_page()
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("console", lambda line: faults.append(line.text) if line.type == "error" else None)
     page.goto(page_file.as_uri())
-    page.click('[data-image="sample-7-1"]')
+    page.click(f'[data-image="sample-{NAME}-7-1"]')
     page.click('[data-image="cd34"]')
     page.click('[data-image="ab12"]')
     page.click('[data-image="ab12"]')  # and taken back
@@ -40,6 +42,6 @@ def test_clicked_images_are_saved_as_having_the_feature(browser: Any, tmp_path: 
     saved.value.save_as(tmp_path / "tags.csv")
     page.close()
     assert read_tags((tmp_path / "tags.csv").read_text()) == Tags(
-        {"ab12": False, "cd34": True}, {(7, 0): False, (7, 1): True, (7, 2): False}
+        {"ab12": False, "cd34": True}, {(NAME, 7, i): i == 1 for i in range(3)}
     )
     assert faults == []

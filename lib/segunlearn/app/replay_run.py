@@ -28,7 +28,7 @@ from segunlearn.replay.feature import Direction, FeatureSettings, direction_of, 
 from segunlearn.replay.generator import Generator, GeneratorConfig, load_generator
 from segunlearn.replay.memory import images_of, reconstruction_errors
 from segunlearn.replay.report import feature_report, training_report
-from segunlearn.replay.tagging import latents_of
+from segunlearn.replay.tagging import Sample, latents_of
 from segunlearn.replay.training import GeneratorSettings, train_generator
 from segunlearn.training.data import Throttle
 from segunlearn.transforms import preprocess
@@ -252,7 +252,7 @@ class FeatureRun(GeneratorRun):
     tagged
         Series of images with the feature (True) and without.
     samples
-        Latents of generated images with the feature (True) and without, as seed and number.
+        Generated images with the feature (True) and without.
     feature
         What people call it.
     """
@@ -261,7 +261,7 @@ class FeatureRun(GeneratorRun):
 
     settings: FeatureSettings = field(default_factory=FeatureSettings)
     tagged: Mapping[str, bool] = field(default_factory=dict)
-    samples: Mapping[tuple[int, int], bool] = field(default_factory=dict)
+    samples: Mapping[Sample, bool] = field(default_factory=dict)
     feature: str = "feature"
 
     def _parameters(self) -> dict[str, Any]:
@@ -279,7 +279,7 @@ class FeatureRun(GeneratorRun):
         old = load(parent)
         device = choose_device(self.device)
         studies = self.studies(self.cases)
-        direction = self._direction(old, studies)
+        direction = self._direction(old, parent.sha256, studies)
         new = forget_feature(
             old.to(device), direction, self.settings, report=self.tell, cancel=self.should_stop
         ).cpu()
@@ -291,7 +291,7 @@ class FeatureRun(GeneratorRun):
         lineage = [*lineage_of(self.records, parent), *self.cases]
         return self._publish(new, lineage, report, details, parent.sha256)
 
-    def _direction(self, generator: Generator, studies: Sequence[Study]) -> Direction:
+    def _direction(self, generator: Generator, sha256: str, studies: Sequence[Study]) -> Direction:
         """Find the feature among the latents of tagged images, real and generated."""
         latents: dict[bool, list[torch.Tensor]] = {True: [], False: []}
         if studies:
@@ -301,7 +301,7 @@ class FeatureRun(GeneratorRun):
                 latents[self.tagged[study.series]].append(mean)
         if self.samples:
             for latent, has in zip(
-                latents_of(generator, self.samples), self.samples.values(), strict=True
+                latents_of(generator, sha256, self.samples), self.samples.values(), strict=True
             ):
                 latents[has].append(latent)
         if not all(latents.values()):

@@ -182,7 +182,8 @@ def page(
     place = home_of(home)
     base, records = version_of(place, model, None), records_of(place, store)
     run = FeatureRun(base, model, place, records)
-    generator = load(run.generators.usable(records.forget_set.live_targets(), records.pseudonyms))
+    info = run.generators.usable(records.forget_set.live_targets(), records.pseudonyms)
+    generator = load(info)
     shown = []
     if data is not None or studies:
         cases = labelled_cases(
@@ -192,7 +193,7 @@ def page(
         images = images_of(generator, found, run.config)
         names = [records.pseudonyms.of(s.series) for s in found]
         shown = list(zip(names, images, strict=True))
-    html = tagging_page(generator, shown, samples=samples, seed=seed)
+    html = tagging_page(generator, info.sha256, shown, samples=samples, seed=seed)
     write_durably(out, html.encode())
     console.print(f"{out}: {samples} generated and {len(shown)} real images")
 

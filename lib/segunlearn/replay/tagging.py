@@ -1,7 +1,8 @@
 """Which images show a feature: a page on which a person clicks them, and the list that it saves.
 
 The list is CSV with the columns ``image`` and ``feature`` (yes or no). An image is a series, its
-pseudonym, or ``sample-SEED-NUMBER`` for a generated one.
+pseudonym, or ``sample-GENERATOR-SEED-NUMBER`` for a generated one; GENERATOR begins its maker's
+digest.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ from segunlearn.replay.generator import Generator
 from segunlearn.replay.pictures import thumbnail
 from segunlearn.replay.report import page
 
+#: Digits of its digest that name a generator.
+_NAMED: Final = 8
 #: Latents of one seed, of which a page shows some: the same number gives the same latent.
 DRAWN: Final = 512
-_SAMPLE: Final = re.compile(r"sample-(\d{1,9})-(\d{1,4})")
+_SAMPLE: Final = re.compile(r"sample-([0-9a-f]{8})-(\d{1,9})-(\d{1,4})")
+_NAMELESS: Final = re.compile(r"sample-\d+-\d+")
 _WORDS: Final = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
 _SCRIPT: Final = """
 const pictures=[...document.querySelectorAll("button.image")];
@@ -46,6 +50,10 @@ _PICKED: Final = (
 )
 
 
+#: A generated image: the beginning of its generator's digest, seed and number.
+Sample = tuple[str, int, int]
+
+
 @dataclass(frozen=True)
 class Tags:
     """Images with a feature (True) and without.
@@ -55,15 +63,20 @@ class Tags:
     images
         By series or its pseudonym.
     samples
-        By seed and number of a generated image.
+        Generated ones.
     """
 
     images: Mapping[str, bool] = field(default_factory=dict)
-    samples: Mapping[tuple[int, int], bool] = field(default_factory=dict)
+    samples: Mapping[Sample, bool] = field(default_factory=dict)
 
 
 def tagging_page(
-    generator: Generator, images: Sequence[tuple[str, torch.Tensor]], *, samples: int, seed: int
+    generator: Generator,
+    sha256: str,
+    images: Sequence[tuple[str, torch.Tensor]],
+    *,
+    samples: int,
+    seed: int,
 ) -> str:
     """Make a page on which a person clicks the images that show a feature.
 
@@ -71,6 +84,8 @@ def tagging_page(
     ----------
     generator
         Whose samples are shown.
+    sha256
+        Of its weights; names them.
     images
         Real ones ``(C, ...)`` by a name that is no identifier.
     samples
@@ -88,7 +103,7 @@ def tagging_page(
     drawn = []
     if samples:
         made = generator.images(generator.draw(DRAWN, seed)[:samples])
-        drawn = [(f"sample-{seed}-{i}", image) for i, image in enumerate(made)]
+        drawn = [(f"sample-{sha256[:_NAMED]}-{seed}-{i}", image) for i, image in enumerate(made)]
     return page(
         "Which images show the feature?",
         _PICKED,
@@ -114,27 +129,45 @@ def read_tags(text: str) -> Tags:
     if rows.fieldnames is None or not {"image", "feature"} <= set(rows.fieldnames):
         raise InvalidInputError("the list of tags needs the columns image and feature.")
     images: dict[str, bool] = {}
-    samples: dict[tuple[int, int], bool] = {}
+    samples: dict[Sample, bool] = {}
     for number, row in enumerate(rows, start=2):
         name, word = (row["image"] or "").strip(), (row["feature"] or "").strip().lower()
         if not name or word not in _WORDS:
             raise InvalidInputError(f"line {number} of the tags: name an image, and yes or no.")
+        if _NAMELESS.fullmatch(name):
+            raise InvalidInputError(
+                f"line {number} of the tags: {name} does not name its generator, and another one "
+                "makes another image of it. Write the page again (segunlearn replay page)."
+            )
         found = _SAMPLE.fullmatch(name)
-        if found and int(found[2]) >= DRAWN:
+        sample = (found[1], int(found[2]), int(found[3])) if found else None
+        if sample and sample[2] >= DRAWN:
             raise InvalidInputError(f"line {number} of the tags: there is no such sample.")
-        if name in images or (found and (int(found[1]), int(found[2])) in samples):
+        if name in images or sample in samples:
             raise InvalidInputError(f"line {number} of the tags: this image stands there twice.")
-        if found:
-            samples[int(found[1]), int(found[2])] = _WORDS[word]
+        if sample:
+            samples[sample] = _WORDS[word]
         else:
             images[name] = _WORDS[word]
     return Tags(images, samples)
 
 
-def latents_of(generator: Generator, samples: Mapping[tuple[int, int], bool]) -> torch.Tensor:
-    """Latents ``(N, latent)`` of tagged generated images, in their order."""
-    drawn = {seed: generator.draw(DRAWN, seed) for seed, _ in samples}
-    return torch.stack([drawn[seed][number] for seed, number in samples])
+def latents_of(generator: Generator, sha256: str, samples: Mapping[Sample, bool]) -> torch.Tensor:
+    """Latents ``(N, latent)`` of tagged generated images, in their order.
+
+    Raises
+    ------
+    InvalidInputError
+        Another generator than the one of this digest made them.
+    """
+    others = sum(made_by != sha256[:_NAMED] for made_by, _, _ in samples)
+    if others:
+        raise InvalidInputError(
+            f"{others} of {len(samples)} tagged samples are of another generator than the one that "
+            "replays now. Write the page again (segunlearn replay page), and tag what it shows."
+        )
+    drawn = {seed: generator.draw(DRAWN, seed) for _, seed, _ in samples}
+    return torch.stack([drawn[seed][number] for _, seed, number in samples])
 
 
 def _grid(title: str, named: Sequence[tuple[str, torch.Tensor]]) -> str:
