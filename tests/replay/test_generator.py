@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -125,10 +126,27 @@ def test_replayed_studies_carry_the_teachers_answer_and_belong_to_nobody() -> No
     assert all(torch.equal(a.image, b.image) for a, b in zip(studies, again, strict=True))
 
 
-def test_generator_of_another_network_is_refused() -> None:
-    other = ModelConfig(spatial_dims=2, patch_size=(32, 32, 1), normalisation="zscore")
-    with pytest.raises(InvalidInputError, match="Train a generator for this network"):
-        replayed_studies(build_generator(SHAPE, 0), build_network(other, 0), other, 2, 0)
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"patch_size": (32, 32, 1)}, r"patch \(16, 32\), not \(32, 32\)"),
+        ({"patch_size": (16, 1, 32)}, "patch_size"),
+        ({"spacing": (3.0, 1.0, 1.0)}, r"spacing \(1.0, 1.0\), not \(3.0, 1.0\)"),
+        ({"normalisation": "ct"}, "normalisation zscore, not ct"),
+    ],
+)
+def test_generator_of_another_network_is_refused(other: dict[str, Any], said: str) -> None:
+    config = dataclasses.replace(MODEL, **other)
+    with pytest.raises(InvalidInputError, match=f"{said}.*Train a generator for this network"):
+        replayed_studies(build_generator(SHAPE, 0), build_network(config, 0), config, 2, 0)
+
+
+def test_generator_fits_what_takes_the_same_patches() -> None:
+    SHAPE.check_fits(dataclasses.replace(MODEL, labels=("a", "b"), spacing=(1.0, 1.0, 5.0)))
+    SHAPE.check_fits(dataclasses.replace(MODEL, ct_window=(0.0, 1.0)))  # not used: z-scores
+    unknown = dataclasses.replace(SHAPE, spacing=())
+    with pytest.raises(InvalidInputError, match="spacing unknown"):
+        unknown.check_fits(MODEL)
 
 
 def test_patch_of_a_study_does_not_depend_on_who_stands_beside_it() -> None:

@@ -277,6 +277,7 @@ class FeatureRun(GeneratorRun):
             self.records.forget_set.live_targets(), self.records.pseudonyms
         )
         old = load(parent)
+        old.config.check_fits(self.config)
         device = choose_device(self.device)
         studies = self.studies(self.cases)
         direction = self._direction(old, parent.sha256, studies)
@@ -314,8 +315,12 @@ class FeatureRun(GeneratorRun):
 
 def load(info: VersionInfo) -> Generator:
     """Read a generator, its digest checked."""
-    config = {k: v for k, v in info.config.items() if k != "made_for"}
-    return load_generator(info.weights, GeneratorConfig.from_json(config), info.sha256)
+    return load_generator(info.weights, config_of(info), info.sha256)
+
+
+def config_of(info: VersionInfo) -> GeneratorConfig:
+    """Read the configuration of a generator, without its weights."""
+    return GeneratorConfig.from_json({k: v for k, v in info.config.items() if k != "made_for"})
 
 
 def lineage_of(records: Records, info: VersionInfo) -> list[Case]:

@@ -181,7 +181,7 @@ def choose_unlearning(
         ids += tuple(r.request_id for r in also)
         sets = choose(
             records, registry, cases, candidate=original.version, original=original.version,
-            targets=Targets(requests=ids), replayed=replayed_cases(order, records),
+            targets=Targets(requests=ids), replayed=replayed_cases(order, records, original),
         )  # fmt: skip
     return UnlearnChoice(
         original=original if known else None,

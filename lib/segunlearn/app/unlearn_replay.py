@@ -13,7 +13,7 @@ from segunlearn.app.audit_choice import Choice
 from segunlearn.app.audit_studies import read_sets, window
 from segunlearn.app.generator_store import Generators
 from segunlearn.app.records import Records
-from segunlearn.app.replay_run import lineage_of, load
+from segunlearn.app.replay_run import config_of, lineage_of, load
 from segunlearn.app.unlearn_order import UnlearnOrder
 from segunlearn.cases import Case
 from segunlearn.networks import ModelConfig
@@ -100,16 +100,23 @@ class Replay:
         return found
 
 
-def replayed_cases(order: UnlearnOrder, records: Records) -> Sequence[LedgerCase]:
+def replayed_cases(
+    order: UnlearnOrder, records: Records, original: VersionInfo
+) -> Sequence[LedgerCase]:
     """Whose images shaped the generator that an order replays; nobody's where it replays none.
 
     Raises
     ------
     NotFoundError, ConflictError
         See :meth:`Replay.of`.
+    InvalidInputError
+        It makes other patches than the original takes.
     """
     info = _generator(order, records)
-    return records.ledger.lineage_cases(info.sha256) if info else ()
+    if info is None:
+        return ()
+    config_of(info).check_fits(ModelConfig.from_json(original.config))
+    return records.ledger.lineage_cases(info.sha256)
 
 
 def _generator(order: UnlearnOrder, records: Records) -> VersionInfo | None:

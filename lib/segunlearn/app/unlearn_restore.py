@@ -145,7 +145,7 @@ def choose_restore(
     sets = choose(
         records, registry, cases, candidate=name, original=name,
         targets=Targets(requests=ids, back=found.requests),
-        replayed=replayed_cases(order, records),
+        replayed=replayed_cases(order, records, found.original),
     )  # fmt: skip
     return UnlearnChoice(
         original=found.original,

@@ -184,6 +184,7 @@ def page(
     run = FeatureRun(base, model, place, records)
     info = run.generators.usable(records.forget_set.live_targets(), records.pseudonyms)
     generator = load(info)
+    generator.config.check_fits(run.config)
     shown = []
     if data is not None or studies:
         cases = labelled_cases(

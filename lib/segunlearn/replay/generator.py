@@ -23,6 +23,8 @@ from segunlearn.unlearning.loop import seeded
 LARGEST = 2**17
 #: Frequencies at which the texture's strength is kept.
 _BINS = 16
+#: What of a configuration must be the same where a generator makes the input of a network.
+_INPUT = ("patch", "in_channels", "patch_size", "spacing", "normalisation", "ct_window")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class GeneratorConfig:
         Numbers of a latent vector.
     channels
         Of the encoder's levels; each halves the image.
+    patch_size, spacing, normalisation, ct_window
+        Of the segmentation network, as far as they shape its input; empty where it is unknown.
 
     Raises
     ------
@@ -53,6 +57,10 @@ class GeneratorConfig:
     in_channels: int = 1
     latent: int = 64
     channels: tuple[int, ...] = (16, 32, 64)
+    patch_size: tuple[int, ...] = ()
+    spacing: tuple[float, ...] = ()
+    normalisation: str = ""
+    ct_window: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         divisor = 2 ** len(self.channels)
@@ -74,7 +82,33 @@ class GeneratorConfig:
         shape = config.roi_size
         while math.prod(shape) > LARGEST and all(s % 32 == 0 for s in shape):
             shape = tuple(s // 2 for s in shape)
-        return cls(shape, config.roi_size, config.in_channels, **more)
+        resampled = [s for i, s in enumerate(config.spacing) if i != config.slice_axis]
+        return cls(
+            shape, config.roi_size, config.in_channels, patch_size=config.patch_size,
+            spacing=tuple(resampled), normalisation=config.normalisation,
+            ct_window=() if config.normalisation == "zscore" else config.ct_window, **more,
+        )  # fmt: skip
+
+    def check_fits(self, network: ModelConfig) -> None:
+        """Refuse a network that takes other patches than a generator makes.
+
+        Raises
+        ------
+        InvalidInputError
+            Size, direction, spacing, channels or intensities differ, or nobody can say.
+        """
+        wanted = GeneratorConfig.of(network)
+        different = [
+            f"{name} {getattr(self, name) or 'unknown'}, not {getattr(wanted, name) or 'any'}"
+            for name in _INPUT
+            if getattr(self, name) != getattr(wanted, name)
+        ]
+        if different:
+            raise InvalidInputError(
+                f"the generator makes patches that the network does not take: "
+                f"{'; '.join(different)}. Train a generator for this network (segunlearn replay "
+                "train)."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers."""

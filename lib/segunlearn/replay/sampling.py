@@ -42,18 +42,9 @@ def replayed_studies(
     Raises
     ------
     InvalidInputError
-        The generator was made for another patch, or no study is asked for.
+        The generator was made for other patches, or no study is asked for.
     """
-    if generator.config.patch != config.roi_size:
-        raise InvalidInputError(
-            f"the generator makes patches {generator.config.patch}, the network takes "
-            f"{config.roi_size}. Train a generator for this network (segunlearn replay train)."
-        )
-    if generator.config.in_channels != config.in_channels:
-        raise InvalidInputError(
-            f"the generator makes images of {generator.config.in_channels} channel(s), the network "
-            f"takes {config.in_channels}. Train a generator for this network."
-        )
+    generator.config.check_fits(config)
     if count < 1:
         raise InvalidInputError("at least one image must be replayed.")
     images = generator.images(generator.draw(count, seed), seed=seed)
