@@ -100,17 +100,39 @@ def test_mark_stops_the_replay_and_forgetting_destroys_the_generator(site: Site)
     assert [(p.state, p.where) for p in places if p.kind == "generator"] == [
         ("open", f"replay/{MODEL}/versions/{info.version}")
     ]
-    forget_set = records.forget_set
-    forget_set.transition(request, "working", actor="test", role="admin", why="a test")
-    forget_set.transition(
-        request, "fulfilled", actor="test", role="admin", why="a test", reached="retrained"
-    )
+    forget(site, request)
     assert not info.weights.exists()
     assert not (info.path / REPORT).exists()
     with pytest.raises(NotFoundError, match="Train one"):
         generators.usable([], records.pseudonyms)
     places = sweep(site.home.root, [site.forget[0].series], saw, records.pseudonyms)
     assert [p.state for p in places if p.kind == "generator"] == ["absent"]
+
+
+def forget(site: Site, request: str) -> None:
+    """Fulfil a request, by the records."""
+    forget_set, by = site.records.forget_set, {"actor": "test", "role": "admin", "why": "a test"}
+    forget_set.transition(request, "working", **by)
+    forget_set.transition(request, "fulfilled", **by, reached="retrained")
+
+
+def test_forgetting_removes_what_a_killed_publish_left(site: Site) -> None:
+    """No record says whom it knows, so it goes with anybody."""
+    info = Generators(site.home, MODEL).newest()
+    assert info is not None
+    left = [
+        info.path.with_name(".staging-x") / "weights.safetensors",
+        info.path / ".report.html.0123.part",
+    ]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"somebody")
+    forget(site, *site.mark(site.unseen[:1]))
+    assert info.weights.exists(), "it never saw them"
+    assert not left[0].exists()
+    forget(site, *site.mark(site.retain[:1]))
+    assert not info.weights.exists()
+    assert not left[1].exists()
 
 
 def test_mark_of_somebody_else_changes_nothing(site: Site) -> None:

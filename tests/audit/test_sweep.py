@@ -195,6 +195,28 @@ def test_a_generator_is_told_by_the_digest_of_its_weights(tmp_path: Path) -> Non
     assert found == {"v0001": "open", "v0002": "absent", "v0003": "open", "v0004": "absent"}
 
 
+def test_what_a_killed_publish_left_is_open(tmp_path: Path) -> None:
+    """Nobody's version: no record says whom these weights and pictures know."""
+    for folder in ("models", "replay"):
+        put(tmp_path / "w.safetensors", b"never")
+        registry = VersionRegistry(tmp_path / folder / "segmentation")
+        registry.publish(tmp_path / "w.safetensors", {}, parent_sha256=None, run_id="a")
+        put(tmp_path / folder / "segmentation" / "versions" / ".staging-x" / "weights.safetensors")
+        put(tmp_path / folder / "segmentation" / "versions" / "v0001" / "spare.safetensors")
+    (tmp_path / "w.safetensors").unlink()
+    put(tmp_path / "replay" / "segmentation" / "spare.pt")
+    put(tmp_path / "replay" / "segmentation" / "versions" / "v0001" / ".report.html.01.part")
+    registry.get("v0001").weights.unlink()
+    assert states([p for p in look(tmp_path) if p.state != "absent"]) == {
+        "models/segmentation/versions/.staging-x/weights.safetensors": "open",
+        "models/segmentation/versions/v0001/spare.safetensors": "open",
+        "replay/segmentation/spare.pt": "open",
+        "replay/segmentation/versions/.staging-x/weights.safetensors": "open",
+        "replay/segmentation/versions/v0001/spare.safetensors": "open",
+        "replay/segmentation/versions/v0001": "open",  # pictures
+    }
+
+
 def test_names_are_found_and_hidden_whole(tmp_path: Path) -> None:
     """A series' UID often begins with its study's; a cache may carry a pseudonym instead."""
     series = f"{UID}.1"

@@ -85,6 +85,8 @@ def test_what_was_left_is_removed_before_a_server_begins(tmp_path: Path) -> None
         home.model(MODEL) / "versions" / ".staging-x" / "weights.safetensors",
         home.model(MODEL) / ".active.0123.part",
         home.sites / MODEL / "0123456789abcdef" / ".staging-x" / "adapter.safetensors",
+        home.replay / MODEL / "versions" / ".staging-x" / "weights.safetensors",
+        home.replay / MODEL / "versions" / "v0001" / ".report.html.0123.part",
         home.cache / "images" / ".1.2.3.part.nii.gz",
         home.root / ".ledger.head.0123.part",
         home.root / ".trail.head.0123.part",
@@ -92,7 +94,7 @@ def test_what_was_left_is_removed_before_a_server_begins(tmp_path: Path) -> None
     for path in [*kept[1:], *left]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"pixels")
-    assert tidy(home) == 4 * len(b"pixels")
+    assert tidy(home) == 5 * len(b"pixels")
     assert all(p.exists() for p in kept)
     assert not any(p.exists() for p in left)
     assert tidy(home) == 0

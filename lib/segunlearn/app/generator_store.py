@@ -26,8 +26,9 @@ from segunlearn.app.options import Home
 from segunlearn.cases import Case
 from segunlearn.dicom.identifiers import Pseudonyms, load_or_create_key
 from segunlearn.errors import ConflictError, NotFoundError, SegUnlearnError
-from segunlearn.records.durable import write_durably
+from segunlearn.records.durable import clear_parts, write_durably
 from segunlearn.records.forget_set import ForgetRequest, HistoryEntry, OnChange
+from segunlearn.records.numbered import clear_staging, locked
 from segunlearn.records.targets import Target
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 
@@ -131,6 +132,7 @@ class Generators:
 
     def destroy(self, info: VersionInfo) -> None:
         """Remove weights and pictures for good; what the generator was stays recorded."""
+        clear_parts(info.path / REPORT)
         (info.path / REPORT).unlink(missing_ok=True)
         active = self.registry.active()
         if active is not None and active.version == info.version:
@@ -149,14 +151,18 @@ def knows(info: VersionInfo, targets: Iterable[Target], pseudonyms: Pseudonyms) 
 def destroy_knowing(home: Home, targets: Iterable[Target], pseudonyms: Pseudonyms) -> list[str]:
     """Destroy every generator that knows one of the targets; gives their names.
 
+    What killed processes left half made goes, too: nobody can say whom it knows.
+
     Raises
     ------
     IntegrityError, OSError
         A record is damaged, or a file cannot be deleted.
     """
     found, targets = [], list(targets)
-    for folder in sorted(home.replay.iterdir()) if home.replay.is_dir() else ():
+    for folder in sorted(home.replay.glob("*/")):
         generators = Generators(home, folder.name)
+        with locked(folder):  # nobody publishes now
+            clear_staging(folder / "versions")
         for info in generators.versions():
             if info.weights.is_file() and knows(info, targets, pseudonyms):
                 generators.destroy(info)

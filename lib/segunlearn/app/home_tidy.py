@@ -21,7 +21,9 @@ logger = logging.getLogger(__name__)
 
 #: Where files are written beside and renamed: by one server, under the locks held here, or by
 #: commands that run beside the server.
-_WRITTEN_BESIDE: Final = ("models", "sites", "runs", "audits", "unlearning", "infos", "cache")
+_WRITTEN_BESIDE: Final = (
+    "models", "sites", "replay", "runs", "audits", "unlearning", "infos", "cache"
+)  # fmt: skip
 
 
 def tidy(home: Home) -> int:
@@ -43,7 +45,7 @@ def tidy(home: Home) -> int:
     scratch = home.root / "tmp"
     left = list(scratch.iterdir()) if scratch.is_dir() else []
     left += UploadSessions(home.sessions, settings.MONAI_LABEL_SESSION_EXPIRY).over(unfinished=0)
-    for model in (home.root / "models").glob("*"):
+    for model in [*(home.root / "models").glob("*"), *home.replay.glob("*/")]:
         with locked(model):  # a command may publish right now
             clear_staging(model / "versions")
     for model in home.sites.glob("*/"):

@@ -18,6 +18,8 @@ from typing import Any, Final, Literal, cast
 from segunlearn.dicom.identifiers import Pseudonyms
 from segunlearn.errors import IntegrityError, InvalidInputError
 from segunlearn.records.durable import read_json
+from segunlearn.records.numbered import NUMBERED
+from segunlearn.records.version_info import META_MODEL
 from segunlearn.records.versions import VersionInfo, VersionRegistry, file_sha256
 from segunlearn.volumes import SUFFIXES
 
@@ -27,6 +29,8 @@ _WEIGHTS: Final = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 _EXPORTS: Final = (".ts", ".onnx", ".torchscript", ".plan", ".tflite", ".mlmodel")
 _SEALED: Final = (".sealed", ".enc")
 _NUMBERED: Final = re.compile(r"\d+(-\w+)?")
+#: Weights of a version, in its folder; any others there are nobody's.
+_OWN: Final = ("weights.safetensors", META_MODEL)
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,10 @@ class _Look:
             for info in VersionRegistry(root).versions():
                 where = f"replay/{root.name}/versions/{info.version}"
                 digest = _digest(info.weights)
-                if digest is None:
+                if digest is None and any(info.path.glob("*report.html*")):
+                    words, state = "its weights were destroyed; its pictures are there.", "open"
+                    words += " Remove them."
+                elif digest is None:
                     words, state = "its weights and pictures were destroyed.", "absent"
                 elif info.sha256 in self.saw or digest != info.sha256:
                     words, state = "it was trained on the studies, or changed since.", "open"
@@ -195,10 +202,7 @@ class _Look:
         places = []
         for path in self._files(self.home):
             inside = path.relative_to(self.home).parts
-            if (inside[0] == "models" and "versions" in inside) or inside[0] in (
-                "sites",
-                "replay",
-            ):
+            if inside[0] == "sites" or _is_versions_own(inside):
                 continue
             if path.name.endswith(_SEALED):
                 places.append(self._place("deposit", path, "sealed", "its key decides over it."))
@@ -315,6 +319,17 @@ class _Look:
 
 def _folders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+
+
+def _is_versions_own(inside: tuple[str, ...]) -> bool:
+    """Whether weights are those of a version or generator; what a killed publish left is not."""
+    return (
+        len(inside) == 5
+        and inside[0] in ("models", "replay")
+        and inside[2] == "versions"
+        and NUMBERED.fullmatch(inside[3]) is not None
+        and inside[4] in _OWN
+    )
 
 
 def _unless_gone(error: OSError) -> None:
