@@ -162,6 +162,19 @@ def test_a_killed_run_counts_as_ended(records: Records, tmp_path: Path) -> None:
     assert not folder.exists()
 
 
+def test_weights_that_no_run_goes_on_from_go_without_a_mark(
+    records: Records, tmp_path: Path
+) -> None:
+    """What a killed forgetting of a feature left is of no use to anybody."""
+    runs, training = records.runs_unchecked, ended_run(records, tmp_path)
+    ended, running = (runs.start("forget_feature", "tiny", {}) for _ in range(2))
+    runs.finish(ended, "failed")
+    for run_id in (ended, running):
+        with_checkpoint(tmp_path / "runs" / run_id, records, CASES)
+    records.drop_marked_checkpoints()
+    assert {f.name for f in (tmp_path / "runs").iterdir()} == {running, training.name}
+
+
 def test_folders_of_other_runs_are_left_alone(records: Records, tmp_path: Path) -> None:
     runs = records.runs_unchecked
     run_id = runs.start("audit", "tiny", {})

@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 #: Kinds of the runs that leave checkpoints in ``home/runs``.
 TRAININGS: Final = ("train", "meta_train", "replay")
+#: Kinds of the runs that write weights there and never go on from them.
+_PASSING: Final = ("forget_feature",)
 #: Why the tensors of an adapter were destroyed.
 MARKED = "a study of its support was marked for forgetting"
 SEALED = "the version it was made for was sealed or destroyed"
@@ -73,7 +75,7 @@ def is_of(folder: Path, cases: Sequence[Case], pseudonyms: Pseudonyms) -> bool:
 def drop(home: Home, connection: Connection, targets: Iterable[Target]) -> list[str]:
     """Delete what ended trainings left, where it saw one of the targets or nobody can say.
 
-    Adapters of sites go, too; see the module.
+    Adapters of sites go, too, see the module; and what no run goes on from, whoever is marked.
 
     Parameters
     ----------
@@ -98,11 +100,16 @@ def drop(home: Home, connection: Connection, targets: Iterable[Target]) -> list[
     """
     if not left_behind(home):
         return []
+    run_ids = [p.name for p in _folders(home.runs)]
+    dropped = []
+    for run_id in Runs.ended(connection, _PASSING, run_ids):
+        _remove(home.runs / run_id)
+        logger.info("what run %s left is of no further use: deleted", run_id)
+        dropped.append(run_id)
     pseudonyms = Pseudonyms(load_or_create_key(home.site_key))
     named = named_by((t for t in targets if t.kind != "structure"), pseudonyms)
-    dropped = []
     if named:
-        for run_id in Runs.ended(connection, TRAININGS, [p.name for p in _folders(home.runs)]):
+        for run_id in Runs.ended(connection, TRAININGS, run_ids):
             if saw(home.runs / run_id, named, pseudonyms):
                 _remove(home.runs / run_id)
                 logger.info("the checkpoint of run %s saw what was marked: deleted", run_id)

@@ -273,6 +273,7 @@ class FeatureRun(GeneratorRun):
         return {"with": sum(found), "without": len(found) - sum(found)}
 
     def _make(self) -> VersionInfo:
+        self.records.drop_marked_checkpoints()
         parent = self.generators.usable(
             self.records.forget_set.live_targets(), self.records.pseudonyms
         )
@@ -290,7 +291,10 @@ class FeatureRun(GeneratorRun):
             "length": direction.length, **self._counts(),
         }  # fmt: skip
         lineage = [*lineage_of(self.records, parent), *self.cases]
-        return self._publish(new, lineage, report, details, parent.sha256)
+        try:
+            return self._publish(new, lineage, report, details, parent.sha256)
+        finally:  # the next run begins anew, and these weights know the whole lineage
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _direction(self, generator: Generator, sha256: str, studies: Sequence[Study]) -> Direction:
         """Find the feature among the latents of tagged images, real and generated."""
