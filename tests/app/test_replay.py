@@ -7,7 +7,6 @@ import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,16 @@ from audit_home import MODEL, Site
 from command_line import segunlearn
 from segunlearn.app import background
 from segunlearn.app.generator_store import REPORT, Generators, knows
-from segunlearn.app.replay_run import FORGET_FEATURE, REPLAY, FeatureRun, ReplayRun
+from segunlearn.app.replay_run import FORGET_FEATURE, REPLAY, ReplayRun
 from segunlearn.app.replay_task import to_fit_again
 from segunlearn.app.unlearn_make import make
 from segunlearn.app.unlearn_order import UnlearnOrder
 from segunlearn.app.unlearn_replay import Replay
 from segunlearn.app.unlearn_run import UnlearnRun
 from segunlearn.audit.sweep import sweep
-from segunlearn.cases import Case
 from segunlearn.errors import CancelledError, ConflictError, InvalidInputError, NotFoundError
 from segunlearn.networks import load_weights
 from segunlearn.records.targets import Target
-from segunlearn.replay.feature import FeatureSettings
 from segunlearn.replay.training import GeneratorSettings
 from unlearn_site import PERSON, app_of, copy_of, known_site
 
@@ -103,39 +100,17 @@ def test_mark_stops_the_replay_and_forgetting_destroys_the_generator(site: Site)
     assert [(p.state, p.where) for p in places if p.kind == "generator"] == [
         ("open", f"replay/{MODEL}/versions/{info.version}")
     ]
-    forget(site, request)
+    forget_set = records.forget_set
+    forget_set.transition(request, "working", actor="test", role="admin", why="a test")
+    forget_set.transition(
+        request, "fulfilled", actor="test", role="admin", why="a test", reached="retrained"
+    )
     assert not info.weights.exists()
     assert not (info.path / REPORT).exists()
     with pytest.raises(NotFoundError, match="Train one"):
         generators.usable([], records.pseudonyms)
     places = sweep(site.home.root, [site.forget[0].series], saw, records.pseudonyms)
     assert [p.state for p in places if p.kind == "generator"] == ["absent"]
-
-
-def forget(site: Site, request: str) -> None:
-    """Fulfil a request, by the records."""
-    forget_set, by = site.records.forget_set, {"actor": "test", "role": "admin", "why": "a test"}
-    forget_set.transition(request, "working", **by)
-    forget_set.transition(request, "fulfilled", **by, reached="retrained")
-
-
-def test_forgetting_removes_what_a_killed_publish_left(site: Site) -> None:
-    """No record says whom it knows, so it goes with anybody."""
-    info = Generators(site.home, MODEL).newest()
-    assert info is not None
-    left = [
-        info.path.with_name(".staging-x") / "weights.safetensors",
-        info.path / ".report.html.0123.part",
-    ]
-    for path in left:
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"somebody")
-    forget(site, *site.mark(site.unseen[:1]))
-    assert info.weights.exists(), "it never saw them"
-    assert not left[0].exists()
-    forget(site, *site.mark(site.retain[:1]))
-    assert not info.weights.exists()
-    assert not left[1].exists()
 
 
 def test_mark_of_somebody_else_changes_nothing(site: Site) -> None:
@@ -296,31 +271,6 @@ def test_feature_is_forgotten_from_the_tags_of_a_page(
     site.mark(site.forget[:1])
     assert knows(new, site.records.forget_set.live_targets(), site.records.pseudonyms)
     assert to_fit_again(site.home, MODEL, site.records) is None, "it would show the feature again"
-
-
-def feature_run(site: Site, cases: Sequence[Case]) -> FeatureRun:
-    base = site.registry.active()
-    assert base is not None
-    tagged = {c.series: bool(i % 2) for i, c in enumerate(cases)}
-    settings = FeatureSettings(steps=2)
-    return FeatureRun(
-        base, MODEL, site.home, site.records, device="cpu", settings=settings, tagged=tagged
-    )
-
-
-def test_feature_run_that_fails_leaves_no_weights(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        assert run.folder.joinpath("generator.safetensors").exists()
-        raise OSError(28, "No space left on device")
-
-    run = feature_run(site, site.retain)
-    monkeypatch.setattr(Generators, "publish", refuse)
-    with pytest.raises(OSError, match="No space"):
-        run.execute(lambda: site.retain)
-    assert site.records.runs.get(run.run_id).state == "failed"
-    assert not run.folder.exists()
 
 
 def test_stopped_training_is_recorded_and_goes_on(site: Site) -> None:

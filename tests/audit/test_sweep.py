@@ -181,18 +181,29 @@ def test_a_site_adapter_is_told_by_its_support_and_its_base(
 def test_a_generator_is_told_by_the_digest_of_its_weights(tmp_path: Path) -> None:
     registry = VersionRegistry(tmp_path / "replay" / "segmentation")
     digests = []
-    for name in (b"saw it", b"never", b"exchanged", b"destroyed"):
+    for name in (b"saw it", b"never", b"exchanged", b"destroyed", b"torn", b"torn and destroyed"):
         put(tmp_path / "w.safetensors", name)
         info = registry.publish(
             tmp_path / "w.safetensors", {}, parent_sha256=None, run_id=name.hex()
         )
         digests.append(info.sha256)
     (tmp_path / "w.safetensors").unlink()
-    put(registry.get("v0003").weights, b"something else")
-    registry.get("v0004").weights.unlink()
+    versions = registry.root / "versions"
+    put(versions / "v0003" / "weights.safetensors", b"something else")
+    for name in ("v0004", "v0006"):
+        (versions / name / "weights.safetensors").unlink()
+    for name in ("v0005", "v0006"):
+        put(versions / name / "manifest.json", b"{")
     places = look(tmp_path, {digests[0], digests[3]})
     found = {p.where[-5:]: p.state for p in places if p.kind == "generator"}
-    assert found == {"v0001": "open", "v0002": "absent", "v0003": "open", "v0004": "absent"}
+    assert found == {
+        "v0001": "open",
+        "v0002": "absent",
+        "v0003": "open",
+        "v0004": "absent",
+        "v0005": "open",  # nobody can say
+        "v0006": "absent",
+    }
 
 
 def test_what_a_killed_publish_left_is_open(tmp_path: Path) -> None:

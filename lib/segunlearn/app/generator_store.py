@@ -15,7 +15,8 @@ an earlier one would know what the new one was to forget.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,8 +29,10 @@ from segunlearn.dicom.identifiers import Pseudonyms, load_or_create_key
 from segunlearn.errors import ConflictError, NotFoundError, SegUnlearnError
 from segunlearn.records.durable import clear_parts, write_durably
 from segunlearn.records.forget_set import ForgetRequest, HistoryEntry, OnChange
-from segunlearn.records.numbered import clear_staging, locked
+from segunlearn.records.numbered import clear_staging, locked, names_in
 from segunlearn.records.targets import Target
+from segunlearn.records.version_files import read_pointer
+from segunlearn.records.version_info import WEIGHTS
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 
 logger = logging.getLogger(__name__)
@@ -56,6 +59,11 @@ class Generators:
     def versions(self) -> list[VersionInfo]:
         """All generators, oldest first; also those whose weights were destroyed."""
         return self.registry.versions()
+
+    def folders(self) -> list[Path]:
+        """Folder of every generator, whether its records can be read or not."""
+        place = self.registry.root / "versions"
+        return [place / name for name in names_in(place)]
 
     def newest(self) -> VersionInfo | None:
         """Read which generator was made last and is not destroyed; None without one."""
@@ -127,47 +135,76 @@ class Generators:
         write_durably(info.path / REPORT, report.encode())
         for old in earlier:
             if old.version != info.version:
-                self.destroy(old)
+                self.destroy(old.path)
         return info
 
-    def destroy(self, info: VersionInfo) -> None:
-        """Remove weights and pictures for good; what the generator was stays recorded."""
-        clear_parts(info.path / REPORT)
-        (info.path / REPORT).unlink(missing_ok=True)
-        active = self.registry.active()
-        if active is not None and active.version == info.version:
+    def destroy(self, folder: Path) -> None:
+        """Remove weights and pictures for good; what the generator was stays recorded.
+
+        Doing it again finishes or changes nothing.
+
+        Parameters
+        ----------
+        folder
+            Of the generator.
+
+        Raises
+        ------
+        IntegrityError
+            They are gone, but a damaged record of this model keeps its own from saying so.
+        OSError
+            A file cannot be deleted.
+        """
+        with locked(self.registry.root):
+            for name in (REPORT, WEIGHTS):  # before any record is read: one may be damaged
+                clear_parts(folder / name)
+                (folder / name).unlink(missing_ok=True)
+        pointer = read_pointer(self.registry.root / "active")
+        if pointer is not None and pointer[0] == folder.name:
             (self.registry.root / "active").unlink()
-        self.registry.retire(info.version)
-        self.registry.destroy_weights(info.version)
+        self.registry.retire(folder.name)
+        self.registry.destroy_weights(folder.name)
 
 
 def knows(info: VersionInfo, targets: Iterable[Target], pseudonyms: Pseudonyms) -> bool:
     """Whether a generator was shaped by one of the targets, or nobody can say."""
+    return _knows(info.path, list(targets), pseudonyms)
+
+
+def _knows(folder: Path, targets: Sequence[Target], pseudonyms: Pseudonyms) -> bool:
     wanted = [t for t in targets if t.kind != "structure"]
     named: Collection[tuple[str, str, str]] = checkpoints.named_by(wanted, pseudonyms)
-    return bool(wanted) and checkpoints.saw(info.path, named, pseudonyms)
+    return bool(wanted) and checkpoints.saw(folder, named, pseudonyms)
 
 
 def destroy_knowing(home: Home, targets: Iterable[Target], pseudonyms: Pseudonyms) -> list[str]:
     """Destroy every generator that knows one of the targets; gives their names.
 
-    What killed processes left half made goes, too: nobody can say whom it knows.
-
-    Raises
-    ------
-    IntegrityError, OSError
-        A record is damaged, or a file cannot be deleted.
+    What killed processes left half made goes, too: nobody can say whom it knows. What fails at one
+    generator is logged, and keeps no other alive.
     """
     found, targets = [], list(targets)
-    for folder in sorted(home.replay.glob("*/")):
-        generators = Generators(home, folder.name)
-        with locked(folder):  # nobody publishes now
-            clear_staging(folder / "versions")
-        for info in generators.versions():
-            if info.weights.is_file() and knows(info, targets, pseudonyms):
-                generators.destroy(info)
-                found.append(f"{folder.name}/{info.version}")
+    for root in sorted(home.replay.glob("*/")):
+        generators = Generators(home, root.name)
+        with _logged(root.name), locked(root):  # nobody publishes now
+            clear_staging(root / "versions")
+        for folder in generators.folders():
+            name = f"{root.name}/{folder.name}"
+            if not (folder / WEIGHTS).is_file() or not _knows(folder, targets, pseudonyms):
+                continue
+            with _logged(name):
+                generators.destroy(folder)
+            if not (folder / WEIGHTS).exists():
+                found.append(name)
     return found
+
+
+@contextmanager
+def _logged(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (SegUnlearnError, OSError) as error:
+        logger.error("generator %s: %s", name, error)
 
 
 def forgetting(home: Home) -> OnChange:

@@ -17,7 +17,12 @@ from segunlearn.app.resumable_run import ResumableRun
 from segunlearn.app.train_ledger import library_versions, machine
 from segunlearn.audit.membership import Scores, membership
 from segunlearn.cases import Case, number_of
-from segunlearn.errors import CancelledError, ConflictError, InvalidInputError
+from segunlearn.errors import (
+    CancelledError,
+    ConflictError,
+    InvalidInputError,
+    SegUnlearnError,
+)
 from segunlearn.inference import choose_device
 from segunlearn.networks import ModelConfig, save_weights
 from segunlearn.records.ledger import LedgerCase, LedgerEntry
@@ -125,12 +130,11 @@ class GeneratorRun(ResumableRun):
     ) -> VersionInfo:
         """Write the row, then the generator: none is there that the ledger does not know."""
         self.tell(Progress("publish", 0, 1))
-        if len(self.records.without_forgotten(self.cases)) < len(self.cases):
+        try:
+            self._refuse_marked(lineage)
+        except ConflictError:
             shutil.rmtree(self.folder, ignore_errors=True)
-            raise ConflictError(
-                "a study was marked for forgetting while the generator was made, so it is not "
-                "kept. Start again: that leaves it out."
-            )
+            raise
         weights = self.folder / "generator.safetensors"
         self.folder.mkdir(parents=True, exist_ok=True)
         digest = save_weights(generator, weights)
@@ -140,8 +144,21 @@ class GeneratorRun(ResumableRun):
             weights, config, cases=lineage, pseudonyms=self.records.pseudonyms,
             run_id=self.run_id, details=details, report=report, parent_sha256=parent,
         )  # fmt: skip
+        try:  # what was forgotten between the question and the generator found none to destroy
+            self.records.forget_set.wait_for_marks()
+            self._refuse_marked(lineage)
+        except SegUnlearnError:  # something was, or nobody can say
+            self.generators.destroy(info.path)
+            raise
         self.tell(Progress("publish", 1, 1))
         return info
+
+    def _refuse_marked(self, lineage: Sequence[Case]) -> None:
+        if len(self.records.without_forgotten(lineage)) < len(lineage):
+            raise ConflictError(
+                "a study that shaped the generator was marked for forgetting while it was made, so "
+                "it is not kept. Start again: that leaves the study out, or says what does."
+            )
 
     def _entry(
         self,

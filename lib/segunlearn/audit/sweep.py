@@ -13,13 +13,13 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
 from segunlearn.dicom.identifiers import Pseudonyms
 from segunlearn.errors import IntegrityError, InvalidInputError
 from segunlearn.records.durable import read_json
-from segunlearn.records.numbered import NUMBERED
-from segunlearn.records.version_info import META_MODEL
+from segunlearn.records.numbered import NUMBERED, names_in
+from segunlearn.records.version_info import META_MODEL, WEIGHTS, read_info
 from segunlearn.records.versions import VersionInfo, VersionRegistry, file_sha256
 from segunlearn.volumes import SUFFIXES
 
@@ -30,7 +30,7 @@ _EXPORTS: Final = (".ts", ".onnx", ".torchscript", ".plan", ".tflite", ".mlmodel
 _SEALED: Final = (".sealed", ".enc")
 _NUMBERED: Final = re.compile(r"\d+(-\w+)?")
 #: Weights of a version, in its folder; any others there are nobody's.
-_OWN: Final = ("weights.safetensors", META_MODEL)
+_OWN: Final = (WEIGHTS, META_MODEL)
 
 
 @dataclass(frozen=True)
@@ -155,23 +155,31 @@ class _Look:
 
     def generators(self) -> list[Place]:
         """Look at the generators of replayed images: they remember who they were trained on."""
-        places = []
-        for root in _folders(self.home / "replay"):
-            for info in VersionRegistry(root).versions():
-                where = f"replay/{root.name}/versions/{info.version}"
-                digest = _digest(info.weights)
-                if digest is None and any(info.path.glob("*report.html*")):
-                    words, state = "its weights were destroyed; its pictures are there.", "open"
-                    words += " Remove them."
-                elif digest is None:
-                    words, state = "its weights and pictures were destroyed.", "absent"
-                elif info.sha256 in self.saw or digest != info.sha256:
-                    words, state = "it was trained on the studies, or changed since.", "open"
-                    words += " Train it again (segunlearn replay train)."
-                else:
-                    words, state = "the ledger names no use of the studies.", "absent"
-                places.append(Place("generator", where, cast(State, state), words))
+        places = [
+            self._generator(root / "versions" / name)
+            for root in _folders(self.home / "replay")
+            for name in names_in(root / "versions")
+        ]
         return places or [Place("generator", "replay", "absent", "there is none.")]
+
+    def _generator(self, folder: Path) -> Place:
+        def place(state: State, words: str) -> Place:
+            return self._place("generator", folder, state, words)
+
+        digest = _digest(folder / WEIGHTS)
+        if digest is None and any(folder.glob("*report.html*")):
+            return place("open", "its weights were destroyed; its pictures are there. Remove them.")
+        if digest is None:
+            return place("absent", "its weights and pictures were destroyed.")
+        try:
+            published = read_info(folder).sha256
+        except IntegrityError:
+            words = "nobody can say whom it knows: its record is damaged. Remove its folder, or"
+            return place("open", f"{words} restore the record from a backup.")
+        if digest in self.saw or digest != published:
+            words = "it was trained on the studies, or changed since. Train it again"
+            return place("open", f"{words} (segunlearn replay train).")
+        return place("absent", "the ledger names no use of the studies.")
 
     def adapters(self) -> list[Place]:
         """Adapters of sites: what their support taught them, and what their base knew."""

@@ -13,6 +13,8 @@ from segunlearn.records.durable import read_json
 State = Literal["active", "available", "candidate", "retired"]
 WeightsState = Literal["here", "sealed", "destroyed"]
 
+#: The weights, in a version's folder.
+WEIGHTS = "weights.safetensors"
 #: What meta-training leaves beside the weights, see ``segunlearn.adaptation.meta_model``. It knows
 #: the studies that it was trained on, so it goes with the weights.
 META_MODEL = "meta.safetensors"
@@ -64,7 +66,7 @@ class VersionInfo:
     @property
     def weights(self) -> Path:
         """The weights' file."""
-        return self.path / "weights.safetensors"
+        return self.path / WEIGHTS
 
     @property
     def meta_sha256(self) -> str:
