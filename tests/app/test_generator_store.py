@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from audit_home import MODEL, Site
+from segunlearn.app import checkpoints
 from segunlearn.app.generator_store import REPORT, Generators
 from segunlearn.app.replay_run import FeatureRun, ReplayRun
 from segunlearn.audit.sweep import sweep
@@ -89,6 +90,19 @@ def test_damaged_record_keeps_no_generator_alive(
     assert "manifest.json: cannot be read" in caplog.text
     places = sweep(site.home.root, [site.retain[0].series], set(), site.records.pseudonyms)
     assert [p.state for p in places if p.kind == "generator"] == ["absent", "absent"]
+
+
+@pytest.mark.parametrize("kind", ["train", "meta_train"])
+def test_checkpoint_of_another_training_stays(site: Site, kind: str) -> None:
+    """Hours of work: the next training of its kind goes on from it, though a mark came between."""
+    runs, pseudonyms = site.records.runs_unchecked, site.records.pseudonyms
+    run_id = runs.start(kind, MODEL, {})
+    runs.finish(run_id, "cancelled")
+    (site.home.runs / run_id).mkdir()
+    checkpoints.note(site.home.runs / run_id, site.retain, pseudonyms)
+    for cases in (site.retain, [*site.retain, *site.unseen]):
+        train(site, cases)
+        assert [f.name for f in site.home.runs.iterdir()] == [run_id]
 
 
 def feature_run(site: Site, cases: Sequence[Case]) -> FeatureRun:

@@ -37,8 +37,10 @@ from segunlearn.records.versions import VersionRegistry
 
 logger = logging.getLogger(__name__)
 
-#: Kinds of the runs that leave checkpoints in ``home/runs``.
-TRAININGS: Final = ("train", "meta_train", "replay")
+#: Kinds of the runs that leave checkpoints in ``home/runs``, by what they make. A training goes on
+#: from, or removes, what those beside it left: the others can still use theirs.
+FAMILIES: Final = (("train", "meta_train"), ("replay",))
+_TRAININGS: Final = tuple(kind for family in FAMILIES for kind in family)
 #: Kinds of the runs that write weights there and never go on from them.
 _PASSING: Final = ("forget_feature",)
 #: Why the tensors of an adapter were destroyed.
@@ -109,7 +111,7 @@ def drop(home: Home, connection: Connection, targets: Iterable[Target]) -> list[
     pseudonyms = Pseudonyms(load_or_create_key(home.site_key))
     named = named_by((t for t in targets if t.kind != "structure"), pseudonyms)
     if named:
-        for run_id in Runs.ended(connection, TRAININGS, run_ids):
+        for run_id in Runs.ended(connection, _TRAININGS, run_ids):
             if saw(home.runs / run_id, named, pseudonyms):
                 _remove(home.runs / run_id)
                 logger.info("the checkpoint of run %s saw what was marked: deleted", run_id)

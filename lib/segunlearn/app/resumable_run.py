@@ -79,12 +79,14 @@ class ResumableRun(WatchedRun):
         """Folder of the run; takes over the checkpoint of the last one that did not finish.
 
         ``train`` goes on from it only if cases, labels, configuration and settings are the same,
-        and discards it otherwise. Folders of other runs are removed: they hold weights.
+        and discards it otherwise. Folders of other runs that made the same are removed: they hold
+        weights.
         """
         folder, pseudonyms = self.folder, self.records.pseudonyms
         folder.parent.mkdir(parents=True, exist_ok=True)
         self.records.drop_marked_checkpoints()
-        kinds = sorted(checkpoints.TRAININGS, key=lambda kind: kind != self.kind)
+        (family,) = (f for f in checkpoints.FAMILIES if self.kind in f)
+        kinds = sorted(family, key=lambda kind: kind != self.kind)
         runs = self.records.runs
         for old in (r for k in kinds for r in runs.list(1000, model=self.model, kind=k)):
             left = self.home.runs / old.run_id
