@@ -185,7 +185,8 @@ def test_many_next_samples_by_the_model_stop_nothing_else(
     for link in asking:
         link.close()
     until(lambda: queue.figures() == (0, 0))
-    assert gate.done == ["uncertainty stopped"]
+    # one had waited, and may have begun before its own caller was seen to have gone
+    assert set(gate.done) == {"uncertainty stopped"}
     gate.open.set()
     answer = requests.post(f"{url}/activelearning/first", json={"cancel": 1}, timeout=10)
     assert (answer.status_code, answer.json()) == (200, {})
