@@ -113,7 +113,7 @@ def build_hospital(folder: Path) -> Hospital:
     home = Home(folder / "home")
     home.root.mkdir()
     settings = TrainSettings(
-        epochs=25, batch_size=2, samples_per_case=2, learning_rate=8e-3, val_fraction=0.0,
+        epochs=50, batch_size=2, samples_per_case=2, learning_rate=8e-3, val_fraction=0.0,
         device="cpu",
     )  # fmt: skip
     records = Records(home)

@@ -113,7 +113,11 @@ class Tab:
 
     def accessible(self) -> None:
         """Nothing serious in what is ours, by axe-core; and it fits into the page."""
-        outside = self.page.evaluate(FITS)
+        for _ in range(20):  # while the page is still being laid out
+            outside = self.page.evaluate(FITS)
+            if not outside:
+                break
+            self.page.wait_for_timeout(100)
         assert outside == [], outside
         if not AXE.is_file():
             missing("axe-core is not installed (make ohif-tools)")

@@ -122,7 +122,8 @@ def compare(tab: Any, hospital: Hospital, person: Person) -> None:
         mask = mask_of(tab.url, person.series, options)
         slices = tab.page.evaluate(SLICES, f"segunlearn-{which}-{person.series}")
         np.testing.assert_array_equal(drawn(hospital, person, slices), mask)
-        assert mask.any()
+        # a network of some seconds' training may find nothing once it forgot, on some processors
+        assert mask.any() or which == "now"
         tab.picture(f"mask-{which}")
     tab.accessible()
     tab.page.check("[data-cy=sul-mask-none]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import ssl
 import subprocess
 import threading
@@ -370,7 +371,8 @@ def test_ten_thousand_requests(panel: Any, fake: Any, loop: Any) -> None:
         f"{1000 * filtering:.0f}, selecting all {1000 * selecting:.0f}, "
         f"refreshing {1000 * again:.0f}"
     )
-    assert max(loading, filtering, again) < 0.2
+    crowding = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # programs on each core
+    assert max(loading, filtering, again) < 0.2 * crowding
     assert selecting < 0.5  # all ten thousand at once
     fake.answers["/forget/requests"] = pages(0)
     panel.click("refreshButton")
