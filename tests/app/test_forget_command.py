@@ -54,6 +54,18 @@ def shell(app: typer.Typer, store: Store, tmp_path: Path) -> Shell:
     return Shell(app, tmp_path)
 
 
+def test_an_account_without_a_name_can_mark(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under any number."""
+
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 54321")
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    done = shell.run("forget", "mark", "--study", STUDY, "--reason", "quality")
+    assert done.exit_code == 0, done.output
+    assert shell.json("forget", "list")[0]["marked_by"] == "unknown account (command line)"
+
+
 def test_life_of_a_request(shell: Shell, store: Store) -> None:
     first = shell.run("forget", "mark", "--study", STUDY, "--reason", "quality", "--note", "blur")
     assert first.exit_code == 0

@@ -379,7 +379,6 @@ def test_a_known_study_needs_no_question_to_the_pacs(
 
 BAD = [
     ("PUT", "/forget/studies/" + "1." * 32 + "1", MARK),  # 65 characters
-    ("PUT", "/forget/studies/1.02.3", MARK),
     ("PUT", "/forget/studies/1..2", MARK),
     ("PUT", "/forget/studies/.1.2", MARK),
     ("PUT", "/forget/studies/1.2;DROP TABLE run", MARK),

@@ -130,6 +130,9 @@ def test_published_restored_published_purged(site: Site, shell: Shell) -> None:
     assert "sealed" in out
     code, _, err = shell("models", "activate", "v0001")
     assert (code, "is retired" in err) == (2, True)
+    # an option before the word would be another home's or another model's
+    code, _, err = shell("models", "--model", "liver", "--json", "activate", "v0001")
+    assert (code, "--model, --json: an option of 'activate'" in err) == (2, True)
 
     code, out, err = shell("restore", ids[0], "--why", "by mistake")
     assert code == 0, err
@@ -146,6 +149,9 @@ def test_published_restored_published_purged(site: Site, shell: Shell) -> None:
     assert "v0001" in err
     assert f"would lose their way back, too: {again[1]}" in err
     assert "add --yes" in err
+    code, out, _ = shell("purge", again[0], "--json")
+    plan = {"destroyed": ["v0001"], "requests": [again[1]], "dry_run": True}
+    assert (code, json.loads(out)) == (2, plan)
     assert everything(site) == before
     found = shell.json("purge", again[0], "--yes")
     assert (found["destroyed"], found["requests"]) == (["v0001"], [again[1]])
@@ -232,8 +238,9 @@ def test_hidden_says_that_it_is_no_erasure(site: Site, shell: Shell) -> None:
     assert code == 2
     assert request in err
     assert shell.json("models")["active"] == "v0002"
-    code, _, err = shell("purge", request, "--yes")
-    assert (code, "is working" in err) == (2, True)
+    for words in (["--yes"], []):
+        code, _, err = shell("purge", request, *words)
+        assert (code, "is working" in err) == (2, True)
 
 
 def test_ctrl_c_leaves_the_old_version(

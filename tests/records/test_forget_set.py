@@ -450,7 +450,6 @@ def test_filters_and_paging(forget_set: ForgetSet) -> None:
 
 BAD_MARKS: list[dict[str, object]] = [
     {"target_id": "1." + "2" * 63},
-    {"target_id": "1.02.3"},
     {"target_id": ""},
     {"target_id": "1.2' OR '1'='1"},
     {"target_id": "../../etc/passwd"},
@@ -485,6 +484,12 @@ BAD_MARKS: list[dict[str, object]] = [
     {"study": "not a uid"},
     {"person": "x" * 65},
 ]
+
+
+def test_what_an_archive_holds_can_be_marked(forget_set: ForgetSet) -> None:
+    """UIDs with leading zeros are against the standard, and are listed and trained on."""
+    mark(forget_set, "study", "1.2.840.04.7")
+    assert forget_set.status(studies=["1.2.840.04.7"])["1.2.840.04.7"].marked
 
 
 @pytest.mark.parametrize("wrong", BAD_MARKS, ids=str)

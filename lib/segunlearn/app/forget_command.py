@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from segunlearn.app.options import DEFAULT_HOME, Home
+from segunlearn.cli.common import actor
 from segunlearn.errors import InvalidInputError, SegUnlearnError
 from segunlearn.records.forget_set import ForgetRequest
 from segunlearn.records.forget_states import Reason
@@ -93,7 +93,7 @@ def mark(
             target,
             reason,
             note,
-            _actor(),
+            actor(),
             role="command line",
             model=model,
             needed=needed,
@@ -152,7 +152,7 @@ def withdraw(
     """Take a request back, before any unlearning."""
     with records(home, url) as opened:
         request = opened.forget_set.withdraw(
-            request_id, actor=_actor(), role="command line", why=why
+            request_id, actor=actor(), role="command line", why=why
         )
     _say([request], as_json, f"{request_id}: withdrawn.")
 
@@ -167,7 +167,7 @@ def approve(
     """Approve a request, so that it may be unlearned."""
     with records(home, url) as opened:
         forget_set = opened.forget_set
-        who = {"actor": _actor(), "role": "command line"}
+        who = {"actor": actor(), "role": "command line"}
         if forget_set.get(request_id).state == "proposed":
             forget_set.transition(request_id, "requested", **who)
         request = forget_set.approve(request_id, **who)
@@ -180,10 +180,6 @@ def _one_target(**given: str) -> tuple[str, str]:
         names = ", ".join(f"--{kind}" for kind in given)
         raise typer.BadParameter(f"name exactly one of {names}.")
     return named[0]
-
-
-def _actor() -> str:
-    return f"{getpass.getuser()} (command line)"
 
 
 def _plain(request: ForgetRequest) -> dict[str, Any]:

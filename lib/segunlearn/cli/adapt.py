@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +18,8 @@ from segunlearn.cli.common import (
     PeopleOption,
     RegexOption,
     StoreOption,
+    actor,
+    given,
     home_of,
     print_json,
     progress_bar,
@@ -130,13 +131,11 @@ def adapt(
     from segunlearn.records.versions import VersionRegistry
 
     if refit:
-        sources = {name: ctx.get_parameter_source(name) for name in _NOT_AGAIN}
-        given = [n for n, source in sources.items() if source and source.name == "COMMANDLINE"]
-        if given:
-            words = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        words = [option for name, option in given(ctx).items() if name in _NOT_AGAIN]
+        if words:
             raise InvalidInputError(
-                f"{words}: no meaning with --refit, which makes the adapters of all sites as they "
-                "were; of these options only --method and --confirm-one go with it. Leave it out."
+                f"{', '.join(words)}: no meaning with --refit, which makes the adapters of all sites "
+                "as they were; of these options only --method and --confirm-one go with it. Leave it out."
             )
     place = home_of(home)
     info = version_of(place, model, None)
@@ -146,7 +145,7 @@ def adapt(
     served = ActiveModel(VersionRegistry(place.model(model)), sites=adapters.root)
 
     def work(order: AdaptOrder) -> AdaptRun:
-        return AdaptRun(order, place, records, f"{getpass.getuser()} (command line)")
+        return AdaptRun(order, place, records, actor())
 
     def done(order: AdaptOrder) -> dict[str, Any]:
         run = work(order)

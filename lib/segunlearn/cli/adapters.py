@@ -15,11 +15,11 @@ from segunlearn.cli.common import (
     StoreOption,
     console,
     home_of,
+    operator,
     print_found,
     print_json,
     records_of,
 )
-from segunlearn.cli.token import operator
 from segunlearn.records.trail import TrailEntry
 
 if TYPE_CHECKING:

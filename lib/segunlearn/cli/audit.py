@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -25,6 +24,7 @@ from segunlearn.cli.common import (
     RegexOption,
     StoreOption,
     StudiesOption,
+    actor,
     console,
     home_of,
     labelled_cases,
@@ -143,7 +143,7 @@ def run(
         quick=quick, references=references_of(with_reference, references),
         whole=whole, pictures=include_images, device=device,
     )  # fmt: skip
-    work = AuditRun(order, place, records_of(place, store), f"{getpass.getuser()} (command line)")
+    work = AuditRun(order, place, records_of(place, store), actor())
     choice = work.prepare(
         labelled_cases(data, studies, place, model, candidate, people, person_regex, modality)
     )

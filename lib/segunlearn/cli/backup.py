@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segunlearn.cli.common import DEFAULT, HomeOption, JsonOption, home_of, print_json
-from segunlearn.cli.token import operator
+from segunlearn.cli.common import DEFAULT, HomeOption, JsonOption, home_of, operator, print_json
 from segunlearn.records.trail import TrailEntry
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -298,6 +299,29 @@ def without_forgotten(records: Records, cases: Sequence[Case]) -> list[Case]:
     if not kept:
         raise ConflictError("every labelled image is marked for forgetting; nothing is left.")
     return kept
+
+
+def given(context: typer.Context) -> dict[str, str]:
+    """Name on the command line, by parameter, of each option that a person gave there."""
+    found = {}
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            found[parameter.name or ""] = parameter.opts[0]
+    return found
+
+
+def operator() -> str:
+    """Name of the account that works on the command line."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # an account without a name, as in containers
+        return "unknown account"
+
+
+def actor() -> str:
+    """Who is named in a request's history and as the one who asked for a run."""
+    return f"{operator()} (command line)"
 
 
 def print_json(data: Any) -> None:

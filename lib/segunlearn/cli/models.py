@@ -14,12 +14,14 @@ from segunlearn.cli.common import (
     ModelOption,
     StoreOption,
     console,
+    given,
     home_of,
+    operator,
     print_found,
     print_json,
     records_of,
 )
-from segunlearn.cli.token import operator
+from segunlearn.errors import InvalidInputError
 from segunlearn.records.trail import TrailEntry
 from segunlearn.records.versions import VersionRegistry
 
@@ -42,6 +44,10 @@ def list_versions(
 ) -> None:
     """List the versions of a model: state, where the weights are, how each was made."""
     if context.invoked_subcommand is not None:
+        if words := ", ".join(given(context).values()):
+            raise InvalidInputError(
+                f"{words}: an option of '{context.invoked_subcommand}' stands behind that word."
+            )
         return
     from segunlearn.app.version_list import lines_of
 

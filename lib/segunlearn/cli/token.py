@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from typing import Annotated
 
 import typer
@@ -14,6 +13,7 @@ from segunlearn.cli.common import (
     JsonOption,
     StoreOption,
     home_of,
+    operator,
     print_found,
     print_json,
 )
@@ -103,11 +103,3 @@ def revoke(
                    note=f"of {revoked.name}")
     )  # fmt: skip
     typer.echo(f"The token of {revoked.name} is revoked.")
-
-
-def operator() -> str:
-    """Name of the account that works on the command line."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # an account without a name, as in containers
-        return "unknown account"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -24,6 +23,7 @@ from segunlearn.cli.common import (
     RegexOption,
     StoreOption,
     StudiesOption,
+    actor,
     home_of,
     labelled_cases,
     print_json,
@@ -175,7 +175,7 @@ def _plan_or_run(
     from segunlearn.app.unlearn_plan import plan_of
     from segunlearn.app.unlearn_run import UnlearnRun
 
-    work = UnlearnRun(order, place, records, _actor())
+    work = UnlearnRun(order, place, records, actor())
     choice = work.prepare(cases)
     if run or order.method:  # again under the lock; here a mistake is told before there is a bar
         check(order, choice)
@@ -283,12 +283,16 @@ def purge(
 ) -> None:
     """Destroy key, old weights, checkpoints and caches: final, and the only state called erasure.
 
-    Without --yes it says what would be destroyed. Exit code 2: nothing was changed.
+    Without --yes it says what would be destroyed, or why it would be refused. Exit code 2: nothing
+    was changed.
     """
     undo = _undo(home, model, store)
     if not yes:
-        for line in _would_be_destroyed(undo, request):
-            typer.echo(line, err=True)
+        plan = undo.would_purge(request)
+        if as_json:
+            print_json({**plan, "dry_run": True})
+        else:
+            _say_what_a_purge_takes(request, plan)
         raise typer.Exit(2)
     found = undo.purge(request, why)
     if as_json:
@@ -309,7 +313,7 @@ def _undo(home: Path, model: str, store: str) -> Undo:
     from segunlearn.app.unlearn_undo import Undo
 
     place = home_of(home)
-    return Undo(place, records_of(place, store), model, _actor())
+    return Undo(place, records_of(place, store), model, actor())
 
 
 def _print_restore(asked: Restore, as_json: bool) -> None:
@@ -336,17 +340,17 @@ def _print_restored(requests: Sequence[str], lost: Sequence[str]) -> None:
         typer.echo(f"made since, and not served any more: {', '.join(lost)}")
 
 
-def _would_be_destroyed(undo: Undo, request_id: str) -> list[str]:
-    request = undo.records.forget_set.get(request_id)
-    versions, together = undo.would_destroy(request)
+def _say_what_a_purge_takes(request_id: str, found: dict[str, Any]) -> None:
     lines = [
-        f"forget request {request_id} is {request.state}, reached {request.reached}.",
-        f"would be destroyed: its key, {', '.join(versions) or 'no version'}, "
-        "checkpoints, measures of audits, and cached images of the home.",
+        f"would be destroyed: the key of {request_id}, "
+        f"{', '.join(found['destroyed']) or 'no version'}, checkpoints, measures of audits, and "
+        "cached images of the home.",
     ]
-    if together:
-        lines.append(f"would lose their way back, too: {', '.join(together)}.")
-    return [*lines, "this is final: nobody can restore it. Nothing was changed; add --yes."]
+    if found["requests"]:
+        lines.append(f"would lose their way back, too: {', '.join(found['requests'])}.")
+    lines.append("this is final: nobody can restore it. Nothing was changed; add --yes.")
+    for line in lines:
+        typer.echo(line, err=True)
 
 
 def _phase(progress: Progress) -> str:
@@ -389,7 +393,3 @@ def _print_result(result: Mapping[str, Any], report: str | None) -> None:
             typer.echo(f"  left as it is: {state['left']}")
     if report:
         typer.echo(f"report: {report}")
-
-
-def _actor() -> str:
-    return f"{getpass.getuser()} (command line)"
