@@ -15,7 +15,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ohif_site import ATTACK, HOSTILE, Hospital, Person, Site, ViewerServer, serving, upload
+from ohif_site import (
+    ATTACK,
+    HOSTILE,
+    TAUGHT,
+    Hospital,
+    Person,
+    Site,
+    ViewerServer,
+    serving,
+    upload,
+)
 from ohif_tab import crowding
 from oidc_issuer import running_issuer
 from orthanc_process import OrthancProcess
@@ -247,7 +257,7 @@ def test_adapting_and_purging(new_tab: Any, embedded: Site) -> None:
     tab = new_tab(server.url)
     tab.expected.append("/changes")
     tab.page.route("**/changes", lambda route: route.abort())
-    for number, person in enumerate(hospital.people[3:5], 1):
+    for number, person in enumerate(hospital.people[TAUGHT : TAUGHT + 2], 1):
         tab.open(person.study)
         assert tab.page.query_selector("[data-cy=sul-adapt][aria-disabled=true]") or number > 1
         tab.page.click(f"[data-uid='{person.series}'] button:has-text('Use for adapting')")

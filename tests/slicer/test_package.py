@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import json
 import re
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def test_layers() -> None:
 def test_every_kind_of_run_state_and_reason_has_a_word() -> None:
     """What the server may say is said in words, not by its key."""
     texts = loaded(LIBRARY / "texts.py")
-    kinds = {"audit", "restore", "purge", *unlearn_task.KINDS, *checkpoints.TRAININGS}
+    kinds = {"audit", "restore", "purge", *unlearn_task.KINDS, *chain(*checkpoints.FAMILIES)}
     assert kinds | {SITE_ADAPT, REPLAY, FORGET_FEATURE} <= set(texts.RUNS)
     assert set(texts.STATES) >= set(STATES)
     assert set(texts.REASONS) == set(REASONS)
