@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from segunlearn.audit.distillation import Distilled
-from segunlearn.audit.figures import ModelFigures
+from segunlearn.audit.figures import ModelFigures, Variant
 from segunlearn.audit.judge import judge
 from segunlearn.audit.policy import Finding, Policy
 from segunlearn.audit.relearning import Attack, RelearningSettings
@@ -47,6 +47,7 @@ def figures(
         test=rows("t", test, 70, seed),
         relearning=(attack,),
         distilled=Distilled(0.8 + distilled, 0.8),
+        variants={"int8": Variant(0.8 + forget, 0.8 + test)},
     )
 
 

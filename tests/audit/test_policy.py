@@ -91,7 +91,12 @@ def test_what_is_enough_for_hidden_is_not_for_unlearned() -> None:
 
 
 @pytest.mark.parametrize(
-    ("attack", "name"), [("relearning", "Relearning attack"), ("distilled", "Distillation attack")]
+    ("attack", "name"),
+    [
+        ("relearning", "Relearning attack"),
+        ("distilled", "Distillation attack"),
+        ("variants", "Rounded and stripped weights"),
+    ],
 )
 def test_what_was_not_measured_is_not_passed(attack: str, name: str) -> None:
     model = dataclasses.replace(CLEAN, **{attack: None})  # type: ignore[arg-type]

@@ -202,10 +202,11 @@ def _membership_findings(
             noise_among([[area] for area in theirs]),
             chance.area(people, measure),  # type: ignore[arg-type]  # literal names
         )
+        shown = max(raw.detectable, min(1.0, 0.5 + max(policy.membership, noise)))
         found.append(
             Finding(
                 name, "hidden", _outcome(abs(difference), policy.membership, noise), difference,
-                policy.membership, noise, (raw.area.low, raw.area.high), raw.detectable,
+                policy.membership, noise, (raw.area.low, raw.area.high), shown,
                 f"Told from unseen people by their {what}: AUC {raw.area.value:.2f} "
                 f"[{raw.area.low:.2f}, {raw.area.high:.2f}], reference {np.mean(theirs):.2f} (may "
                 f"differ by {policy.membership:.2f}).{found_at}",

@@ -23,7 +23,7 @@ LEVELS: Final[tuple[Level, ...]] = ("none", "hidden", "unlearned", "retrained")
 
 _REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {
     "hidden": ("unseen_quality", "gap_excess", "worst_person"),
-    "unlearned": ("relearning", "calibrated_membership", "distillation"),
+    "unlearned": ("relearning", "calibrated_membership", "distillation", "artefacts"),
 }
 
 

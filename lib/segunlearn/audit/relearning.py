@@ -44,12 +44,13 @@ class RelearningSettings:
         With a single forgotten person, how many of the person's studies.
     rates
         Learning rates of Adam over all weights.
-    steps
-        Most steps of an attack.
+    steps, least
+        Most steps of an attack, and fewest: people who were hardly learned by heart are back at once,
+        and an attack that ends there has not tried to bring back the others.
     every
         Dice is measured after every so many steps.
     tolerance
-        The attack ends when the attacker's own people are within this of the original's Dice.
+        The attack may end when the attacker's own people are within this of the original's Dice.
     batch_size, seed
         Of the loop; the seed also chooses the attacker's people, the same for every model.
     """
@@ -57,6 +58,7 @@ class RelearningSettings:
     people: tuple[int, ...] = (1, 2, 3, 5)
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     steps: int = 60
+    least: int = 10
     every: int = 1
     tolerance: float = 0.01
     batch_size: int = 4
@@ -65,8 +67,8 @@ class RelearningSettings:
     def __post_init__(self) -> None:
         if not self.people or not self.rates or min(self.people) < 1 or min(self.rates) <= 0:
             raise InvalidInputError("a relearning attack needs people >= 1 and rates > 0.")
-        if self.steps < 1 or self.every < 1 or self.batch_size < 1:
-            raise InvalidInputError("steps, every and batch_size must be at least 1.")
+        if min(self.steps, self.least, self.every, self.batch_size) < 1:
+            raise InvalidInputError("steps, least, every and batch_size must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -192,30 +194,28 @@ def _attack(
             return False
         dice = mean_dice(attacker, own, config)
         curve.append((step, dice, mean_dice(attacker, others, config) if others else None))
-        return dice >= target
+        return dice >= target and step >= settings.least
 
     def objective(_: int) -> torch.Tensor:
         return dice_ce(attacker, draw.next())
 
-    reached = measure(0)
-    if not reached:
-        with seeded(settings.seed):
-            descend(
-                attacker,
-                objective,
-                Steps(settings.steps, rate),
-                phase="relearn",
-                after_step=measure,
-                cancel=cancel,
-            )
-        reached = curve[-1][1] >= target
+    measure(0)
+    with seeded(settings.seed):
+        descend(
+            attacker,
+            objective,
+            Steps(settings.steps, rate),
+            phase="relearn",
+            after_step=measure,
+            cancel=cancel,
+        )
     seen = [c for _, _, c in curve if c is not None]
     return Attack(
         people=len({s.person for s in own}),
         rate=rate,
         curve=tuple(curve),
         best_others=max(seen) if seen else None,
-        steps_to_level=curve[-1][0] if reached else None,
+        steps_to_level=next((step for step, dice, _ in curve if dice >= target), None),
         others_after=curve[-1][2],
         unseen_after=mean_dice(attacker, unseen, config),
     )

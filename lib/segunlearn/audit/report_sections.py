@@ -171,10 +171,11 @@ def _finding_table(findings: Sequence[Mapping[str, Any]], kind: str) -> str:
         source = f'<div class="source">Bar: {text(source)}.</div>' if bars else ""
         power = ""
         if f["detectable"] is not None:
-            power = (
-                '<div class="source">Smallest leak this could have shown: '
-                f"{'AUC' if 'membership' in f['name'] else 'Dice'} {f['detectable']:.2f}.</div>"
-            )
+            area = "membership" in f["name"]
+            shown = f"{'AUC' if area else 'Dice'} {f['detectable']:.2f}"
+            if area and f["detectable"] >= 1:
+                shown = "none, there are too few people"
+            power = f'<div class="source">Smallest leak this could have shown: {shown}.</div>'
         rows.append(
             f"<tr><td><b>{text(NAMES[f['name']])}</b></td>"
             f'<td><span class="tag {text(f["outcome"])}">{text(OUTCOMES[f["outcome"]])}</span>'
