@@ -336,6 +336,8 @@ def test_class_mode_compares_the_row_of_the_withdrawn_structure() -> None:
         confusion_row(without, studies, ModelConfig(), "liver")
     assert (good.others, bad.others) == (0, 1)  # there is no organ, and only the blind draws none
     mine = class_figures(without, studies, config, "lesion")
+    healthy = dataclasses.replace(studies[0], label=torch.zeros_like(studies[0].label), person="h")
+    assert class_figures(without, [*studies, healthy], config, "lesion").dice == mine.dice
     assert mine.said == (0, 0, 1)  # the most probable takes all
     assert ClassFigures.from_json(mine.to_json()) == mine
     older = {k: v for k, v in mine.to_json().items() if k != "said"}

@@ -257,7 +257,7 @@ class ForgetSet:
         attacks: list[AttackName] = ["relearning"] if relearning else []
         settings = AuditSettings(
             policy=POLICY,
-            attacks=(*attacks, "distillation") if distil else tuple(attacks),
+            attacks=(*attacks, "distillation", "artefacts") if distil else tuple(attacks),
             distillation=DistillationSettings(steps=100),
         )
         return replace(settings, relearning=relearning) if relearning else settings

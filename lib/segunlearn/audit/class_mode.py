@@ -149,7 +149,8 @@ def class_figures(
     Parameters
     ----------
     studies
-        Never-seen studies *with* the structure in their labels.
+        Never-seen studies. Only those with the structure in their labels tell of it: where nothing
+        is to be drawn, nothing drawn is a Dice of 1.
 
     Raises
     ------
@@ -162,10 +163,10 @@ def class_figures(
     dices, others, shown, rows, said = [], [], [], [], []
     for study, logs in zip(studies, log_probabilities(network, studies, config), strict=True):
         mask, inside = logs.argmax(dim=0), study.label == value
-        dices.append(dice_of(mask, study.label, (value,)))
         others.append(dice_of(mask, study.label, rest) if rest else 0.0)
         if inside.any():
             shown.append(study.person)
+            dices.append(dice_of(mask, study.label, (value,)))
             rows.append(logs.exp()[:, inside].double().mean(dim=1).numpy())
             counts = torch.bincount(mask[inside], minlength=config.num_classes).double()
             said.append((counts / counts.sum()).numpy())
@@ -173,7 +174,7 @@ def class_figures(
         raise LabelError(f"no study shows {label!r}; class mode cannot be audited on these.")
     return ClassFigures(
         label,
-        _over_people(dices, people),
+        _over_people(dices, shown),
         _over_people(others, people) if rest else None,
         *(
             tuple(_over_people([row[k] for row in each], shown) for k in range(config.num_classes))
@@ -229,7 +230,8 @@ def class_mode(
     references
         Networks of the same classes whose training labels did not hold the structure.
     studies
-        Never-seen studies *with* the structure in their labels.
+        Never-seen studies. Only those with the structure in their labels tell of it: where nothing
+        is to be drawn, nothing drawn is a Dice of 1.
 
     Raises
     ------
