@@ -1,19 +1,21 @@
-"""Only the newest audit of a version counts, and a request reaches only what that one showed."""
+"""Of each study only the newest audit of a version counts, and a request reaches what it showed."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from audit_home import MODEL, Site, site_in
-from segunlearn.app.audit_files import Audits, passed_without
+from segunlearn.app.audit_files import ATTESTATION, Audits
 from segunlearn.app.audit_order import Order
 from segunlearn.app.audit_run import AuditRun
 from segunlearn.app.unlearn_choice import choose_unlearning
 from segunlearn.app.unlearn_order import UnlearnOrder
-from segunlearn.app.unlearn_reach import pseudonyms_of, versions_that_know
+from segunlearn.app.unlearn_reach import versions_that_know
 from segunlearn.app.unlearn_run import UnlearnRun
+from segunlearn.app.unlearn_undo import Undo
 from segunlearn.cases import Case
 from segunlearn.records.versions import VersionInfo
 
@@ -29,18 +31,25 @@ def site(tmp_path: Path) -> Site:
     return site
 
 
+def names_of(site: Site, cases: list[Case]) -> list[str]:
+    return sorted(site.records.pseudonyms.of(c.series) for c in cases)
+
+
 def found(site: Site, number: int, reached: str, about: list[Case], hour: int) -> None:
-    """Sign an audit of v0002 that found this, at that hour."""
-    names = sorted(pseudonyms_of(site.records, [c.series for c in about]))
+    """Sign an audit of the served version that found this, at that hour."""
+    signed(site, f"{number:032x}", reached, about, f"2026-01-01T{hour:02d}:00:00+00:00")
+
+
+def signed(site: Site, audit_id: str, reached: str, about: list[Case], created: str) -> Path:
     result = {
-        "created": f"2026-01-01T{hour:02d}:00:00+00:00",
+        "created": created,
         "verdict": {"reached": reached},
         "digests": {"candidate": served(site).sha256},
-        "figures": {"original": {"forget": [{"series": name} for name in names]}},
+        "figures": {"original": {"forget": [{"series": n} for n in names_of(site, about)]}},
     }
     others = ("format", "findings", "void", "notes", "not_proved", "sets", "provenance")
     others += ("settings", "versions")
-    Audits(site.home).write(f"{number:032x}", dict.fromkeys(others) | result, "report")
+    return Audits(site.home).write(audit_id, dict.fromkeys(others) | result, "report")
 
 
 def served(site: Site) -> VersionInfo:
@@ -50,8 +59,9 @@ def served(site: Site) -> VersionInfo:
 
 
 def clean(site: Site, about: list[Case]) -> bool:
-    names = pseudonyms_of(site.records, [c.series for c in about])
-    return served(site).sha256 in passed_without(Audits(site.home), names)
+    series = {c.series for c in about}
+    known = versions_that_know(Audits(site.home), site.records, site.registry, series)
+    return served(site).version not in {v.version for v in known}
 
 
 def test_a_refusal_takes_an_earlier_pass_back(site: Site) -> None:
@@ -63,6 +73,59 @@ def test_a_refusal_takes_an_earlier_pass_back(site: Site) -> None:
     # the one at 14 says nothing of the second person
     assert clean(site, site.forget[1:])
     assert not clean(site, site.forget[:1])
+    assert not clean(site, site.forget)
+
+
+def test_two_audits_of_a_person_each_pass_for_both(site: Site) -> None:
+    found(site, 1, "unlearned", site.forget[:1], 11)
+    assert not clean(site, site.forget)
+    found(site, 2, "unlearned", site.forget[1:], 12)
+    assert clean(site, site.forget)
+
+
+@pytest.mark.parametrize("damage", ["changed", "gone"])
+def test_a_damaged_audit_found_nothing(site: Site, damage: str) -> None:
+    """Before, it was passed over, and the pass that it had taken back counted again."""
+    found(site, 1, "unlearned", site.forget, 11)
+    about = {"candidate_sha256": served(site).sha256, "forget": names_of(site, site.forget[:1])}
+    run_id = site.records.runs.start("audit", MODEL, about)
+    site.records.runs.finish(run_id, "done", "verdict: refused, reached none")
+    at = site.records.runs.get(run_id).updated
+    attestation = signed(site, run_id, "none", site.forget[:1], at) / ATTESTATION
+    assert not clean(site, site.forget[:1])
+    if damage == "gone":
+        attestation.unlink()
+    else:
+        attestation.write_bytes(attestation.read_bytes()[:-5])
+    assert not clean(site, site.forget[:1])
+    assert clean(site, site.forget[1:])
+    (line,) = (s for s in Audits(site.home).summaries([run_id]))
+    assert (line.outcome, ATTESTATION in line.message) == ("damaged", True)
+    assert run_id in Audits(site.home).ids()
+    signed(site, "f" * 32, "unlearned", site.forget[:1], "2999-01-01T00:00:00+00:00")
+    assert clean(site, site.forget[:1])
+
+
+def test_an_audit_speaks_for_what_its_version_could_have_seen(tmp_path: Path) -> None:
+    """Before, a study of the person that only an older training used could never be purged."""
+    site = site_in(tmp_path, forget=3, retain=4, unseen=5)
+    one, *others = site.forget
+    one, two, three = (one, *(replace(c, person=one.person) for c in others))
+    site.publish(1, [one, three, *site.retain])
+    again = site.publish(2, [one, two, *site.retain])
+    site.publish(3, site.retain, parent=again, kind="unlearn")
+    found(site, 1, "unlearned", [one, two], 11)
+    assert clean(site, [one, two, three])
+    (request,) = site.mark([one])
+    forget_set = site.records.forget_set
+    forget_set.transition(request, "working", actor="test")
+    forget_set.transition(request, "fulfilled", actor="test", reached="unlearned")
+    for version in ("v0001", "v0002"):
+        site.registry.retire(version)
+    undo = Undo(site.home, site.records, MODEL, "test")
+    assert undo.would_purge(request)["destroyed"] == ["v0001", "v0002"]
+    places = undo.purge(request)["places"]
+    assert not [p for p in places if p["kind"] == "version"]
 
 
 def test_what_was_refused_after_a_pass_knows_the_study_again(site: Site) -> None:

@@ -71,10 +71,8 @@ class Choice:
         Of the candidate, as the ledger says.
     row
         Of the ledger, of the original's own training.
-    identifiers
-        Of the forgotten series, studies and persons, for the artefact sweep.
-    saw
-        SHA-256 of all weights that S shaped.
+    swept
+        Cases of the ledger that the artefact sweep looks for.
     changed
         Image and label digests of S in the ledger, by series.
     notes
@@ -94,8 +92,7 @@ class Choice:
     needed: Level
     provenance: Provenance
     row: LedgerRow
-    identifiers: frozenset[str]
-    saw: frozenset[str]
+    swept: tuple[LedgerCase, ...]
     changed: dict[str, tuple[str, str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     untaught: frozenset[str] = frozenset()
@@ -177,13 +174,6 @@ def divide(persons: Iterable[str], pseudonyms: Pseudonyms) -> tuple[set[str], se
         {p for patient in order[:count] for p in groups[patient]},
         {p for patient in order[count:] for p in groups[patient]},
     )
-
-
-def identifiers_of(cases: Sequence[LedgerCase]) -> frozenset[str]:
-    """Collect what file names may hold; a PatientID of few digits would be found in all."""
-    found = {c.series for c in cases} | {c.study for c in cases}
-    people = {split_person(c.person)[0] for c in cases}
-    return frozenset(found | {p for p in people if len(p) > 3})
 
 
 def seconds_of(row: LedgerRow) -> float:
@@ -305,12 +295,7 @@ def _sets(
         needed=level or highest([r.needed for r in requests] or ["unlearned"]),
         provenance=_provenance(records.ledger, after, seen_by_candidate, [*forgotten, *again]),
         row=_row_of(records.ledger, before),
-        identifiers=identifiers_of([*forgotten, *again]),
-        saw=frozenset(
-            sighting.version_sha256
-            for s in sorted(gone | {c.series for c in again})
-            for sighting in records.ledger.versions_that_saw(series=s)
-        ),
+        swept=(*forgotten, *again),
         changed={c.series: (c.image_digest, c.label_digest) for c in forgotten},
         notes=notes,
         untaught=untaught(records, before),

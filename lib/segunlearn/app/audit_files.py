@@ -16,7 +16,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +36,7 @@ from segunlearn.audit.attestation import (
 from segunlearn.audit.run import read_result
 from segunlearn.errors import IntegrityError, InvalidInputError, NotFoundError
 from segunlearn.records.durable import sync_folder, write_durably, write_json_durably
-from segunlearn.records.forget_states import Level, at_least
+from segunlearn.records.runs import Runs
 from segunlearn.records.versions import file_sha256
 
 RESULT: Final = "audit.json"
@@ -102,9 +102,9 @@ class Audits:
         if not self._root.is_dir():
             return []
         found = [
-            ((folder / ATTESTATION).stat().st_mtime_ns, folder.name)
+            (folder.stat().st_mtime_ns, folder.name)
             for folder in self._root.iterdir()
-            if _ID.fullmatch(folder.name) and (folder / ATTESTATION).is_file()
+            if _ID.fullmatch(folder.name) and folder.is_dir()
         ]
         return [name for _, name in sorted(found, reverse=True)]
 
@@ -129,7 +129,7 @@ class Audits:
             There is none of this id.
         """
         folder = self._root / audit_id
-        if not _ID.fullmatch(audit_id) or not (folder / ATTESTATION).is_file():
+        if not _ID.fullmatch(audit_id) or not folder.is_dir():
             raise NotFoundError(f"there is no audit {audit_id!r:.40}; list the audits first.")
         return folder
 
@@ -163,12 +163,14 @@ class Audits:
         return self._verified(self.folder(audit_id))
 
     @cached_property
-    def statements(self) -> list[dict[str, Any]]:
-        """Signed statements of all audits that can be believed, each verified once."""
-        found = []
-        for audit_id in self.ids():
-            with contextlib.suppress(IntegrityError, NotFoundError):
-                found.append(self.statement(audit_id))
+    def statements(self) -> dict[str, dict[str, Any] | None]:
+        """Signed statements of all audits, each verified once; None of one that is damaged."""
+        found: dict[str, dict[str, Any] | None] = {}
+        for audit_id in self.ids()[::-1]:
+            try:
+                found[audit_id] = self.statement(audit_id)
+            except (IntegrityError, NotFoundError):
+                found[audit_id] = None
         return found
 
     def _verified(self, folder: Path, *names: str) -> dict[str, Any]:
@@ -278,17 +280,27 @@ def verify_folder(
     return content
 
 
-def passed_without(audits: Audits, series: Collection[str], level: Level = "unlearned") -> set[str]:
-    """SHA-256 of candidates whose newest audit of these series (pseudonyms) found at least so."""
-    reached: dict[str, str] = {}
-    oldest_first = sorted(audits.statements[::-1], key=lambda c: str(c["predicate"]["created"]))
-    for content in oldest_first:
-        if set(series) <= set(content["predicate"]["forgotten"]):
-            found = content["predicate"]["verdict"]["reached"]
-            reached |= {
-                s["digest"]["sha256"]: found for s in content["subject"] if s["name"] == "candidate"
-            }
-    return {sha256 for sha256, found in reached.items() if at_least(found, level)}
+def levels_found(audits: Audits, runs: Runs) -> dict[tuple[str, str], str]:
+    """Level that the newest audit of a version found of a series: by SHA-256 and pseudonym.
+
+    A damaged audit found nothing; its run says of which version and series.
+    """
+    found: list[tuple[str, str, Iterable[str], str]] = []
+    for audit_id, content in audits.statements.items():
+        if content is None:
+            with contextlib.suppress(NotFoundError):
+                run = runs.get(audit_id)
+                about = run.parameters.get("candidate_sha256", ""), run.parameters.get("forget", ())
+                found.append((run.updated, *about, "none"))
+            continue
+        said, reached = content["predicate"], content["predicate"]["verdict"]["reached"]
+        found += [
+            (said["created"], s["digest"]["sha256"], said["forgotten"], reached)
+            for s in content["subject"]
+            if s["name"] == "candidate"
+        ]
+    found.sort(key=lambda one: one[0])
+    return {(sha256, name): reached for _, sha256, names, reached in found for name in names}
 
 
 def _summary_of(

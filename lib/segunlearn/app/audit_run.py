@@ -13,7 +13,7 @@ from torch import nn
 
 from segunlearn.app import checkpoints
 from segunlearn.app.audit_choice import Choice, choose, settings_of, views_of
-from segunlearn.app.audit_files import Audits, passed_without
+from segunlearn.app.audit_files import Audits
 from segunlearn.app.audit_order import QUICK_NOTE, QUICK_PEOPLE, Order
 from segunlearn.app.audit_references import (
     References,
@@ -24,13 +24,14 @@ from segunlearn.app.audit_references import (
 from segunlearn.app.audit_studies import MOST_PEOPLE, sets_of
 from segunlearn.app.locks import audit_lock
 from segunlearn.app.options import Home
+from segunlearn.app.places import places_of
 from segunlearn.app.records import Records
 from segunlearn.app.watched_run import WatchedRun
 from segunlearn.audit.notes import advice
 from segunlearn.audit.report import html_report, middle_slices
 from segunlearn.audit.run import AuditResult, run_audit
 from segunlearn.audit.sets import AuditSets
-from segunlearn.audit.sweep import sweep
+from segunlearn.audit.sweep import Place
 from segunlearn.cases import Case
 from segunlearn.dicom.identifiers import Pseudonyms
 from segunlearn.errors import (
@@ -229,17 +230,12 @@ class AuditRun(WatchedRun):
 
     def _places(
         self, choice: Choice, result: AuditResult, pseudonyms: Pseudonyms
-    ) -> tuple[Any, ...]:
+    ) -> tuple[Place, ...]:
         """Sweep the home; the candidate is without S only if this very audit says so."""
-        series = {pseudonyms.of(c.series) for c in choice.forget}
-        without = passed_without(Audits(self.home), series)
-        without |= {d for n, d in result.digests.items() if n.startswith("reference")}
-        without.discard(choice.candidate.sha256)
-        if result.verdict.reached in ("unlearned", "retrained"):
-            without.add(choice.candidate.sha256)
-        return tuple(
-            sweep(self.home.root, choice.identifiers, choice.saw, pseudonyms, without=without)
-        )
+        after, reached = choice.candidate.sha256, result.verdict.reached
+        measured = {(after, pseudonyms.of(c.series)): reached for c in choice.forget}
+        references = {d for n, d in result.digests.items() if n.startswith("reference")}
+        return tuple(places_of(self.records, choice.swept, measured=measured, without=references))
 
     def _pictures(
         self,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
-from segunlearn.app.audit_files import Audits, passed_without
+from segunlearn.app.audit_files import Audits, levels_found
 from segunlearn.app.audit_targets import TAUGHT, People
 from segunlearn.app.records import Records
 from segunlearn.app.structures import versions_that_know_structure
@@ -24,13 +24,15 @@ def versions_that_know(
     registry: VersionRegistry,
     series: Collection[str],
     level: Level = "unlearned",
+    *,
+    hides: bool = False,
 ) -> list[VersionInfo]:
     """Versions of a model, candidates aside, whose weights hold what some series taught.
 
-    A version knows a series when its own run was taught by it, or when its parent knows it. A
-    version that the newest audit of these very series found to have reached the level knows none
-    of them, and so do its descendants. One that the ledger does not know is counted as
-    knowing all: nobody can say.
+    A version knows a series when its own run was taught by it, or when its parent knows it; but
+    not when the newest audit of the version that was about this series found the level to be
+    reached, and then its descendants do not, either. One that the ledger does not know is counted
+    as knowing all: nobody can say.
 
     Parameters
     ----------
@@ -40,24 +42,30 @@ def versions_that_know(
         As the ledger names them; without any nobody knows them.
     level
         ``"retrained"``: being measured as unlearned is not enough.
+    hides
+        Without those that an audit found to hide what they know.
     """
     wanted = frozenset(series)
     if not wanted:
         return []
-    clean = passed_without(audits, pseudonyms_of(records, wanted), level)
+    found, names = levels_found(audits, records.runs), {s: records.pseudonyms.of(s) for s in wanted}
     versions = [v for v in registry.versions() if v.state != "candidate"]
     by_digest = {v.sha256: v for v in versions}
-    known: dict[str, bool] = {}
+    known: dict[str, frozenset[str]] = {}
 
-    def knows(sha256: str) -> bool:
-        if sha256 in clean:
-            return False
+    def without(sha256: str, least: Level) -> set[str]:
+        levels = {s: found.get((sha256, name), "none") for s, name in names.items()}
+        return {s for s, reached in levels.items() if at_least(reached, least)}
+
+    def known_by(sha256: str) -> frozenset[str]:
         if sha256 not in known:
-            known[sha256] = True  # also ends a circle, which a damaged manifest could make
-            known[sha256] = _taught(records, by_digest.get(sha256), sha256, wanted, knows)
+            known[sha256] = wanted  # also ends a circle, which a damaged manifest could make
+            taught = _taught(records, by_digest.get(sha256), sha256, wanted, known_by)
+            known[sha256] = taught - without(sha256, level)
         return known[sha256]
 
-    return [v for v in versions if knows(v.sha256)]
+    hidden: Level = "hidden" if hides else level
+    return [v for v in versions if known_by(v.sha256) - without(v.sha256, hidden)]
 
 
 def show_what_was_forgotten(
@@ -126,9 +134,7 @@ def versions_that_know_target(
             return []
         return versions_that_know_structure(records, registry, target.id)
     series = {case.series for case in ledger_cases(records.ledger, request)}
-    hiding = passed_without(audits, pseudonyms_of(records, series), "hidden") if hides else ()
-    found = versions_that_know(audits, records, registry, series)
-    return [v for v in found if v.sha256 not in hiding]
+    return versions_that_know(audits, records, registry, series, hides=hides)
 
 
 def known_in(
@@ -184,12 +190,6 @@ def is_of(request: ForgetRequest, case: LedgerCase) -> bool:
     return bool(getattr(case, target.kind) == target.id)
 
 
-def pseudonyms_of(records: Records, series: Collection[str]) -> frozenset[str]:
-    """Names of series in audits."""
-    pseudonyms = records.pseudonyms
-    return frozenset(pseudonyms.of(s) for s in series)
-
-
 def _taught_any(records: Records, versions: Sequence[VersionInfo]) -> list[LedgerCase] | None:
     """Cases that shaped versions or their ancestors; None when the ledger does not know one."""
     try:
@@ -204,16 +204,17 @@ def _taught(
     info: VersionInfo | None,
     sha256: str,
     wanted: frozenset[str],
-    knows: object,
-) -> bool:
+    known_by: Callable[[str], frozenset[str]],
+) -> frozenset[str]:
+    parents: frozenset[str] = frozenset()
     try:
         if info is None:  # a parent that is not in the registry any more
             cases = records.ledger.lineage_cases(sha256)
-            return any(c.series in wanted for c in cases if c.role in TAUGHT)
-        row = records.ledger.row(info.run_id)
+        else:
+            row = records.ledger.row(info.run_id)
+            cases = records.ledger.cases_of(row.run_id)
+            if row.parent_sha256 is not None:
+                parents = known_by(row.parent_sha256)
     except NotFoundError:
-        return True
-    if any(c.series in wanted for c in records.ledger.cases_of(row.run_id) if c.role in TAUGHT):
-        return True
-    assert callable(knows)
-    return row.parent_sha256 is not None and bool(knows(row.parent_sha256))
+        return wanted
+    return parents | wanted.intersection(c.series for c in cases if c.role in TAUGHT)

@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from segunlearn.app.audit_choice import identifiers_of
-from segunlearn.app.audit_files import Audits, passed_without
+from segunlearn.app.audit_files import Audits
 from segunlearn.app.locks import training_lock
 from segunlearn.app.options import Home
+from segunlearn.app.places import places_of
 from segunlearn.app.records import Records
 from segunlearn.app.unlearn_finish import RESTORED, Finisher, registry_active
 from segunlearn.app.unlearn_journal import Journal
-from segunlearn.app.unlearn_reach import known_in, ledger_cases, pseudonyms_of
+from segunlearn.app.unlearn_reach import known_in, ledger_cases
 from segunlearn.app.unlearn_restore import Restore, fulfilled, restore_of
 from segunlearn.app.unlearn_settle import settle
-from segunlearn.audit.sweep import Place, sweep
 from segunlearn.errors import ConflictError
 from segunlearn.records.forget_requests import ForgetRequest
 from segunlearn.records.forget_states import at_least
@@ -124,10 +123,11 @@ class Undo:
             Finisher(self.home, self.records).finish(journal)
             self.records.runs.finish(run_id, "done", f"{len(retire)} versions destroyed")
         cases = ledger_cases(self.records.ledger, request)
+        places = places_of(self.records, cases) if cases else []
         return {
             "destroyed": list(destroyed),
             "requests": list(others),
-            "places": [p.to_json() for p in self._open_places(cases)] if cases else [],
+            "places": [p.to_json() for p in places if p.state == "open"],
         }
 
     def would_purge(self, request_id: str) -> dict[str, Any]:
@@ -198,18 +198,6 @@ class Undo:
             for model, v in known_in(Audits(self.home), self.records, request)
             if model != self.model and (v.weights_state == "here" or (model, v.version) in held)
         ]
-
-    def _open_places(self, cases: Any) -> list[Place]:
-        pseudonyms = self.records.pseudonyms
-        series = frozenset(c.series for c in cases)
-        without = passed_without(Audits(self.home), pseudonyms_of(self.records, series))
-        saw = {
-            s.version_sha256 for c in cases for s in self.records.ledger.versions_that_saw(
-                series=c.series
-            )
-        }  # fmt: skip
-        places = sweep(self.home.root, identifiers_of(cases), saw, pseudonyms, without=without)
-        return [p for p in places if p.state == "open"]
 
     def _start(self, kind: str, requests: tuple[str, ...], version: str) -> str:
         return self.records.runs.start(
