@@ -239,6 +239,22 @@ def test_a_changed_audit_is_not_shown(audited: Audited, tmp_path: Path, shell: S
     assert "damaged" in out
 
 
+def test_an_audit_in_the_place_of_another_is_not_shown(
+    audited: Audited, tmp_path: Path, shell: Shell
+) -> None:
+    """Whoever may write the folder could make a refused audit look passed, without any key."""
+    home = replace(audited.site.home, root=tmp_path)
+    refused = "0" * 32
+    shutil.copytree(audited.folder, home.audits / refused)
+    shutil.copy(Audits(audited.site.home).public_key, Audits(home).public_key)
+    with pytest.raises(IntegrityError, match=f"of the audit {audited.audit_id}.*{refused}"):
+        Audits(home).report(refused)
+    for word in ("show", "verify"):
+        code, out, err = shell(word, refused, "--home", tmp_path)
+        assert (code, out) == (2, "")
+        assert audited.audit_id in err
+
+
 @pytest.fixture
 def server(audited: Audited) -> FastAPI:
     server = FastAPI()

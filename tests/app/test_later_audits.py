@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,12 +43,14 @@ def found(site: Site, number: int, reached: str, about: list[Case], hour: int) -
 
 def signed(site: Site, audit_id: str, reached: str, about: list[Case], created: str) -> Path:
     result = {
+        "format": 1,
         "created": created,
+        "about": {"audit_id": audit_id},
         "verdict": {"reached": reached},
         "digests": {"candidate": served(site).sha256},
         "figures": {"original": {"forget": [{"series": n} for n in names_of(site, about)]}},
     }
-    others = ("format", "findings", "void", "notes", "not_proved", "sets", "provenance")
+    others = ("findings", "void", "notes", "not_proved", "sets", "provenance")
     others += ("settings", "versions")
     return Audits(site.home).write(audit_id, dict.fromkeys(others) | result, "report")
 
@@ -83,7 +86,7 @@ def test_two_audits_of_a_person_each_pass_for_both(site: Site) -> None:
     assert clean(site, site.forget)
 
 
-@pytest.mark.parametrize("damage", ["changed", "gone"])
+@pytest.mark.parametrize("damage", ["changed", "gone", "another's"])
 def test_a_damaged_audit_found_nothing(site: Site, damage: str) -> None:
     """Before, it was passed over, and the pass that it had taken back counted again."""
     found(site, 1, "unlearned", site.forget, 11)
@@ -95,12 +98,15 @@ def test_a_damaged_audit_found_nothing(site: Site, damage: str) -> None:
     assert not clean(site, site.forget[:1])
     if damage == "gone":
         attestation.unlink()
+    elif damage == "another's":
+        shutil.copytree(site.home.audits / f"{1:032x}", attestation.parent, dirs_exist_ok=True)
     else:
         attestation.write_bytes(attestation.read_bytes()[:-5])
     assert not clean(site, site.forget[:1])
     assert clean(site, site.forget[1:])
     (line,) = (s for s in Audits(site.home).summaries([run_id]))
-    assert (line.outcome, ATTESTATION in line.message) == ("damaged", True)
+    assert line.outcome == "damaged"
+    assert (f"{1:032x}" if damage == "another's" else ATTESTATION) in line.message
     assert run_id in Audits(site.home).ids()
     signed(site, "f" * 32, "unlearned", site.forget[:1], "2999-01-01T00:00:00+00:00")
     assert clean(site, site.forget[:1])

@@ -143,24 +143,28 @@ class Audits:
         IntegrityError
             It is not as it was signed.
         """
-        return self._read(audit_id, RESULT)
+        return self._read(audit_id)[1]
 
     def report(self, audit_id: str) -> tuple[dict[str, Any], bytes]:
         """Read result and HTML report of an audit, verified together; errors as for :meth:`get`."""
-        result = self._read(audit_id, RESULT, REPORT)
+        _, result = self._read(audit_id, REPORT)
         return result, (self.folder(audit_id) / REPORT).read_bytes()
 
-    def _read(self, audit_id: str, *names: str) -> dict[str, Any]:
+    def _read(self, audit_id: str, *names: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Verify an audit; returns its signed statement and its result."""
         folder = self.folder(audit_id)
-        self._verified(folder, *names)
+        artefacts = {name: folder / name for name in (RESULT, *names)}
+        content = verify_folder(folder, public_key=self.public_key, artefacts=artefacts)
         result = read_result(folder / RESULT)
-        if not isinstance(result.get("about"), dict):
+        about = result.get("about")
+        if not isinstance(about, dict):
             raise IntegrityError(f"{RESULT}: does not say what was audited.")
-        return result
-
-    def statement(self, audit_id: str) -> dict[str, Any]:
-        """Signed statement of an audit; errors as for :meth:`get`."""
-        return self._verified(self.folder(audit_id))
+        if about.get("audit_id") != audit_id:
+            raise IntegrityError(
+                f"{RESULT}: is of the audit {about.get('audit_id')}, whose files were put in the "
+                f"place of {audit_id}. Bring that folder back from a backup, or audit again."
+            )
+        return content, result
 
     @cached_property
     def statements(self) -> dict[str, dict[str, Any] | None]:
@@ -168,15 +172,10 @@ class Audits:
         found: dict[str, dict[str, Any] | None] = {}
         for audit_id in self.ids()[::-1]:
             try:
-                found[audit_id] = self.statement(audit_id)
+                found[audit_id] = self._read(audit_id)[0]
             except (IntegrityError, NotFoundError):
                 found[audit_id] = None
         return found
-
-    def _verified(self, folder: Path, *names: str) -> dict[str, Any]:
-        return verify_folder(
-            folder, public_key=self.public_key, artefacts={n: folder / n for n in names}
-        )
 
     def write(self, audit_id: str, result: Mapping[str, Any], report: str) -> Path:
         """Sign an audit and let it appear by one rename.
