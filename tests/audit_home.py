@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -105,8 +105,13 @@ class Site:
         without: tuple[str, ...] = (),
         role: str = "train",
         hides: bool = False,
+        images: Mapping[str, str] | None = None,
     ) -> VersionInfo:
-        """Publish random weights, and a ledger row that says they were trained on cases."""
+        """Publish random weights, and a ledger row that says they were trained on cases.
+
+        ``images``: digests by series.
+        """
+        digests = images or {}
         weights = self.home.scratch() / f"{seed}.safetensors"
         sha256 = save_weights(build_network(config, seed), weights)
         run_id = f"{seed:032x}"
@@ -118,7 +123,10 @@ class Site:
                     model=self.model,
                     version_sha256=sha256,
                     parent_sha256=parent.sha256 if parent else None,
-                    cases=[LedgerCase(c.series, c.study, c.person, role) for c in cases],
+                    cases=[
+                        LedgerCase(c.series, c.study, c.person, role, digests.get(c.series, ""))
+                        for c in cases
+                    ],
                     parameters={
                         "settings": dataclasses.replace(
                             BY_HEART, epochs=1, without=without

@@ -164,6 +164,28 @@ def test_a_candidate_that_used_another_study_of_the_person_is_not_exact(site: Si
     assert any("were not to be forgotten" in note for note in study.notes)
 
 
+@pytest.mark.parametrize("again", [True, False])
+def test_a_candidate_that_used_the_image_under_another_name_is_not_exact(
+    site: Site, again: bool
+) -> None:
+    """As a research export has it: the ledger knows the image, and no identifier says so."""
+    one, two = site.forget
+    copy = replace(site.retain[0], series="exported", study="exported", person="ANON17")
+    images = {one.series: "1" * 64, two.series: "2" * 64, copy.series: "1" * 64}
+    everybody = [one, two, copy, *site.retain]
+    before = site.publish(3, everybody, images=images)
+    # a training writes down all digests, an unlearning those of the forgotten
+    site.publish(4, [copy, *site.retain], images=images if again else None)
+    named = {name: Targets(series=(c.series,)) for name, c in (("one", one), ("two", two))}
+    choice = chosen(site, original=before.version, targets=named["one"])
+    assert not choice.provenance.exact
+    assert any("trained on 1 image(s) that are those to be forgotten" in n for n in choice.notes)
+    assert not any("exported" in n for n in choice.notes)
+    choice = chosen(site, original=before.version, targets=named["two"])
+    assert choice.provenance.exact
+    assert not any("those to be forgotten" in n for n in choice.notes)
+
+
 def test_nothing_is_audited_where_the_candidate_used_the_only_person_again(tmp_path: Path) -> None:
     site = site_in(tmp_path, forget=1, retain=4, unseen=5)
     site.publish(1, [*site.forget, *site.retain])

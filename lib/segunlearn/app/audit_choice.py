@@ -253,6 +253,7 @@ def _sets(
         )
     gone = {c.series for c in forgotten}
     again = [c for c in cases_of(named, seen_by_candidate) if c.series not in gone]
+    copies = _copies([*forgotten, *again], lineage, seen_by_candidate)
     s_people = People(c.person for c in forgotten)
     forget = tuple(labelled[s] for s in sorted(gone))
     others = [c for c in labelled.values() if c.series not in gone and c.person not in s_people]
@@ -281,7 +282,7 @@ def _sets(
             )
         )
     notes = _notes(
-        lineage, labelled, len(others) - len(free), gone, s_people, seen_by_candidate, again
+        lineage, labelled, len(others) - len(free), gone, s_people, seen_by_candidate, again, copies
     )
     return Choice(
         candidate=after,
@@ -293,13 +294,27 @@ def _sets(
         test=tuple(c for c in unseen if c.person in test),
         requests=requests,
         needed=level or highest([r.needed for r in requests] or ["unlearned"]),
-        provenance=_provenance(records.ledger, after, seen_by_candidate, [*forgotten, *again]),
+        provenance=_provenance(
+            records.ledger, after, seen_by_candidate, [*forgotten, *again, *copies]
+        ),
         row=_row_of(records.ledger, before),
         swept=(*forgotten, *again),
         changed={c.series: (c.image_digest, c.label_digest) for c in forgotten},
         notes=notes,
         untaught=untaught(records, before),
     )
+
+
+def _copies(
+    forgotten: Sequence[LedgerCase],
+    lineage: Sequence[LedgerCase],
+    seen_by_candidate: Sequence[LedgerCase],
+) -> list[LedgerCase]:
+    """Cases that the candidate saw under another name: the ledger has their image as one of S."""
+    gone, recorded = {c.series for c in forgotten}, [*forgotten, *lineage, *seen_by_candidate]
+    images = {c.image_digest for c in recorded if c.series in gone} - {""}
+    names = {c.series for c in recorded if c.image_digest in images} - gone
+    return [c for c in seen_by_candidate if c.series in names]
 
 
 def _row_of(ledger: Ledger, info: VersionInfo) -> LedgerRow:
@@ -350,6 +365,7 @@ def _notes(
     s_people: People,
     seen_by_candidate: Sequence[LedgerCase],
     again: Sequence[LedgerCase],
+    copies: Sequence[LedgerCase],
 ) -> tuple[str, ...]:
     notes = []
     taught = {c.series: c.person for c in lineage if c.role in TAUGHT}
@@ -366,6 +382,11 @@ def _notes(
             f"The model was itself trained on {len(taught_again)} other series that were to be "
             "forgotten too, and that the version before had not seen: what it knows of them was "
             "not measured, and it cannot be called retrained."
+        )
+    if copies:
+        notes.append(
+            f"The model was trained on {len({c.series for c in copies})} image(s) that are those "
+            "to be forgotten under another name: it cannot be called retrained."
         )
     still = {c.series for c in seen_by_candidate if c.role in TAUGHT} - gone - taught_again
     more = [c for c in seen_by_candidate if c.series in still and c.person in s_people]
