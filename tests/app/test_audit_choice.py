@@ -164,6 +164,33 @@ def test_a_candidate_that_used_another_study_of_the_person_is_not_exact(site: Si
     assert any("were not to be forgotten" in note for note in study.notes)
 
 
+@pytest.mark.parametrize("by", ["request", "patient"])
+def test_the_sweep_looks_for_what_other_versions_saw_of_a_patient(site: Site, by: str) -> None:
+    """The original saw one study; what another training, or another model, saw was not open."""
+    one = site.forget[0]
+    seldom, other = (replace(one, series=name, study=name) for name in ("seldom", "elsewhere"))
+    site.publish(3, [seldom, *site.retain])
+    replace(site, model="other").publish(4, [other])
+    (site.home.root / "labels").mkdir()
+    (site.home.root / "labels" / "seldom.nii.gz").write_bytes(b"voxels")
+    (request,) = (
+        r
+        for r in chosen(site, original="v0001", candidate="v0002").requests
+        if r.target.id == one.person
+    )
+    targets = Targets(requests=(request.request_id,))
+    if by == "patient":
+        targets = Targets(patients=(one.person,))
+    choice = chosen(site, candidate="v0002", original="v0001", targets=targets)
+    assert series(choice.forget) == {one.series}
+    places = places_of(site.records, choice.swept)
+    found = {p.where for p in places if p.state == "open" and p.kind in ("version", "label")}
+    assert found == {
+        "models/tiny/versions/v0001", "models/tiny/versions/v0003",
+        "models/other/versions/v0001", f"labels/{site.records.pseudonyms.of('seldom')}.nii.gz",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("again", [True, False])
 def test_a_candidate_that_used_the_image_under_another_name_is_not_exact(
     site: Site, again: bool

@@ -21,6 +21,7 @@ from segunlearn.app.audit_targets import (
     cases_of,
     find_original,
     lineage_of,
+    taught_cases,
     version_of,
 )
 from segunlearn.app.records import Records
@@ -72,7 +73,7 @@ class Choice:
     row
         Of the ledger, of the original's own training.
     swept
-        Cases of the ledger that the artefact sweep looks for.
+        Cases that the artefact sweep looks for: what any version of any model saw of S's targets.
     changed
         Image and label digests of S in the ledger, by series.
     notes
@@ -253,7 +254,8 @@ def _sets(
         )
     gone = {c.series for c in forgotten}
     again = [c for c in cases_of(named, seen_by_candidate) if c.series not in gone]
-    copies = _copies([*forgotten, *again], lineage, seen_by_candidate)
+    whole = [*forgotten, *again, *taught_cases(records.ledger, named)]
+    copies = _copies(whole, lineage, seen_by_candidate)
     s_people = People(c.person for c in forgotten)
     forget = tuple(labelled[s] for s in sorted(gone))
     others = [c for c in labelled.values() if c.series not in gone and c.person not in s_people]
@@ -294,11 +296,9 @@ def _sets(
         test=tuple(c for c in unseen if c.person in test),
         requests=requests,
         needed=level or highest([r.needed for r in requests] or ["unlearned"]),
-        provenance=_provenance(
-            records.ledger, after, seen_by_candidate, [*forgotten, *again, *copies]
-        ),
+        provenance=_provenance(records.ledger, after, seen_by_candidate, [*whole, *copies]),
         row=_row_of(records.ledger, before),
-        swept=(*forgotten, *again),
+        swept=tuple(whole),
         changed={c.series: (c.image_digest, c.label_digest) for c in forgotten},
         notes=notes,
         untaught=untaught(records, before),

@@ -160,7 +160,7 @@ def _forgotten(
     taught = [c for c in lineage if c.role in TAUGHT]
     if not targets:
         return _of_decided(records, before, after, taught)
-    named: list[Named] = [_name_of(r) for r in requests]
+    named: list[Named] = [name_of(r) for r in requests]
     named += [("study", t) for t in targets.studies] + [("series", t) for t in targets.series]
     named += [("patient", t) for t in targets.patients]
     found: dict[str, LedgerCase] = {}
@@ -188,8 +188,8 @@ def _of_decided(
     for request in _all_decided(records):
         if request.target.kind == "structure":
             continue
-        cases = cases_of([_name_of(request)], taught)
-        if cases and cases_of([_name_of(request)], own):
+        cases = cases_of([name_of(request)], taught)
+        if cases and cases_of([name_of(request)], own):
             used_again += 1
         elif cases:
             found |= {c.series: c for c in cases}
@@ -202,7 +202,7 @@ def _of_decided(
             f"{why}: there is nothing to audit. Approve a request, unlearn or train without the "
             "studies, or name studies, series or patients."
         )
-    return list(found.values()), tuple(used), [_name_of(r) for r in used]
+    return list(found.values()), tuple(used), [name_of(r) for r in used]
 
 
 def _all_decided(records: Records) -> Iterable[ForgetRequest]:
@@ -212,7 +212,14 @@ def _all_decided(records: Records) -> Iterable[ForgetRequest]:
         offset += len(page)
 
 
-def _name_of(request: ForgetRequest) -> Named:
+def name_of(request: ForgetRequest) -> Named:
+    """Kind and identifier of a request's target.
+
+    Raises
+    ------
+    InvalidInputError
+        It is about a structure.
+    """
     target = request.target
     if target.kind == "structure":
         raise InvalidInputError(
@@ -221,6 +228,21 @@ def _name_of(request: ForgetRequest) -> Named:
         )
     text = person_name(target.id, target.issuer) if target.kind == "patient" else target.id
     return target.kind, text
+
+
+def taught_cases(ledger: Ledger, named: Sequence[Named]) -> list[LedgerCase]:
+    """Cases of some targets that taught a version of any model; each series once."""
+    versions: dict[str, None] = {}
+    for kind, target in named:
+        by = {"patient": "person"}.get(kind, kind)
+        # an ancestor that read it is among the sightings itself
+        sightings = (s for s in ledger.versions_that_saw(**{by: target}) if s.direct)
+        versions |= {s.version_sha256: None for s in sightings}
+    found: dict[str, LedgerCase] = {}
+    for sha256 in versions:
+        taught = [c for c in ledger.lineage_cases(sha256) if c.role in TAUGHT]
+        found = {c.series: c for c in cases_of(named, taught)} | found
+    return list(found.values())
 
 
 def cases_of(named: Sequence[Named], cases: Sequence[LedgerCase]) -> list[LedgerCase]:

@@ -8,13 +8,19 @@ from typing import Final
 
 from segunlearn.app.audit_choice import Choice, choose
 from segunlearn.app.audit_files import Audits
-from segunlearn.app.audit_targets import TAUGHT, Targets, lineage_of, version_of
+from segunlearn.app.audit_targets import (
+    TAUGHT,
+    Targets,
+    cases_of,
+    lineage_of,
+    name_of,
+    version_of,
+)
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.app.structures import versions_that_know_structure
 from segunlearn.app.unlearn_order import UnlearnOrder
 from segunlearn.app.unlearn_reach import (
-    is_of,
     ledger_cases,
     models_that_know,
     show_what_was_forgotten,
@@ -212,7 +218,7 @@ def _unmeasured(
     trained = {c.series for c in taught if c.role != ROLE}
     found = []
     for request in requests:
-        series = {c.series for c in taught if is_of(request, c)}
+        series = {c.series for c in cases_of([name_of(request)], taught)}
         # none: it was replayed to a later version, which only hides and is not unlearned from
         if not series or series - trained - labelled:
             found.append(request)

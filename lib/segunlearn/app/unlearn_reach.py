@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from segunlearn.app.audit_files import Audits, levels_found
-from segunlearn.app.audit_targets import TAUGHT, People
+from segunlearn.app.audit_targets import TAUGHT, cases_of, name_of, taught_cases
 from segunlearn.app.records import Records
 from segunlearn.app.structures import versions_that_know_structure
 from segunlearn.errors import NotFoundError
 from segunlearn.records.forget_requests import ForgetRequest
 from segunlearn.records.forget_states import LIVE, Level, at_least
 from segunlearn.records.ledger import Ledger, LedgerCase
-from segunlearn.records.targets import person_name
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 
 _PAGE = 500
@@ -101,7 +100,7 @@ def show_what_was_forgotten(
             if request.reached == "none":
                 continue
             if request.target.kind != "structure" and (
-                taught is not None and not any(is_of(request, case) for case in taught)
+                taught is not None and not cases_of([name_of(request)], taught)
             ):
                 continue
             hides = request.reached == "hidden" and not hidden
@@ -167,27 +166,9 @@ def ledger_cases(ledger: Ledger, request: ForgetRequest) -> list[LedgerCase]:
 
     There are none of a structure: the labels of a training taught it, not a case.
     """
-    target = request.target
-    if target.kind == "structure":
+    if request.target.kind == "structure":
         return []
-    name = person_name(target.id, target.issuer) if target.kind == "patient" else target.id
-    by = {"patient": "person"}.get(target.kind, target.kind)
-    found: dict[str, LedgerCase] = {}
-    for sighting in ledger.versions_that_saw(**{by: name}):
-        if not sighting.direct:
-            continue  # an ancestor read it, and is among the sightings itself
-        for case in ledger.lineage_cases(sighting.version_sha256):
-            if case.role in TAUGHT and is_of(request, case):
-                found.setdefault(case.series, case)
-    return list(found.values())
-
-
-def is_of(request: ForgetRequest, case: LedgerCase) -> bool:
-    """Whether a case belongs to a request's target."""
-    target = request.target
-    if target.kind == "patient":
-        return case.person in People([person_name(target.id, target.issuer)])
-    return bool(getattr(case, target.kind) == target.id)
+    return taught_cases(ledger, [name_of(request)])
 
 
 def _taught_any(records: Records, versions: Sequence[VersionInfo]) -> list[LedgerCase] | None:
