@@ -344,6 +344,44 @@ def test_issuers_that_may_be_one_are_one(forget_set: ForgetSet) -> None:
     assert not forget_set.mark("patient", "7^^^North", "quality", actor="x")[1]
 
 
+def test_a_patients_mark_holds_when_the_archive_changes_the_patients_number(
+    forget_set: ForgetSet, store: Store
+) -> None:
+    recorded = [("1.1", "1", "A", "train"), ("2.1", "2", "B", "train")]
+    Ledger(store).append(ledger_entry(1, cases=recorded))
+    request = mark(forget_set, "patient", "A")
+    moved = [
+        case("1.1", "1", "9"),  # merged into another patient
+        case("1.2", "1", "9"),  # a new series of a study that was
+        case("1.1 ", "7", "9"),  # and its study, too
+    ]
+    other = [case("2.1", "2", "9"), case("3.1", "3", "9")]
+    kept, excluded = forget_set.exclude([*moved, *other])
+    assert kept == other
+    assert excluded == [(c, request.request_id) for c in moved]
+    assert forget_set.exclude(moved, besides=[request.request_id])[0] == moved
+    status = forget_set.status(
+        studies=[Subject(study="1", person="9"), Subject(study="3", person="9")],
+        series=[Subject("1.1", "7", "9"), Subject("2.1", "2", "9")],
+    )
+    assert {uid for uid, s in status.items() if s.marked} == {"1", "1.1"}
+    assert [c.request_id for c in status["1.1"].covers] == [request.request_id]
+
+
+def test_either_of_two_recorded_persons_is_enough(forget_set: ForgetSet, store: Store) -> None:
+    ledger = Ledger(store)
+    for number, person in enumerate(("A^^^North", "B", "A"), 1):
+        ledger.append(ledger_entry(number, cases=[("1.1", "1", person, "train")]))
+    images = [case("1.1", "1", person) for person in ("A", "B", "C")]
+    for person in ("A", "B"):
+        request = mark(forget_set, "patient", person)
+        assert forget_set.exclude(images)[1] == [(c, request.request_id) for c in images]
+        covers = forget_set.status(series=[Subject("1.1", "1", "A")])["1.1"].covers
+        assert [c.request_id for c in covers] == [request.request_id], "told once"
+        forget_set.withdraw(request.request_id, actor="anna")
+    assert forget_set.exclude(images)[0] == images
+
+
 def test_a_series_whose_study_is_marked_says_so(forget_set: ForgetSet, store: Store) -> None:
     patient = mark(forget_set, "patient", "P1")
     study = mark(forget_set, "study", STUDY, person="P1")

@@ -48,12 +48,15 @@ def covering(
 ) -> list[list[AnyRow]]:
     """Open requests that cover each subject, the nearest first: series, study, patient.
 
+    A subject is of the person given and of those that training runs recorded for its series or
+    study: no mark is lost when an archive changes a PatientID.
+
     Parameters
     ----------
     store, connection
         An open connection of the store.
     subjects
-        Any number; three statements answer for all of them.
+        Any number; five statements answer for all of them.
     proposals
         Also list proposals; without, only requests that keep the subject out of training.
     """
@@ -69,20 +72,25 @@ def covering(
         for kind, value in zip(wanted, key[:3], strict=True):
             if value:
                 wanted[kind].add(value)
+    recorded = [
+        _recorded(store, connection, "series", wanted["series"]),
+        _recorded(store, connection, "study", wanted["study"]),
+    ]
+    wanted["patient"].update(r.person_id for by in recorded for rows in by.values() for r in rows)
     found = {
         kind: _open_requests(store, connection, kind, values, proposals)
         for kind, values in wanted.items()
     }
     if not any(found.values()):
         return [[] for _ in keys]
-    return [
-        [
-            *found["series"].get(series, ()),
-            *found["study"].get(study, ()),
-            *(r for r in found["patient"].get(patient, ()) if same_issuer(r.issuer, issuer)),
-        ]
-        for series, study, patient, issuer in keys
-    ]
+    covers = []
+    for series, study, *own in keys:
+        known = [*recorded[0].get(series, ()), *recorded[1].get(study, ())]
+        rows = [*found["series"].get(series, ()), *found["study"].get(study, ())]
+        for patient, issuer in [own, *((r.person_id, r.person_issuer) for r in known)]:
+            rows += (r for r in found["patient"].get(patient, ()) if same_issuer(r.issuer, issuer))
+        covers.append(list({r.id: r for r in rows}.values()))
+    return covers
 
 
 def _open_requests(
@@ -117,9 +125,10 @@ def with_known_parents(
     by_study = _recorded(store, connection, "study", {s.study for s in lacking if s.study})
     result = []
     for subject in subjects:
-        known = by_series.get(subject.series) or by_study.get(subject.study)
-        if known is not None and not subject.person:
-            subject = Subject(subject.series, subject.study or known[0], known[1])
+        known = [*by_study.get(subject.study, ()), *by_series.get(subject.series, ())]
+        if known and not subject.person:
+            _, study, *person = known[-1]
+            subject = Subject(subject.series, subject.study or study, person_name(*person))
         result.append(subject)
     return result
 
@@ -165,16 +174,13 @@ def _series_marked(store: Store, connection: Connection, studies: set[str]) -> d
 
 def _recorded(
     store: Store, connection: Connection, column: str, values: set[str]
-) -> dict[str, tuple[str, str]]:
+) -> dict[str, list[AnyRow]]:
+    """Look up study and person of series or studies, as often as training runs recorded others."""
     if not values:
         return {}
-    query = select(
-        LEDGER_CASE.c[column].label("key"),
-        LEDGER_CASE.c.study,
-        LEDGER_CASE.c.person_id,
-        LEDGER_CASE.c.person_issuer,
-    ).where(store.among(LEDGER_CASE.c[column], sorted(values)))
-    return {
-        row.key: (row.study, person_name(row.person_id, row.person_issuer))
-        for row in connection.execute(query)
-    }
+    case, found = LEDGER_CASE.c, defaultdict[str, list[AnyRow]](list)
+    query = select(case[column].label("key"), case.study, case.person_id, case.person_issuer)
+    query = query.where(store.among(case[column], sorted(values))).distinct()
+    for row in connection.execute(query):
+        found[row.key].append(row)
+    return found
