@@ -89,7 +89,7 @@ def test_there_and_back(home: Home, copy: Path, tmp_path: Path) -> None:
 def test_what_is_left_out(copy: Path) -> None:
     names = {p.relative_to(copy / "home").parts[0] for p in (copy / "home").rglob("*")}
     assert names == {
-        "labels", "ledger.head", "models", "segunlearn.db", "site.key",
+        "labels", "ledger.head", "models", "segunlearn.db", "site.key", "trail.head",
     } - ({"ledger.head"} - {p.name for p in (copy / "home").iterdir()})  # fmt: skip
     assert b"pixels" not in b"".join(p.read_bytes() for p in copy.rglob("*") if p.is_file())
 

@@ -478,6 +478,15 @@ def test_an_old_copy_of_the_database_needs_a_witness(store: Store, tmp_path: Pat
         d=old,
     )
     assert [(f.kind, f.number) for f in ledger.verify()] == [("truncated", 5)]
+    for number in range(7, 11):
+        ledger.append(ledger_entry(number))
+    assert ledger.head().rows == 8
+    told = [(f.kind, f.number) for f in ledger.verify()]
+    assert told == [("rewritten", 6)], "later runs leave the note of what is gone"
+    (tmp_path / "elsewhere.head").unlink()  # by whoever put the old copy back knowingly
+    ledger.append(ledger_entry(11))
+    assert ledger.kept_head() == ledger.head()
+    assert ledger.verify() == []
 
 
 def test_the_database_itself_refuses_changes(ledger: Ledger, store: Store) -> None:

@@ -74,6 +74,63 @@ def test_a_change_that_fails_leaves_no_row(store: Store) -> None:
     assert trail.head().rows == 0
 
 
+def cut_to(store: Store, rows: int) -> None:
+    """Remove the end of the trail with what the database tells of it."""
+    by_hand(
+        store,
+        f"DELETE FROM trail WHERE seq > {rows}",
+        f"UPDATE trail_head SET rows={rows}, digest=(SELECT digest FROM trail WHERE seq={rows})",
+    )
+
+
+def test_a_step_of_a_request_that_was_cut_off_is_missed(file_store: Store) -> None:
+    trail = filled(file_store, 1)
+    forget = ForgetSet(file_store, on_change=trail.on_change)
+    request, _ = forget.mark("study", "1.2.3", "consent_withdrawn", actor="ann")
+    forget.approve(request.request_id, actor="bob")
+    assert trail.verify() == []
+    cut_to(file_store, 1)
+    assert [(f.kind, f.number) for f in trail.verify()] == [("truncated", 2)]
+
+
+def test_a_step_that_is_undone_is_not_missed(file_store: Store) -> None:
+    trail = filled(file_store, 1)
+
+    def broken(*change: object) -> None:
+        trail.on_change(*change)  # type: ignore[arg-type]
+        raise ConflictError("a hook failed")
+
+    with pytest.raises(ConflictError):
+        ForgetSet(file_store, on_change=broken).mark("study", "1.2.3", "quality", actor="ann")
+    assert trail.verify() == []
+    trail.append(TrailEntry("login", "ann"))
+    assert trail.verify() == []
+    cut_to(file_store, 1)
+    assert [(f.kind, f.number) for f in trail.verify()] == [("truncated", 2)]
+
+
+def test_a_step_stands_where_its_witness_cannot_be_written(
+    file_store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trail = Trail(file_store, head_file=tmp_path / "missing" / "trail.head")
+    forget = ForgetSet(file_store, on_change=trail.on_change)
+    request, created = forget.mark("study", "1.2.3", "quality", actor="ann")
+    assert created
+    assert "row 1 is recorded" in caplog.text
+    (tmp_path / "missing").mkdir()
+    forget.approve(request.request_id, actor="bob")
+    cut_to(file_store, 1)
+    assert [f.kind for f in trail.verify()] == ["truncated"]
+
+
+def test_later_rows_leave_the_note_of_what_is_gone(file_store: Store) -> None:
+    trail = filled(file_store)
+    cut_to(file_store, 3)
+    filled(file_store, 4)
+    assert trail.head().rows == 7
+    assert [(f.kind, f.number) for f in trail.verify()] == [("rewritten", 5)]
+
+
 TAMPERING: list[tuple[str, tuple[str, ...], str]] = [
     ("another actor", ("UPDATE trail SET actor='eve' WHERE seq=3",), "row-changed"),
     ("body", ("UPDATE trail SET body=replace(body,'person 2','eve') WHERE seq=3",), "row-changed"),

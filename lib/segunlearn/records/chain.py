@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from sqlalchemy import Table, select
+
 from segunlearn.errors import IntegrityError, UnavailableError
 from segunlearn.records.durable import clear_parts, read_json, write_json_durably
+from segunlearn.records.store import Store
 
 
 class ChainHead(NamedTuple):
@@ -35,8 +38,17 @@ class HeadFile:
     path: Path | None
     what: str
 
-    def keep(self, head: ChainHead) -> None:
-        """Write the chain's end, unless a later one stands there.
+    def keep(self, head: ChainHead, store: Store, rows: Table) -> None:
+        """Write the chain's end, unless a later one stands there, or one that the chain left.
+
+        That one tells of rows that are gone: it stays until somebody who knows why removes it.
+
+        Parameters
+        ----------
+        head
+            Of rows that are committed.
+        store, rows
+            Where the chain is, with ``seq`` and ``digest`` of each row.
 
         Raises
         ------
@@ -48,15 +60,15 @@ class HeadFile:
         try:
             with self._locked(self.path):
                 kept = self.read()
-                if kept is None or kept.rows < head.rows:
+                if kept is None or (kept.rows < head.rows and _leads_on(kept, store, rows)):
                     write_json_durably(self.path, {"rows": head.rows, "digest": head.digest})
         except IntegrityError:
             return  # a damaged note is left as it is: verify tells of it
         except OSError as error:
             raise UnavailableError(
                 f"the {self.what}'s row {head.rows} is recorded, but {self.path.name} beside the "
-                f"store cannot be written ({error.strerror}). Make room or repair its rights, and "
-                "append the row again: it stays one row."
+                f"store cannot be written ({error.strerror}). Make room or repair its rights: the "
+                "next row writes it."
             ) from error
 
     def clear(self) -> None:
@@ -89,3 +101,9 @@ class HeadFile:
                 f"{self.path.name}: does not say where the {self.what} ends. Restore it from a "
                 "backup."
             ) from error
+
+
+def _leads_on(kept: ChainHead, store: Store, rows: Table) -> bool:
+    with store.read() as connection:
+        query = select(rows.c.digest).where(rows.c.seq == kept.rows)
+        return bool(connection.execute(query).scalar() == kept.digest)

@@ -253,7 +253,7 @@ class Ledger:
         return HeadFile(self._head_file, "ledger").read()
 
     def _keep_head(self, head: LedgerHead) -> None:
-        HeadFile(self._head_file, "ledger").keep(head)
+        HeadFile(self._head_file, "ledger").keep(head, self._store, LEDGER_ROW)
 
     def head(self) -> LedgerHead:
         """Return the chain's end; write it into reports, they then witness all rows up to it."""

@@ -7,9 +7,10 @@ Found, with nothing but the database
 
 Found only with a witness
     a database that was made again as a whole from some row on, all digests recomputed, or an old
-    copy of it. The witness is ``ledger.head`` beside a SQLite store, and better a head
-    (``Ledger.head``) that was written into a signed report or printed: whoever can write the
-    database can often write the file beside it as well.
+    copy of it. The witness is ``ledger.head`` beside a SQLite store, which no later row replaces
+    once the chain does not go through it, and better a head (``Ledger.head``) that was written into
+    a signed report or printed: whoever can write the database can often write the file beside it
+    as well.
 
 Never found
     a run that was not recorded at all, and rows that were rewritten after the newest witness.

@@ -21,7 +21,7 @@ import os
 import sqlite3
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,6 +67,9 @@ _SMALLEST: Final = 512
 
 #: How long a writer waits for other writers before it gives up, in seconds.
 BUSY_SECONDS: Final = 60.0
+
+#: What is to be done after the transaction of a connection, among what is known of it.
+_AFTER: Final = "segunlearn after commit"
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
@@ -152,11 +155,27 @@ class Store:
                 level = "FULL" if durable else "NORMAL"
                 connection.connection.cursor().execute(f"PRAGMA synchronous={level}")
                 connection = connection.execution_options(sqlite_begin="IMMEDIATE")
+            after: list[Callable[[], None]] = []
+            connection.info[_AFTER] = after
             with connection.begin():
                 if self.dialect == "postgresql" and not durable:
                     connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
                 yield connection
             self._check_file()
+        for action in after:
+            action()
+
+    def after_commit(self, connection: Connection, action: Callable[[], None]) -> None:
+        """Do something after the write transaction of a connection, unless that is undone.
+
+        Parameters
+        ----------
+        connection
+            From :meth:`write`, whose block has not ended.
+        action
+            What it raises, ``write`` raises, though the transaction is committed.
+        """
+        connection.info[_AFTER].append(action)
 
     def among(
         self, column: ColumnElement[Any], values: Sequence[str] | Sequence[int]

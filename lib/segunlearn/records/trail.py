@@ -8,6 +8,7 @@ cannot find is the same as for the ledger, see :mod:`segunlearn.records.ledger_v
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,13 +16,15 @@ from typing import Final, Literal
 
 from sqlalchemy import Connection, insert, select, update
 
-from segunlearn.errors import IntegrityError, InvalidInputError
+from segunlearn.errors import IntegrityError, InvalidInputError, UnavailableError
 from segunlearn.records.chain import ChainHead, HeadFile
 from segunlearn.records.forget_set import ForgetRequest, HistoryEntry
 from segunlearn.records.ledger_entries import GENESIS, row_digest
 from segunlearn.records.ledger_verification import LedgerFault
 from segunlearn.records.store import AnyRow, Store, canonical_json, utc_now
 from segunlearn.records.tables import TRAIL, TRAIL_HEAD
+
+logger = logging.getLogger(__name__)
 
 Outcome = Literal["done", "refused", "failed"]
 
@@ -151,8 +154,11 @@ class Trail:
         """
         with self._store.write() as connection:
             head = self.add(connection, entry)
-        self._head_file.keep(head)
+        self._keep_head(head)
         return head
+
+    def _keep_head(self, head: ChainHead) -> None:
+        self._head_file.keep(head, self._store, TRAIL)
 
     def add(self, connection: Connection, entry: TrailEntry) -> ChainHead:
         """Append a row inside a write transaction of somebody else: both happen, or neither."""
@@ -175,9 +181,13 @@ class Trail:
     def on_change(
         self, connection: Connection, request: ForgetRequest, entry: HistoryEntry
     ) -> None:
-        """Record a step of a forget request, in the transaction of the step."""
+        """Record a step of a forget request, in the transaction of the step.
+
+        The step is done once that ends: a note of the chain's end that cannot be written then is
+        logged, and the next row writes it.
+        """
         same = entry.from_state == entry.to_state
-        self.add(
+        head = self.add(
             connection,
             TrailEntry(
                 "change_need" if same else _STEPS[entry.to_state], entry.actor, entry.role,
@@ -186,6 +196,14 @@ class Trail:
                 note=f"needed {entry.needed}, reached {entry.reached}",
             ),
         )  # fmt: skip
+
+        def keep() -> None:
+            try:
+                self._keep_head(head)
+            except UnavailableError as error:
+                logger.error("%s", error)
+
+        self._store.after_commit(connection, keep)
 
     def head(self) -> ChainHead:
         """Return the chain's end; written down elsewhere, it witnesses all rows up to it."""
