@@ -306,6 +306,66 @@ def test_what_goes_while_it_is_looked_at_is_not_there(
     assert {p.state for p in look(tmp_path)} == {"absent"}
 
 
+def test_what_lies_behind_a_link_is_found(tmp_path: Path) -> None:
+    """A big disk that holds the runs; a link back into the home ends there."""
+    home, disk = tmp_path / "home", tmp_path / "disk"
+    put(disk / "a" / "checkpoint.pt")
+    put(disk / "a" / "cache" / "00000-image.npy")
+    put(disk / "a" / "model.onnx")
+    put(tmp_path / "elsewhere.pt")
+    put(home / "cache" / f"{UID}.nii.gz")
+    (home / "runs").symlink_to(disk)
+    (disk / "a" / "one.pt").symlink_to(tmp_path / "elsewhere.pt")
+    (disk / "a" / "gone.pt").symlink_to(tmp_path / "gone")
+    (disk / "a" / "up").symlink_to(disk)
+    (home / "again").symlink_to(home)
+    assert states([p for p in look(home) if p.state != "absent"]) == {
+        "runs/a/checkpoint.pt": "open",
+        "runs/a/cache/00000-image.npy": "open",
+        "runs/a/model.onnx": "open",
+        "runs/a/one.pt": "open",
+        f"cache/{PSEUDONYMS.of(UID)}.nii.gz": "open",
+    }
+
+
+@pytest.mark.parametrize("closed", ["runs", "models", "replay", "audits", "cache", "tmp"])
+def test_what_cannot_be_looked_at_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    put(tmp_path / "exports" / "model.onnx")
+    (tmp_path / closed).mkdir()
+    real = {name: getattr(os, name) for name in ("scandir", "listdir")}
+
+    def refusing(name: str) -> Any:
+        def call(folder: Any) -> Any:
+            if Path(folder) == tmp_path / closed:
+                raise PermissionError(13, "Permission denied", str(folder))
+            return real[name](folder)
+
+        return call
+
+    for name in real:
+        monkeypatch.setattr(os, name, refusing(name))
+    found = [p for p in look(tmp_path) if p.state == "open"]
+    assert [(p.kind, p.where) for p in found] == [
+        ("export", "exports/model.onnx"),
+        ("folder", closed),
+    ]
+    assert "could not be looked at (Permission denied)" in found[1].words
+
+
+def test_weights_that_cannot_be_read_are_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "runs" / "a" / "best.pt")
+
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(audit_sweep, "file_sha256", refuse)
+    assert states([p for p in look(tmp_path) if p.state != "absent"]) == {"runs/a/best.pt": "open"}
+
+
 def test_nothing_to_look_for_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="identifiers"):
         sweep(tmp_path, [], set(), PSEUDONYMS)

@@ -8,17 +8,17 @@ its name is open until somebody says otherwise.
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from segunlearn.audit.home_files import HomeFiles
 from segunlearn.dicom.identifiers import Pseudonyms
 from segunlearn.errors import IntegrityError, InvalidInputError
 from segunlearn.records.durable import read_json
-from segunlearn.records.numbered import NUMBERED, names_in
+from segunlearn.records.numbered import NUMBERED
 from segunlearn.records.version_info import META_MODEL, WEIGHTS, read_info
 from segunlearn.records.versions import VersionInfo, VersionRegistry, file_sha256
 from segunlearn.volumes import SUFFIXES
@@ -88,7 +88,8 @@ def sweep(
     Returns
     -------
     list of Place
-        At least one for each kind of place; the open ones first.
+        At least one for each kind of place, and one for whatever could not be looked at; the open
+        ones first.
 
     Raises
     ------
@@ -99,8 +100,12 @@ def sweep(
         raise InvalidInputError(f"{home.name}: there is no such home folder to sweep.")
     if not identifiers or not all(identifiers):
         raise InvalidInputError("the sweep needs the identifiers of the forgotten studies.")
-    look = _Look(home, frozenset(identifiers), frozenset(saw), frozenset(without), pseudonyms)
+    look = _Look(
+        home, HomeFiles(home), frozenset(identifiers), frozenset(saw), frozenset(without),
+        pseudonyms,
+    )  # fmt: skip
     places = [
+        *look.closed(),
         *look.versions(),
         *look.adapters(),
         *look.generators(),
@@ -123,15 +128,24 @@ def sweep(
 @dataclass(frozen=True)
 class _Look:
     home: Path
+    found: HomeFiles
     identifiers: frozenset[str]
     saw: frozenset[str]
     without: frozenset[str]
     pseudonyms: Pseudonyms
 
+    def closed(self) -> list[Place]:
+        """Nobody can say what lies there."""
+        advice = "Give the account that audits the right to read it, and look again."
+        return [
+            self._place("folder", path, "open", f"could not be looked at ({why}). {advice}")
+            for path, why in self.found.closed.items()
+        ]
+
     def versions(self) -> list[Place]:
         """Look at the published versions of all models."""
         places = []
-        for root in _folders(self.home / "models"):
+        for root in self.found.inside(self.home / "models"):
             for info in VersionRegistry(root).versions():
                 places.append(self._version(root.name, info))
         return places or [Place("version", "models", "absent", "no version was published.")]
@@ -156,9 +170,10 @@ class _Look:
     def generators(self) -> list[Place]:
         """Look at the generators of replayed images: they remember who they were trained on."""
         places = [
-            self._generator(root / "versions" / name)
-            for root in _folders(self.home / "replay")
-            for name in names_in(root / "versions")
+            self._generator(folder)
+            for root in self.found.inside(self.home / "replay")
+            for folder in self.found.inside(root / "versions")
+            if NUMBERED.fullmatch(folder.name)
         ]
         return places or [Place("generator", "replay", "absent", "there is none.")]
 
@@ -184,7 +199,7 @@ class _Look:
     def adapters(self) -> list[Place]:
         """Adapters of sites: what their support taught them, and what their base knew."""
         places = []
-        for path in self._files(self.home / "sites"):
+        for path in self.found.below(self.home / "sites"):
             if path.suffix not in _WEIGHTS or (digest := _digest(path)) is None:
                 continue
             try:
@@ -208,7 +223,7 @@ class _Look:
     def loose_weights(self) -> list[Place]:
         """Checkpoints, optimiser states and deposits outside versions and sites."""
         places = []
-        for path in self._files(self.home):
+        for path in self.found.below(self.home):
             inside = path.relative_to(self.home).parts
             if inside[0] == "sites" or _is_versions_own(inside):
                 continue
@@ -233,7 +248,7 @@ class _Look:
         wanted = self.identifiers | {self.pseudonyms.of(i) for i in self.identifiers}
         found = [
             self._place(kind, path, "open", words)
-            for path in self._files(folder)
+            for path in self.found.below(folder)
             if any(w in str(path.relative_to(self.home)) for w in wanted)
         ]
         nothing = Place(kind, folder.name, "absent", "no file of the studies.")
@@ -243,7 +258,7 @@ class _Look:
         """Tensors that a training keeps are numbered: nobody can say whose they are."""
         places = [
             self._place("training cache", path, "open", "voxels of an unnamed study. Remove it.")
-            for path in self._files(self.home)
+            for path in self.found.below(self.home)
             if path.suffix in (".npy", ".npz") and _NUMBERED.fullmatch(path.stem)
         ]
         return places or [Place("training cache", "runs", "absent", "there is none.")]
@@ -253,7 +268,7 @@ class _Look:
         places = [
             self._place("upload", path, "open", "voxels of an unnamed study. Remove it.")
             for folder in ("sessions", "tmp")
-            for path in self._files(self.home / folder)
+            for path in self.found.below(self.home / folder)
             if path.name.endswith((*SUFFIXES, ".dcm", ".zip"))
         ]
         return places or [Place("upload", "sessions", "absent", "no volume that was sent.")]
@@ -261,7 +276,7 @@ class _Look:
     def pictures(self) -> list[Place]:
         """Look for reports of audits with pictures of the forgotten."""
         places = []
-        for folder in _folders(self.home / "audits"):
+        for folder in self.found.inside(self.home / "audits"):
             report = folder / "report.html"
             if not report.is_file():
                 continue
@@ -279,7 +294,7 @@ class _Look:
         self, folder: Path, holds: Callable[[Path, Collection[str]], bool] | None
     ) -> list[Place]:
         """Look at the index of a DICOM folder: identifiers and header values, no pixels."""
-        files = list(self._files(folder))
+        files = self.found.below(folder)
         if not files:
             return [Place("archive index", folder.name, "absent", "there is no index.")]
         places = []
@@ -295,7 +310,7 @@ class _Look:
         """Event files of TensorBoard and folders of MLflow, which may hold pictures."""
         places = [
             self._place("training log", path, "open", "may hold pictures of cases. Remove it.")
-            for path in self._files(self.home)
+            for path in self.found.below(self.home)
             if path.name.startswith("events.out.tfevents") or "mlruns" in path.parts
         ]
         return places or [Place("training log", ".", "absent", "no TensorBoard or MLflow files.")]
@@ -304,7 +319,7 @@ class _Look:
         """Look for exported models, which stay behind when a version is replaced."""
         places = [
             self._place("export", path, "open", "an exported model of unknown origin. Remove it.")
-            for path in self._files(self.home)
+            for path in self.found.below(self.home)
             if path.suffix in _EXPORTS
         ]
         return places or [Place("export", ".", "absent", "no exported model.")]
@@ -314,19 +329,6 @@ class _Look:
         for identifier in sorted(self.identifiers, key=len, reverse=True):
             where = where.replace(identifier, self.pseudonyms.of(identifier))
         return Place(kind, where, state, words)
-
-    @staticmethod
-    def _files(folder: Path) -> Iterator[Path]:
-        found = [
-            Path(parent, name)
-            for parent, _, names in os.walk(folder, onerror=_unless_gone)
-            for name in names
-        ]
-        yield from sorted(p for p in found if p.is_file())
-
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
 
 
 def _is_versions_own(inside: tuple[str, ...]) -> bool:
@@ -340,15 +342,11 @@ def _is_versions_own(inside: tuple[str, ...]) -> bool:
     )
 
 
-def _unless_gone(error: OSError) -> None:
-    """Pass over a folder that is gone, as a training's, or that is nobody's to read."""
-    if not isinstance(error, FileNotFoundError | PermissionError):
-        raise error
-
-
 def _digest(path: Path) -> str | None:
-    """SHA-256 of a file; None where it is not there, or not any more."""
+    """SHA-256 of a file; None where it is not there, or not any more, empty where it is closed."""
     try:
         return file_sha256(path)
     except FileNotFoundError:
         return None
+    except OSError:
+        return ""
