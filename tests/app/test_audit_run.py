@@ -28,6 +28,7 @@ from segunlearn.app.audit_run import AuditRun
 from segunlearn.app.audit_targets import Targets
 from segunlearn.app.routes import audits as routes
 from segunlearn.audit.policy import Policy
+from segunlearn.dicom.identifiers import Pseudonyms, load_or_create_key
 from segunlearn.errors import IntegrityError, SegUnlearnError
 
 #: Wider bars than the product's: a few dozen people on tiny networks are noisy.
@@ -167,6 +168,24 @@ def test_show_prints_list_and_findings(shell: Shell, audited: Audited) -> None:
     code, _, err = shell("show", "0" * 32, "--home", home)
     assert code == 2
     assert "no audit" in err
+
+
+def test_where_tells_the_file_that_a_report_means(shell: Shell, tmp_path: Path) -> None:
+    code, _, err = shell("where", "exports", "--home", tmp_path)
+    assert (code, "no site.key" in err) == (2, True)
+    assert list(tmp_path.iterdir()) == [], "a new key would find nothing"
+    pseudonyms = Pseudonyms(load_or_create_key(tmp_path / "site.key"))
+    file = tmp_path / "exports" / "Mueller.onnx"
+    file.parent.mkdir()
+    file.touch()
+    shown = f"exports/{pseudonyms.of('Mueller')}.onnx"
+    assert shell("where", shown, "exports", "--home", tmp_path)[:2] == (
+        0,
+        f"{file}\n{file.parent}\n",
+    )
+    file.unlink()
+    code, out, err = shell("where", shown, "--home", tmp_path)
+    assert (code, out, "no file or folder" in err) == (2, "", True)
 
 
 def test_verify_works_with_the_folder_alone(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from segunlearn.audit import sweep as audit_sweep
+from segunlearn.audit.home_files import HomeFiles, ShownNames
 from segunlearn.audit.sweep import Place, sweep
 from segunlearn.dicom.identifiers import Pseudonyms
 from segunlearn.errors import InvalidInputError
@@ -18,6 +19,9 @@ from segunlearn.records.versions import VersionRegistry, file_sha256
 
 UID = "1.2.826.0.1.77"
 PSEUDONYMS = Pseudonyms(bytes(32))
+hidden = PSEUDONYMS.of
+STAGING = ".staging-" + "0" * 32
+RUN = "0123456789abcdef" * 2
 
 
 def put(path: Path, content: bytes = b"x") -> str:
@@ -95,9 +99,9 @@ def test_sealed_weights_are_not_called_destroyed(tmp_path: Path) -> None:
 
 
 def test_leftovers_are_open_until_they_are_gone(tmp_path: Path) -> None:
-    put(tmp_path / "runs" / "r1" / "checkpoint" / "optimiser.safetensors")
-    put(tmp_path / "runs" / "r1" / "best.pt")
-    put(tmp_path / "deposits" / "d1.sealed")
+    put(tmp_path / "runs" / RUN / "checkpoint" / "optimiser.safetensors")
+    put(tmp_path / "runs" / RUN / "best.pt")
+    put(tmp_path / "deposits" / RUN / "v0001.sealed")
     put(tmp_path / "cache" / UID / "image.nii.gz")
     put(tmp_path / "cache" / "1.2.999" / "image.nii.gz")
     put(tmp_path / "cache" / "00003-image.npy")
@@ -109,14 +113,14 @@ def test_leftovers_are_open_until_they_are_gone(tmp_path: Path) -> None:
     found = states([p for p in places if p.state != "absent"])
     pseudonym = PSEUDONYMS.of(UID)
     assert found == {
-        "runs/r1/checkpoint/optimiser.safetensors": "open",
-        "runs/r1/best.pt": "open",
-        "deposits/d1.sealed": "sealed",
+        f"runs/{RUN}/checkpoint/optimiser.safetensors": "open",
+        f"runs/{RUN}/best.pt": "open",
+        f"deposits/{RUN}/v0001.sealed": "sealed",
         f"cache/{pseudonym}/image.nii.gz": "open",
         "cache/00003-image.npy": "open",
         f"labels/final/{pseudonym}.nii.gz": "open",
         "archive-index/index.db": "open",
-        "tb/events.out.tfevents.1.host": "open",
+        f"{hidden('tb')}/{hidden('events.out.tfevents.1.host')}": "open",
         "exports/model.onnx": "open",
     }
     assert UID not in "".join(p.where + p.words for p in places)
@@ -128,25 +132,29 @@ def test_leftovers_are_open_until_they_are_gone(tmp_path: Path) -> None:
 def test_copies_that_are_not_in_the_cache_are_open(tmp_path: Path) -> None:
     put(tmp_path / "images" / f"{UID}.nii.gz")
     put(tmp_path / "images" / "1.2.999.nii.gz")
-    put(tmp_path / "runs" / "r1" / "cache" / "00000-image.npy")
+    put(tmp_path / "runs" / RUN / "cache" / "00000-image.npy")
     put(tmp_path / "sessions" / "s1" / "image.nii.gz")
     put(tmp_path / "sessions" / "s1" / "meta.info")
     put(tmp_path / "sessions" / "s2" / "00000.dcm")
     put(tmp_path / "tmp" / "upload-x.nrrd")
     put(tmp_path / "infos" / "images" / f"{UID}.json")
-    for audit, about in (("a", '{"pictures": true}'), ("b", '{"pictures": false}'), ("c", "7")):
+    for audit, about in (
+        ("a" * 32, '{"pictures": true}'),
+        ("b" * 32, '{"pictures": false}'),
+        ("c" * 32, "7"),
+    ):
         put(tmp_path / "audits" / audit / "audit.json", f'{{"about": {about}}}'.encode())
         put(tmp_path / "audits" / audit / "report.html")
     pseudonym = PSEUDONYMS.of(UID)
     assert states([p for p in look(tmp_path) if p.state != "absent"]) == {
         f"images/{pseudonym}.nii.gz": "open",
-        "runs/r1/cache/00000-image.npy": "open",
-        "sessions/s1/image.nii.gz": "open",
-        "sessions/s2/00000.dcm": "open",
-        "tmp/upload-x.nrrd": "open",
+        f"runs/{RUN}/cache/00000-image.npy": "open",
+        f"sessions/{hidden('s1')}/image.nii.gz": "open",
+        f"sessions/{hidden('s2')}/{hidden('00000')}.dcm": "open",
+        f"tmp/{hidden('upload-x')}.nrrd": "open",
         f"infos/images/{pseudonym}.json": "open",
-        "audits/a/report.html": "open",
-        "audits/c/report.html": "open",  # nobody can say
+        f"audits/{'a' * 32}/report.html": "open",
+        f"audits/{'c' * 32}/report.html": "open",  # nobody can say
     }
 
 
@@ -212,18 +220,18 @@ def test_what_a_killed_publish_left_is_open(tmp_path: Path) -> None:
         put(tmp_path / "w.safetensors", b"never")
         registry = VersionRegistry(tmp_path / folder / "segmentation")
         registry.publish(tmp_path / "w.safetensors", {}, parent_sha256=None, run_id="a")
-        put(tmp_path / folder / "segmentation" / "versions" / ".staging-x" / "weights.safetensors")
+        put(tmp_path / folder / "segmentation" / "versions" / STAGING / "weights.safetensors")
         put(tmp_path / folder / "segmentation" / "versions" / "v0001" / "spare.safetensors")
     (tmp_path / "w.safetensors").unlink()
     put(tmp_path / "replay" / "segmentation" / "spare.pt")
     put(tmp_path / "replay" / "segmentation" / "versions" / "v0001" / ".report.html.01.part")
     registry.get("v0001").weights.unlink()
     assert states([p for p in look(tmp_path) if p.state != "absent"]) == {
-        "models/segmentation/versions/.staging-x/weights.safetensors": "open",
-        "models/segmentation/versions/v0001/spare.safetensors": "open",
-        "replay/segmentation/spare.pt": "open",
-        "replay/segmentation/versions/.staging-x/weights.safetensors": "open",
-        "replay/segmentation/versions/v0001/spare.safetensors": "open",
+        f"models/segmentation/versions/{STAGING}/weights.safetensors": "open",
+        f"models/segmentation/versions/v0001/{hidden('spare')}.safetensors": "open",
+        f"replay/segmentation/{hidden('spare')}.pt": "open",
+        f"replay/segmentation/versions/{STAGING}/weights.safetensors": "open",
+        f"replay/segmentation/versions/v0001/{hidden('spare')}.safetensors": "open",
         "replay/segmentation/versions/v0001": "open",  # pictures
     }
 
@@ -237,8 +245,44 @@ def test_names_are_found_and_hidden_whole(tmp_path: Path) -> None:
     places = sweep(tmp_path, [UID, series], set(), PSEUDONYMS)
     assert states([p for p in places if p.state != "absent"]) == {
         f"cache/{pseudonym}.nii.gz": "open",
-        f"labels/{pseudonym}.nii.gz": "open",
+        f"labels/{hidden(pseudonym)}.nii.gz": "open",
     }
+
+
+def test_nobody_is_named_and_every_file_is_found_again(tmp_path: Path) -> None:
+    """Other patients stand in names of files, too, and short PatientIDs in names of folders."""
+    VersionRegistry(tmp_path / "replay" / "head")
+    put(tmp_path / "replay" / "head" / "versions" / "v0001" / "weights.safetensors")
+    written = [
+        "exports/Mueller_Hans_4712.onnx",
+        "Mueller Hans/4712.pt",
+        "runs/4712/weights.safetensors",
+        "runs/4712.npy",
+        f"runs/{RUN}/47.nii.pt",
+        "sessions/4712/00471.dcm",
+        "tmp/Mueller.nii.gz",
+        "models/Mueller/v0001/4712.bin",
+        "sites/head/4712/v0001/adapter.safetensors",
+        "deposits/4712/Mueller.sealed",
+        "audits/4712/report.html",
+        f"cache/images/{UID}-Mueller.nii.gz",
+        f"labels/4712/{UID}.json.Mueller",
+        "logs/events.out.tfevents.1.Mueller",
+        "mlruns/4712/Mueller",
+        "archive-index/Mueller.db",
+        os.fsdecode(b"M\xfceller/Mueller.onnx"),  # not UTF-8
+    ]
+    for name in written:
+        put(tmp_path / name)
+    shown = [p.where for p in look(tmp_path) if p.state in ("open", "sealed")]
+    text = json.dumps([p.to_json() for p in look(tmp_path)])
+    assert not [n for n in ("Mueller", "Hans", "4712", "/47", "00471", UID) if n in text]
+    names = ShownNames(HomeFiles(tmp_path), PSEUDONYMS)
+    found = {str(f.relative_to(tmp_path)) for where in shown for f in names.find(where)}
+    assert found == {*written, "replay/head/versions/v0001"}
+    assert f"exports/{hidden('Mueller_Hans_4712')}.onnx" in shown
+    assert f"sites/head/{hidden('4712')}/{hidden('v0001')}/adapter.safetensors" in shown
+    assert ShownNames(HomeFiles(tmp_path), Pseudonyms(b"k" * 32)).find(shown[0]) == []
 
 
 def test_only_published_versions_are_no_loose_weights(tmp_path: Path) -> None:
@@ -248,13 +292,13 @@ def test_only_published_versions_are_no_loose_weights(tmp_path: Path) -> None:
     put(tmp_path / "models" / "segmentation" / "spare.pt", b"c")
     places = [p for p in look(tmp_path, {saw}, {without}) if p.kind == "weights"]
     assert states(places) == {
-        "runs/versions/a.pt": "open",
-        "runs/versions/b.pt": "replaced",
-        "models/segmentation/spare.pt": "open",
+        f"runs/versions/{hidden('a')}.pt": "open",
+        f"runs/versions/{hidden('b')}.pt": "replaced",
+        f"models/{hidden('segmentation')}/{hidden('spare')}.pt": "open",
     }
     words = {p.where: p.words for p in places}
-    assert "that saw the studies" in words["runs/versions/a.pt"]
-    assert "of unknown origin" in words["models/segmentation/spare.pt"]
+    assert "that saw the studies" in words[f"runs/versions/{hidden('a')}.pt"]
+    assert "of unknown origin" in words[f"models/{hidden('segmentation')}/{hidden('spare')}.pt"]
 
 
 @pytest.mark.parametrize(("named", "state"), [(True, "open"), (False, "absent"), (None, "open")])
@@ -309,21 +353,21 @@ def test_what_goes_while_it_is_looked_at_is_not_there(
 def test_what_lies_behind_a_link_is_found(tmp_path: Path) -> None:
     """A big disk that holds the runs; a link back into the home ends there."""
     home, disk = tmp_path / "home", tmp_path / "disk"
-    put(disk / "a" / "checkpoint.pt")
-    put(disk / "a" / "cache" / "00000-image.npy")
-    put(disk / "a" / "model.onnx")
+    put(disk / RUN / "checkpoint.pt")
+    put(disk / RUN / "cache" / "00000-image.npy")
+    put(disk / RUN / "model.onnx")
     put(tmp_path / "elsewhere.pt")
     put(home / "cache" / f"{UID}.nii.gz")
     (home / "runs").symlink_to(disk)
-    (disk / "a" / "one.pt").symlink_to(tmp_path / "elsewhere.pt")
-    (disk / "a" / "gone.pt").symlink_to(tmp_path / "gone")
-    (disk / "a" / "up").symlink_to(disk)
+    (disk / RUN / "last.pt").symlink_to(tmp_path / "elsewhere.pt")
+    (disk / RUN / "glast.pt").symlink_to(tmp_path / "gone")
+    (disk / RUN / "up").symlink_to(disk)
     (home / "again").symlink_to(home)
     assert states([p for p in look(home) if p.state != "absent"]) == {
-        "runs/a/checkpoint.pt": "open",
-        "runs/a/cache/00000-image.npy": "open",
-        "runs/a/model.onnx": "open",
-        "runs/a/one.pt": "open",
+        f"runs/{RUN}/checkpoint.pt": "open",
+        f"runs/{RUN}/cache/00000-image.npy": "open",
+        f"runs/{RUN}/model.onnx": "open",
+        f"runs/{RUN}/{hidden('last')}.pt": "open",
         f"cache/{PSEUDONYMS.of(UID)}.nii.gz": "open",
     }
 
@@ -357,13 +401,15 @@ def test_what_cannot_be_looked_at_is_open(
 def test_weights_that_cannot_be_read_are_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put(tmp_path / "runs" / "a" / "best.pt")
+    put(tmp_path / "runs" / RUN / "best.pt")
 
     def refuse(path: Path) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(audit_sweep, "file_sha256", refuse)
-    assert states([p for p in look(tmp_path) if p.state != "absent"]) == {"runs/a/best.pt": "open"}
+    assert states([p for p in look(tmp_path) if p.state != "absent"]) == {
+        f"runs/{RUN}/best.pt": "open"
+    }
 
 
 def test_nothing_to_look_for_is_an_error(tmp_path: Path) -> None:

@@ -23,6 +23,10 @@ from segunlearn.audit.report_texts import (
 
 #: More forgotten studies than this, and their plot is folded away.
 _MANY_STUDIES = 24
+_NAMED = (
+    "Names that may be of a person are pseudonyms in these paths; on the machine itself "
+    "<code>segunlearn audit where PATH</code> tells the file."
+)
 
 
 def text(value: object) -> str:
@@ -120,7 +124,7 @@ def places(result: Mapping[str, Any]) -> str:
     words = words or f"None of {len(found)} places looked at holds it openly."
     return (
         f"{heading}<p>{words} Copies outside this installation cannot be looked at.</p>"
-        + (_place_table(still) if still else "")
+        + (f"{_place_table(still)}<p>{_NAMED}</p>" if still else "")
         + _fold(f"Places where it is not ({len(clear)})", _place_table(clear) if clear else "")
     )
 

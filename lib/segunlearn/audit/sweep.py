@@ -14,7 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from segunlearn.audit.home_files import HomeFiles
+from segunlearn.audit.home_files import (
+    EXPORT_ENDINGS,
+    SEALED_ENDINGS,
+    WEIGHTS_ENDINGS,
+    HomeFiles,
+    ShownNames,
+)
 from segunlearn.dicom.identifiers import Pseudonyms
 from segunlearn.errors import IntegrityError, InvalidInputError
 from segunlearn.records.durable import read_json
@@ -25,9 +31,6 @@ from segunlearn.volumes import SUFFIXES
 
 State = Literal["absent", "replaced", "sealed", "open"]
 
-_WEIGHTS: Final = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
-_EXPORTS: Final = (".ts", ".onnx", ".torchscript", ".plan", ".tflite", ".mlmodel")
-_SEALED: Final = (".sealed", ".enc")
 _NUMBERED: Final = re.compile(r"\d+(-\w+)?")
 #: Weights of a version, in its folder; any others there are nobody's.
 _OWN: Final = (WEIGHTS, META_MODEL)
@@ -42,7 +45,7 @@ class Place:
     kind
         What it is, e.g. ``"version"``, ``"image cache"``.
     where
-        Path below the home folder, with identifiers replaced by pseudonyms.
+        Path below the home folder; names that are not this program's are pseudonyms.
     state
         See the module.
     words
@@ -100,9 +103,10 @@ def sweep(
         raise InvalidInputError(f"{home.name}: there is no such home folder to sweep.")
     if not identifiers or not all(identifiers):
         raise InvalidInputError("the sweep needs the identifiers of the forgotten studies.")
+    found = HomeFiles(home)
     look = _Look(
-        home, HomeFiles(home), frozenset(identifiers), frozenset(saw), frozenset(without),
-        pseudonyms,
+        home, found, ShownNames(found, pseudonyms), frozenset(identifiers), frozenset(saw),
+        frozenset(without), pseudonyms,
     )  # fmt: skip
     places = [
         *look.closed(),
@@ -129,6 +133,7 @@ def sweep(
 class _Look:
     home: Path
     found: HomeFiles
+    names: ShownNames
     identifiers: frozenset[str]
     saw: frozenset[str]
     without: frozenset[str]
@@ -200,7 +205,7 @@ class _Look:
         """Adapters of sites: what their support taught them, and what their base knew."""
         places = []
         for path in self.found.below(self.home / "sites"):
-            if path.suffix not in _WEIGHTS or (digest := _digest(path)) is None:
+            if path.suffix not in WEIGHTS_ENDINGS or (digest := _digest(path)) is None:
                 continue
             try:
                 record = read_json(path.with_name("about.json"))
@@ -227,9 +232,9 @@ class _Look:
             inside = path.relative_to(self.home).parts
             if inside[0] == "sites" or _is_versions_own(inside):
                 continue
-            if path.name.endswith(_SEALED):
+            if path.name.endswith(SEALED_ENDINGS):
                 places.append(self._place("deposit", path, "sealed", "its key decides over it."))
-            elif path.suffix in _WEIGHTS:
+            elif path.suffix in WEIGHTS_ENDINGS:
                 digest = _digest(path)
                 if digest is None:
                     continue
@@ -320,15 +325,12 @@ class _Look:
         places = [
             self._place("export", path, "open", "an exported model of unknown origin. Remove it.")
             for path in self.found.below(self.home)
-            if path.suffix in _EXPORTS
+            if path.suffix in EXPORT_ENDINGS
         ]
         return places or [Place("export", ".", "absent", "no exported model.")]
 
     def _place(self, kind: str, path: Path, state: State, words: str) -> Place:
-        where = str(path.relative_to(self.home))
-        for identifier in sorted(self.identifiers, key=len, reverse=True):
-            where = where.replace(identifier, self.pseudonyms.of(identifier))
-        return Place(kind, where, state, words)
+        return Place(kind, self.names.of(path), state, words)
 
 
 def _is_versions_own(inside: tuple[str, ...]) -> bool:

@@ -241,6 +241,27 @@ def verify(
     typer.echo(f"verdict: {verdict['outcome']}, reached {verdict['reached']}")
 
 
+@audit.command()
+def where(
+    paths: Annotated[list[str], typer.Argument(help="Of a report, or of what a purge left.")],
+    home: HomeOption = DEFAULT,
+) -> None:
+    """Tell which file of the home a report means: what may name a patient is a pseudonym there."""
+    from segunlearn.audit.home_files import HomeFiles, ShownNames
+    from segunlearn.dicom.identifiers import Pseudonyms, load_or_create_key
+
+    place = home_of(home)
+    if not place.site_key.is_file():
+        raise InvalidInputError(f"{place.root}: has no site.key. Name the home of the report.")
+    names = ShownNames(HomeFiles(place.root), Pseudonyms(load_or_create_key(place.site_key)))
+    for path in paths:
+        found = names.find(path)
+        if not found:
+            raise NotFoundError(f"{path}: no file or folder of {place.root} is shown so any more.")
+        for real in found:
+            typer.echo(os.fsencode(real))  # as it is: a name may hold any bytes
+
+
 def _check_administrator(home: Home) -> None:
     owner = home.root.stat().st_uid if home.root.is_dir() else -1
     if os.getuid() not in (0, owner):
