@@ -12,7 +12,8 @@ from conftest import missing
 
 SOURCE = Path(__file__).parents[1] / "lib" / "ohif"
 _PARTS = (
-    "actions", "active", "api", "dialogs", "forgetset", "host", "live", "refresh", "store", "words",
+    "actions", "active", "api", "dialogs", "extension", "forgetset", "host", "live", "menus",
+    "refresh", "store", "words",
 )  # fmt: skip
 
 #: A page, a clock that is 50 times as fast, and a server whose answers are functions by path.

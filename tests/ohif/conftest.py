@@ -12,8 +12,14 @@ import pytest
 
 from chromium import chromium
 from conftest import missing
+from ohif_panel import Panel
 from ohif_site import ROOT, Hospital, Site, build_hospital, serving
 from ohif_tab import Tab, open_tab
+
+
+@pytest.fixture(scope="session")
+def panel(tmp_path_factory: pytest.TempPathFactory) -> Panel:
+    return Panel(tmp_path_factory.mktemp("panel"))
 
 
 @pytest.fixture(scope="session")

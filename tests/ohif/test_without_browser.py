@@ -9,11 +9,6 @@ import pytest
 from ohif_panel import Panel
 
 
-@pytest.fixture(scope="module")
-def panel(tmp_path_factory: pytest.TempPathFactory) -> Panel:
-    return Panel(tmp_path_factory.mktemp("panel"))
-
-
 @pytest.mark.parametrize(
     "answer",
     [

@@ -8,7 +8,7 @@ import type { Dialog, State, Target } from "./store";
 import type {
   ForgetRequest, Plan, Purged, Reason, RequestDetail, Restored, Run, Task, WouldPurge,
 } from "./types";
-import { KINDS } from "./words";
+import { KINDS, shortId } from "./words";
 
 /** Number of the question whose answer a dialog waits for; what was asked before is dropped. */
 let asked = 0;
@@ -21,6 +21,9 @@ function change(dialog: Dialog | null, more: Partial<State> = {}): void {
 
 export const openDialog = (dialog: Dialog): void => change(dialog, { fault: "" });
 export const closeDialog = (): void => change(null, { fault: "" });
+
+/** The study is left: nothing that was about it stays over the next. */
+export const leave = (): void => change(null, { fault: "", said: "" });
 
 /** Whether the server or the session is gone, whatever was asked. */
 const isCut = (error: unknown): boolean =>
@@ -57,8 +60,8 @@ export async function mark(
     if (target.kind === "patient") body["issuer"] = target.issuer;
     const path = `forget/${PATHS[target.kind]}/${segment(target.id)}`;
     const request = await call<ForgetRequest>("PUT", path, body);
-    const what = KINDS[target.kind];
-    return `The ${what} is marked for forgetting (${request.state}). ${request.message}`.trim();
+    const what = [target.words, target.whose, shortId(target.id)].filter(Boolean).join(" · ");
+    return `The ${KINDS[target.kind]} is marked for forgetting (${request.state}): ${what}. ${request.message}`.trim();
   });
   if (done) for (const key of drafts) setDraft(key, "");
   return done;

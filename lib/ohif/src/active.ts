@@ -2,7 +2,7 @@
 import { activeViewport, displaySets, host, onEvents, viewports } from "./host";
 import type { DisplaySet } from "./host";
 import { get, set } from "./store";
-import type { Active, Target } from "./store";
+import type { About, Active, Target } from "./store";
 
 /** Made from images; they go with their study. */
 const DERIVED = new Set(["SEG", "SR", "KO", "PR", "RTSTRUCT", "RTDOSE", "RTPLAN", "DOC"]);
@@ -15,10 +15,21 @@ function text(value: unknown): string {
   return "";
 }
 
-const headerOf = (found: DisplaySet): Record<string, unknown> =>
-  found.instances?.[0] ?? found.instance ?? {};
+export function aboutOf(found: DisplaySet | undefined): About {
+  const header = found?.instances?.[0] ?? found?.instance ?? {};
+  return {
+    words: text(header["StudyDescription"]) || "Study without description",
+    patient: text(header["PatientName"]).replace(/\^+/g, ", ").replace(/[, ]+$/, ""),
+    patientId: text(header["PatientID"]),
+    issuer: text(header["IssuerOfPatientID"]),
+    date: text(header["StudyDate"]).replace(/^(\d{4})(\d\d)(\d\d)$/, "$1-$2-$3"),
+  };
+}
 
-const wordsOf = (found: DisplaySet): string =>
+export const whose = (about: About): string =>
+  [about.patient, about.patientId, about.date].filter(Boolean).join(" · ");
+
+export const wordsOf = (found: DisplaySet): string =>
   [text(found.Modality), text(found.SeriesDescription) || "no description"].join(" · ");
 
 function look(): Active | null {
@@ -30,17 +41,13 @@ function look(): Active | null {
   const study = shown?.StudyInstanceUID ?? asked ?? "";
   if (!study) return null;
   const own = all.filter((d) => d.StudyInstanceUID === study);
-  const header = headerOf(shown ?? own[0] ?? {});
   const series = new Map<string, string>();
   for (const found of own)
     if (found.SeriesInstanceUID && !DERIVED.has(found.Modality ?? ""))
       series.set(found.SeriesInstanceUID, series.get(found.SeriesInstanceUID) ?? wordsOf(found));
   return {
     study,
-    words: text(header["StudyDescription"]) || "Study without description",
-    patient: text(header["PatientName"]).replace(/\^+/g, ", ").replace(/[, ]+$/, ""),
-    patientId: text(header["PatientID"]),
-    issuer: text(header["IssuerOfPatientID"]),
+    ...aboutOf(shown ?? own[0]),
     series: [...series].map(([uid, words]) => ({ uid, words })),
     shown: shown?.SeriesInstanceUID ?? "",
   };
@@ -81,16 +88,16 @@ export function watchActive(onChange: () => void): () => void {
 
 export function studyTarget(): Target | null {
   const active = get().active;
-  return active && { kind: "study", id: active.study, issuer: "", words: active.words };
+  return active && { kind: "study", id: active.study, issuer: "", words: active.words, whose: whose(active) };
 }
 
 export function patientTarget(): Target | null {
   const active = get().active;
   if (!active?.patientId) return null;
   const words = [active.patient, active.patientId].filter(Boolean).join(", ");
-  return { kind: "patient", id: active.patientId, issuer: active.issuer, words };
+  return { kind: "patient", id: active.patientId, issuer: active.issuer, words, whose: "" };
 }
 
-export const seriesTarget = (uid: string, words: string): Target => ({
-  kind: "series", id: uid, issuer: "", words,
+export const seriesTarget = (uid: string, words: string, about: About): Target => ({
+  kind: "series", id: uid, issuer: "", words, whose: whose(about),
 });

@@ -90,6 +90,8 @@ function MarkDialog({ target }: { target: Target }): JSX.Element {
   return (
     <Frame title={`Mark this ${words.KINDS[target.kind]} for forgetting`} says={words.MARKING}>
       <p className="words"><strong>{target.words}</strong></p>
+      {target.whose ? <p className="words">{target.whose}</p> : null}
+      <p className="id" title={target.id}>{words.shortId(target.id)}</p>
       {target.kind === "patient" ? (
         <p>All studies of this patient are covered, those that arrive later too.</p>
       ) : null}

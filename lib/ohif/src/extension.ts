@@ -1,4 +1,5 @@
 // The extension. Hosts call these hooks without `this`, some of them at every entry into a mode.
+import { leave } from "./actions";
 import { watchActive } from "./active";
 import { findServer } from "./api";
 import { startBadges } from "./badge";
@@ -63,6 +64,7 @@ function onModeExit(): void {
   stops = [];
   removeMasks();
   forgetKnown();
+  leave();
 }
 
 export default {

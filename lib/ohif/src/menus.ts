@@ -1,6 +1,6 @@
 // Menus of studies and series, and the column of the study list, where the host has them.
 import { openDialog } from "./actions";
-import { seriesTarget } from "./active";
+import { aboutOf, seriesTarget, whose, wordsOf } from "./active";
 import { ApiError, call, query } from "./api";
 import { displaySet, displaySets, notify, showPanel } from "./host";
 import { React } from "./react";
@@ -19,16 +19,13 @@ interface MenuArguments {
 function targetOf(found: MenuArguments): Target | null {
   const uid = found.displaySetInstanceUID ?? found.displaySetInstanceUIDs?.[0];
   const set = uid ? displaySet(uid) : undefined;
-  if (set?.SeriesInstanceUID) {
-    const words = `${set.Modality ?? ""} · ${set.SeriesDescription || "no description"}`;
-    return seriesTarget(set.SeriesInstanceUID, words);
-  }
+  if (set?.SeriesInstanceUID) return seriesTarget(set.SeriesInstanceUID, wordsOf(set), aboutOf(set));
   const study = found.StudyInstanceUID;
   if (!study) return null;
   const one = displaySets().find((d) => d.StudyInstanceUID === study);
-  const header = one?.instances?.[0] ?? one?.instance;
-  const words = String(header?.["StudyDescription"] ?? "Study without description");
-  return { kind: "study", id: study, issuer: "", words };
+  const about = aboutOf(one);
+  const words = one ? about.words : "Study that is not loaded";
+  return { kind: "study", id: study, issuer: "", words, whose: whose(about) };
 }
 
 function markFromMenu(found: MenuArguments): void {

@@ -10,12 +10,17 @@ export interface Series {
   words: string;
 }
 
-export interface Active {
-  study: string;
+/** What the headers say of a study and its patient. */
+export interface About {
   words: string;
   patient: string;
   patientId: string;
   issuer: string;
+  date: string;
+}
+
+export interface Active extends About {
+  study: string;
   series: Series[];
   shown: string;
 }
@@ -25,6 +30,8 @@ export interface Target {
   id: string;
   issuer: string;
   words: string;
+  /** Patient and date of a study or series, where they are known. */
+  whose: string;
 }
 
 export type Dialog =

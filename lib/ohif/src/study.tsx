@@ -1,11 +1,11 @@
 // The study that is shown: its state, its series, and marking.
 import { openDialog } from "./actions";
-import { patientTarget, seriesTarget, studyTarget } from "./active";
+import { patientTarget, seriesTarget, studyTarget, whose } from "./active";
 import { Compare } from "./compare";
 import { Act, Chip } from "./parts";
 import { React } from "./react";
 import { get, setSupport, useStore } from "./store";
-import type { Series } from "./store";
+import type { About, Series } from "./store";
 import type { Cover, ForgetRequest, Me, Status } from "./types";
 import { KINDS, NOT_MARKER, REASONS, shortId } from "./words";
 
@@ -44,8 +44,8 @@ export function whyNotWithdraw(request: ForgetRequest): string | undefined {
   return undefined;
 }
 
-function Item({ series, status, shown }: {
-  series: Series; status: Status | undefined; shown: boolean;
+function Item({ series, status, shown, of }: {
+  series: Series; status: Status | undefined; shown: boolean; of: About;
 }): JSX.Element {
   const me = useStore((s) => s.me);
   const support = useStore((s) => s.support);
@@ -69,7 +69,7 @@ function Item({ series, status, shown }: {
       {status?.marked ? null : (
         <Act label="Mark series…" name="sul-mark-series" about={series.words}
           why={whyNotMark(me)}
-          act={() => openDialog({ kind: "mark", target: seriesTarget(series.uid, series.words) })} />
+          act={() => openDialog({ kind: "mark", target: seriesTarget(series.uid, series.words, of) })} />
       )}
       {inSupport ? null : (
         <Act label="Use for adapting" about={series.words}
@@ -100,7 +100,7 @@ export function StudySection(): JSX.Element {
     <section aria-label="This study" data-cy="sul-study" data-marked={!!here?.marked}>
       <h2>This study</h2>
       <p className="words"><strong>{active.words}</strong></p>
-      <p className="words soft">{[active.patient, active.patientId].filter(Boolean).join(" · ")}</p>
+      <p className="words soft">{whose(active)}</p>
       {fault ? <p className="bad words">{fault}</p> : null}
       {here?.marked ? <Covers covers={here.covers} /> : null}
       {here?.proposals.length ? <Covers covers={here.proposals} /> : null}
@@ -124,7 +124,8 @@ export function StudySection(): JSX.Element {
       <h3>Series</h3>
       <ul>
         {active.series.map((s) => (
-          <Item key={s.uid} series={s} status={status[s.uid]} shown={s.uid === active.shown} />
+          <Item key={s.uid} series={s} status={status[s.uid]} shown={s.uid === active.shown}
+            of={active} />
         ))}
       </ul>
     </section>
