@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from ohif_panel import Panel
 
 
@@ -68,3 +70,49 @@ def test_a_mark_names_whose_study_and_which(panel: Panel) -> None:
     )
     assert found["said"].startswith("The study is marked for forgetting (requested): CT abdomen")
     assert f"{whose} · 1.2.826.…43.8.498.1." in found["said"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        pytest.param("lost()", "does not answer", id="nothing"),
+        pytest.param("late()", "took too long", id="own limit"),
+        pytest.param("html(502)", "does not answer", id="a proxy"),
+        pytest.param("html(504)", "took too long", id="a proxy's limit"),
+        pytest.param("html()", "Something else answered", id="a page"),
+    ],
+)
+def test_of_an_order_without_an_answer_nobody_knows_whether_it_was_done(
+    panel: Panel, answer: str, words: str
+) -> None:
+    """It was said to go on by itself, and nothing was sent again; then the words went, too."""
+    found = panel.does(f"""
+      const lost = () => {{ throw new TypeError("fetch failed"); }};
+      const late = () => {{ throw new DOMException("", "TimeoutError"); }};
+      const target = {{kind: "study", id: "1.1", issuer: "", words: "", whose: ""}};
+      answers["forget/studies/1.1"] = () => {answer};
+      await refresh.refresh();
+      actions.openDialog({{kind: "mark", target}});
+      const done = await actions.mark(target, "quality", "", false, []);
+      const fault = get().fault;
+      const known = answers["whoami"];
+      answers["whoami"] = lost;
+      await refresh.refresh();
+      answers["whoami"] = known;
+      await refresh.refresh();
+      say({{done, fault, server: get().server, left: get().fault, kind: get().dialog.kind}});
+    """)
+    assert (found["done"], found["server"], found["kind"]) == (False, "ok", "mark")
+    assert words in found["fault"]
+    assert "It is not known whether this was done." in found["fault"]
+    assert "by itself" not in found["fault"]
+    assert found["left"] == found["fault"]
+
+
+def test_a_server_that_refuses_an_order_says_so_itself(panel: Panel) -> None:
+    found = panel.does("""
+      answers["forget/requests/7/approve"] = () => json({detail: "the store is locked."}, 503);
+      await actions.approve(request(7, "requested"));
+      say(get().fault);
+    """)
+    assert found == "The store is locked."

@@ -8,7 +8,7 @@ import type { Dialog, State, Target } from "./store";
 import type {
   ForgetRequest, Plan, Purged, Reason, RequestDetail, Restored, Run, Task, WouldPurge,
 } from "./types";
-import { KINDS, shortId } from "./words";
+import { KINDS, TRY_AGAIN, UNSURE, shortId } from "./words";
 
 /** Number of the question whose answer a dialog waits for; what was asked before is dropped. */
 let asked = 0;
@@ -41,7 +41,7 @@ async function perform(work: () => Promise<string>, close = true): Promise<boole
     void refresh();
     return true;
   } catch (error) {
-    set({ fault: sentence(error) });
+    set({ fault: sentence(error, UNSURE) });
     if (isCut(error)) failed(error);
     else void refresh();
     return false;
@@ -114,7 +114,7 @@ async function ask<T>(path: string, kept: (found: T | null) => Partial<State>): 
   try {
     found = await call<T>("GET", path);
   } catch (error) {
-    fault = sentence(error);
+    fault = sentence(error, TRY_AGAIN);
     if (mine === asked && isCut(error)) failed(error);
   }
   if (mine === asked) set({ ...kept(found), asking: false, fault });

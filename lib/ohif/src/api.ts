@@ -5,17 +5,24 @@ export class ApiError extends Error {
   constructor(
     /** HTTP status; 0: no answer at all. */
     readonly status: number,
-    message: string,
+    readonly what: string,
+    /** What becomes of a question that the server itself did not answer; of an order nobody knows. */
+    readonly advice = "",
   ) {
-    super(message);
+    super(advice ? `${what} ${advice}` : what);
   }
 }
 
-const AWAY = "The server does not answer. What you typed is kept; this goes on by itself when it is back.";
-export const FOREIGN =
-  "Something else answered in the server's place, such as a proxy or a page to sign in. What you typed is kept. " +
-  "If this stays, load the page again.";
-const LATE = "The server took too long to answer. Try again.";
+const away = (status: number): ApiError => new ApiError(
+  status, "The server does not answer.",
+  "What you typed is kept; this goes on by itself when it is back.",
+);
+export const foreign = (): ApiError => new ApiError(
+  502, "Something else answered in the server's place, such as a proxy or a page to sign in.",
+  "What you typed is kept. If this stays, load the page again.",
+);
+const late = (status: number): ApiError =>
+  new ApiError(status, "The server took too long to answer.", "Try again.");
 const EXPIRED = "Your session has expired. Sign in again; what you typed is kept.";
 
 let base = "/";
@@ -31,7 +38,7 @@ export function findServer(moduleUrl: string | undefined, configured: string | u
 export const address = (path: string): string => new URL(path, base).href;
 
 const lost = (error: unknown): ApiError =>
-  new ApiError(0, error instanceof DOMException && error.name === "TimeoutError" ? LATE : AWAY);
+  error instanceof DOMException && error.name === "TimeoutError" ? late(0) : away(0);
 
 export async function open(path: string, init: RequestInit): Promise<Response> {
   let answer: Response;
@@ -46,7 +53,7 @@ export async function open(path: string, init: RequestInit): Promise<Response> {
     throw lost(error);
   }
   if (answer.ok) return answer;
-  throw new ApiError(answer.status, await reasonOf(answer));
+  throw await refusal(answer);
 }
 
 export async function call<T>(method: string, path: string, body?: unknown): Promise<T> {
@@ -65,28 +72,33 @@ export async function call<T>(method: string, path: string, body?: unknown): Pro
   try {
     return JSON.parse(text) as T;
   } catch {
-    throw new ApiError(502, FOREIGN);
+    throw foreign();
   }
 }
 
-/** For people; a mistake of this page itself, which must not stop it, goes to the console, too. */
-export function sentence(error: unknown): string {
-  if (error instanceof ApiError) return error.message;
+/**
+ * For people, with other advice where the server itself did not answer; a mistake of this page,
+ * which must not stop it, goes to the console, too.
+ */
+export function sentence(error: unknown, advice = ""): string {
+  if (error instanceof ApiError) return advice && error.advice ? `${error.what} ${advice}` : error.message;
   console.error("SegUnlearn:", error);
   return `This page cannot understand what the server answered (${String(error)}).`;
 }
 
-async function reasonOf(answer: Response): Promise<string> {
-  if (answer.status === 401) return EXPIRED;
+async function refusal(answer: Response): Promise<ApiError> {
+  const { status } = answer;
+  if (status === 401) return new ApiError(status, EXPIRED);
   const type = answer.headers.get("content-type") ?? "";
   if (type.includes("json")) {
     const found = (await answer.json().catch(() => null)) as { detail?: unknown } | null;
     const detail = found?.detail;
-    if (typeof detail === "string") return detail.charAt(0).toUpperCase() + detail.slice(1);
+    if (typeof detail === "string")
+      return new ApiError(status, detail.charAt(0).toUpperCase() + detail.slice(1));
   }
-  if (answer.status === 504) return LATE;
-  if (answer.status === 502 || answer.status === 503) return AWAY;
-  return `The server answered ${answer.status} without a reason. Look into its log.`;
+  if (status === 504) return late(status);
+  if (status === 502 || status === 503) return away(status);
+  return new ApiError(status, `The server answered ${status} without a reason. Look into its log.`);
 }
 
 /** An identifier as a path segment; slashes of PatientIDs stay, as the server refuses encoded ones. */

@@ -1,5 +1,5 @@
 // Masks before and after a forgetting, as two segmentations of the host that can be switched.
-import { ApiError, FOREIGN, call, open, query } from "./api";
+import { ApiError, call, foreign, open, query } from "./api";
 import { displaySets, host, showPanel, viewports } from "./host";
 import type { DisplaySet } from "./host";
 import { get, set } from "./store";
@@ -144,7 +144,7 @@ async function infer(model: string, image: string, more: Record<string, string>)
     method: "POST", body, signal: AbortSignal.timeout(PATIENCE_MS),
   });
   const parts = await answer.formData().catch(() => {
-    throw new ApiError(502, FOREIGN);
+    throw foreign();
   });
   const params = JSON.parse(String(parts.get("params"))) as {
     version: string; label_names: Record<string, number>;

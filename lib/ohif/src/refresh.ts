@@ -8,7 +8,7 @@ import type { State } from "./store";
 import type {
   Adapter, Audit, ForgetRequest, Me, Outbox, RequestState, Run, Status,
 } from "./types";
-import { RUN_NAMES } from "./words";
+import { RUN_NAMES, UNSURE } from "./words";
 
 const PAGE = 200;
 const MOST = 1000;
@@ -112,9 +112,10 @@ async function everything(): Promise<void> {
   ]);
   const requests = joined(await olderOf(page.requests), page.requests);
   takeRuns(runs);
-  const back = ["away", "expired"].includes(get().server);
+  const { server, fault } = get();
+  const over = ["away", "expired"].includes(server) && !fault.endsWith(UNSURE);
   set({
-    server: "ok", why: "", ...(back ? { fault: "" } : {}), me, requests, total: page.total,
+    server: "ok", why: "", ...(over ? { fault: "" } : {}), me, requests, total: page.total,
     audits: audits.audits, adapters: adapters.adapters, outbox,
   });
   removeStaleMasks();

@@ -141,6 +141,11 @@ export const NOT_MARKER =
   "Only annotators, reviewers and administrators may mark. Ask one, or sign in as one.";
 export const NOT_ADMIN = "Only administrators may do this. Ask one, or sign in as one.";
 
+/** What is said of an order whose answer was lost. */
+export const UNSURE =
+  "It is not known whether this was done. What you typed is kept: look at the list, and press again if it was not.";
+export const TRY_AGAIN = "Try again.";
+
 const WHEN = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
 
 export function when(iso: string): string {
