@@ -13,7 +13,7 @@ from conftest import missing
 SOURCE = Path(__file__).parents[1] / "lib" / "ohif"
 _PARTS = (
     "actions", "active", "api", "dialogs", "extension", "forgetset", "host", "live", "menus",
-    "refresh", "store", "words",
+    "refresh", "runs", "store", "words",
 )  # fmt: skip
 
 #: A page, a clock that is 50 times as fast, and a server whose answers are functions by path.
@@ -101,7 +101,7 @@ class Panel:
         file = self._folder / "script.mjs"
         file.write_text(
             f'{_PAGE}\nconst {{{", ".join(_PARTS)}}} = await import("./panel.mjs");\n'
-            f'api.findServer(undefined, "/");\nconst {{get, set}} = store;\n{script}\n'
+            f'api.findServer(undefined, "/");\nconst {{get, set}} = store;\n{{\n{script}\n}}\n'
         )
         return json.loads(self._run(self._node, str(file)).splitlines()[-1])
 

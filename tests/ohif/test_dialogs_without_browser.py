@@ -116,3 +116,142 @@ def test_a_server_that_refuses_an_order_says_so_itself(panel: Panel) -> None:
       say(get().fault);
     """)
     assert found == "The store is locked."
+
+
+#: Two studies, one of which is being marked: ``end`` answers; ``told`` is what the viewer shows.
+_MARKING = """
+const told = [];
+host.useServices({uiNotificationService: {show: ({message}) => told.push(message)}});
+const target = (id) => ({kind: "study", id, issuer: "", words: "", whose: ""});
+let end;
+answers["forget/studies/1.1"] = () => new Promise(done => { end = done; });
+actions.openDialog({kind: "mark", target: target("1.1")});
+const marking = actions.mark(target("1.1"), "quality", "", false, []);
+await until(() => end);
+const ends = async (answer) => { end(answer); await marking; };
+const marked = request(1, "requested", {message: ""});
+"""
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["done", "refused"])
+def test_the_end_of_an_order_is_no_matter_of_another_dialog(panel: Panel, fails: bool) -> None:
+    """It was closed by it, or offered to mark its own study although the archive lacks it."""
+    refusal = 'json({detail: "there is no such study; set even_if_unknown"}, 404)'
+    found = panel.does(f"""
+      {_MARKING}
+      actions.closeDialog(); // as a browser does on a second Escape
+      actions.openDialog({{kind: "mark", target: target("1.2")}});
+      await ends({refusal if fails else "marked"});
+      const {{dialog, fault, said, busy}} = get();
+      say({{open: dialog?.target.id, fault, said, busy, told}});
+    """)
+    assert (found["open"], found["fault"], found["busy"]) == ("1.2", "", False)
+    (told,) = found["told"]
+    assert ("no such study" if fails else "is marked for forgetting") in told
+    assert found["said"] == ("" if fails else told)
+
+
+def test_nothing_is_said_over_a_study_of_what_was_begun_in_another(panel: Panel) -> None:
+    found = panel.does(f"""
+      {_MARKING}
+      extension.default.onModeExit();
+      await ends(marked);
+      say({{said: get().said, fault: get().fault, told: told.length}});
+    """)
+    assert found == {"said": "", "fault": "", "told": 1}
+
+
+def test_what_is_being_done_is_not_cancelled(panel: Panel) -> None:
+    """Its dialog was closed, which looked as if it had been."""
+    found = panel.does(f"""
+      {_MARKING}
+      const all = drawn(dialogs.Dialogs());
+      all.find(n => n.type === "dialog").props.onCancel({{preventDefault() {{}}}});
+      button(all, "Cancel").onClick();
+      const during = [get().dialog?.kind, button(all, "Cancel").title];
+      await ends(marked);
+      say([...during, get().dialog]);
+    """)
+    assert found == ["mark", "It is being done, and cannot be cancelled here.", None]
+
+
+@pytest.mark.parametrize(
+    ("status", "detail", "offered"),
+    [
+        (
+            409,
+            'v1 also knows others: segunlearn restore 5, or POST /train/unlearn {"restore"',
+            True,
+        ),
+        (409, "request 5 is purged; only a fulfilled one is restored or purged.", False),
+        (500, "restore: POST /train/unlearn", False),
+    ],
+)
+def test_forgetting_the_others_again_is_offered_where_the_server_asks_for_it(
+    panel: Panel, status: int, detail: str, offered: bool
+) -> None:
+    found = panel.does(f"""
+      const one = request(5, "fulfilled");
+      answers["forget/requests/5/restore"] = () => json({{detail: {detail!r}}}, {status});
+      actions.openDialog({{kind: "restore", request: one}});
+      await actions.restore(one, "");
+      const label = "Restore and forget the others again…";
+      const offered = !!button(drawn(dialogs.Dialogs()), label);
+      actions.openDialog({{kind: "restore", request: request(6, "fulfilled")}});
+      say([offered, !!button(drawn(dialogs.Dialogs()), label)]);
+    """)
+    assert found == [offered, False]
+
+
+def test_what_is_looked_at_keeps_nobody_from_acting(panel: Panel) -> None:
+    """Masks took ten minutes, and a report had all the time of the world."""
+    found = panel.does("""
+      host.useServices({userAuthenticationService: {getAuthorizationHeader: () => "token"}});
+      const never = () => new Promise(() => {});
+      let given;
+      answers["models"] = never;
+      answers["audits/7/report"] = (_, init) => { given = init.signal; return never(); };
+      set({audits: [{audit_id: "7", created: "", outcome: "passed"}]});
+      const report = () =>
+        drawn(runs.RunSection()).filter(n => n.type === "button").map(n => text(n));
+      const idle = report();
+      actions.compareMasks("1.1.1", "5");
+      actions.showReport("7");
+      await until(() => given);
+      const signal = given;
+      given = null;
+      actions.showReport("7");
+      answers["forget/requests/7/approve"] = () => ({});
+      const approved = await actions.approve(request(7, "requested"));
+      const limited = signal instanceof AbortSignal;
+      say({idle, working: report(), limited, again: !!given, approved});
+    """)
+    assert (found["idle"], found["working"]) == (["Report"], ["Working …"])
+    assert (found["limited"], found["again"], found["approved"]) == (True, False, True)
+
+
+def test_a_report_opens_over_nothing_else(panel: Panel) -> None:
+    found = panel.does("""
+      const told = [];
+      host.useServices({uiNotificationService: {show: ({message}) => told.push(message)}});
+      let answer;
+      answers["audits/7/report"] = () => new Promise(done => { answer = done; });
+      const ask = async (meanwhile) => {
+        answer = null;
+        const shown = actions.showReport("7");
+        await until(() => answer);
+        meanwhile();
+        answer(html());
+        await shown;
+        return get().dialog?.kind;
+      };
+      say({
+        beside: await ask(() => actions.openDialog({kind: "adapt"})), told: told.length,
+        left: await ask(() => extension.default.onModeExit()) ?? null,
+        alone: await ask(() => {}), html: get().dialog.html,
+      });
+    """)
+    assert found == {
+        "beside": "adapt", "told": 1, "left": None, "alone": "report",
+        "html": "<html>sign in</html>",
+    }  # fmt: skip

@@ -1,5 +1,5 @@
 // What a person can do, and what is said afterwards.
-import { ApiError, call, open, query, segment, sentence } from "./api";
+import { ApiError, call, query, read, segment, sentence } from "./api";
 import { notify } from "./host";
 import { compare } from "./masks";
 import { failed, refresh } from "./refresh";
@@ -12,41 +12,74 @@ import { KINDS, TRY_AGAIN, UNSURE, shortId } from "./words";
 
 /** Number of the question whose answer a dialog waits for; what was asked before is dropped. */
 let asked = 0;
+/** Studies that were left; what was begun in one is not told over the next. */
+let left = 0;
 
 function change(dialog: Dialog | null, more: Partial<State> = {}): void {
   asked += 1;
   const asking = dialog?.kind === "unlearn" || dialog?.kind === "purge";
-  set({ dialog, plan: null, wouldPurge: null, asking, ...more });
+  set({ dialog, plan: null, wouldPurge: null, asking, fault: "", again: false, ...more });
 }
 
-export const openDialog = (dialog: Dialog): void => change(dialog, { fault: "" });
-export const closeDialog = (): void => change(null, { fault: "" });
+export const openDialog = (dialog: Dialog): void => change(dialog);
+export const closeDialog = (): void => change(null);
+export const cancelDialog = (): void => { if (!get().busy) closeDialog(); };
 
 /** The study is left: nothing that was about it stays over the next. */
-export const leave = (): void => change(null, { fault: "", said: "" });
+export function leave(): void {
+  left += 1;
+  change(null, { said: "" });
+}
 
 /** Whether the server or the session is gone, whatever was asked. */
 const isCut = (error: unknown): boolean =>
   error instanceof ApiError && [0, 401].includes(error.status);
 
+const takesUnlearning = (error: unknown): boolean =>
+  error instanceof ApiError && error.status === 409 && error.message.includes("POST /train/unlearn");
+
 /** Does something; a failure is shown where it was asked for, and nothing typed is lost. */
-async function perform(work: () => Promise<string>, close = true): Promise<boolean> {
-  if (get().busy) return false;
-  set({ busy: true, fault: "" });
+async function perform(work: () => Promise<string>): Promise<boolean> {
+  const { busy, dialog } = get();
+  if (busy) return false;
+  const here = left;
+  const isOpen = (): boolean => here === left && get().dialog === dialog;
+  set({ busy: true, fault: "", again: false });
   try {
     const said = await work();
-    if (close) change(null, { said });
-    else set({ said });
-    if (said) notify("success", said);
+    if (isOpen()) change(null);
+    if (here === left) set({ said });
+    notify("success", said);
     void refresh();
     return true;
   } catch (error) {
-    set({ fault: sentence(error, UNSURE) });
+    const fault = sentence(error, UNSURE);
+    if (isOpen()) set({ fault, again: takesUnlearning(error) });
+    else notify("error", fault);
     if (isCut(error)) failed(error);
     else void refresh();
     return false;
   } finally {
     set({ busy: false });
+  }
+}
+
+/** Fetches something to look at, whatever is done meanwhile. */
+async function look(what: string, work: (isHere: () => boolean) => Promise<void>): Promise<void> {
+  if (get().looking.includes(what)) return;
+  const here = left;
+  set({ looking: [...get().looking, what], ...(get().dialog ? {} : { fault: "" }) });
+  try {
+    await work(() => here === left);
+  } catch (error) {
+    const fault = sentence(error, TRY_AGAIN);
+    if (here !== left) return;
+    if (get().dialog) notify("error", fault);
+    else set({ fault });
+    if (isCut(error)) failed(error);
+    else void refresh();
+  } finally {
+    set({ looking: get().looking.filter((other) => other !== what) });
   }
 }
 
@@ -204,16 +237,14 @@ export const rollBack = (key: string): Promise<boolean> =>
     return found.adapter ? `Adapter ${found.adapter.version} serves again.` : "The model itself serves the site.";
   });
 
-export const compareMasks = (series: string, request: string): Promise<boolean> =>
-  perform(async () => {
-    await compare(series, request);
-    return "";
-  }, false);
+export const compareMasks = (series: string, request: string): Promise<void> =>
+  look("masks", () => compare(series, request));
 
 /** With a token in the header a plain link would be refused: the report is shown in a frame. */
-export const showReport = (audit: string): Promise<boolean> =>
-  perform(async () => {
-    const answer = await open(`audits/${audit}/report`, { method: "GET" });
-    openDialog({ kind: "report", audit, html: await answer.text() });
-    return "";
-  }, false);
+export const showReport = (audit: string): Promise<void> =>
+  look(audit, async (isHere) => {
+    const html = await read("GET", `audits/${audit}/report`);
+    if (!isHere()) return;
+    if (get().dialog) notify("info", "The report came while another dialog is open. Ask for it again.");
+    else openDialog({ kind: "report", audit, html });
+  });

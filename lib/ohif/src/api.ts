@@ -56,19 +56,22 @@ export async function open(path: string, init: RequestInit): Promise<Response> {
   throw await refusal(answer);
 }
 
-export async function call<T>(method: string, path: string, body?: unknown): Promise<T> {
+export async function read(method: string, path: string, body?: unknown): Promise<string> {
   const init: RequestInit = { method, signal: AbortSignal.timeout(120_000) };
   if (method !== "GET" && method !== "DELETE") {
     init.body = JSON.stringify(body ?? {});
     init.headers = { "Content-Type": "application/json" };
   }
   const answer = await open(path, init);
-  let text: string;
   try {
-    text = await answer.text();
+    return await answer.text();
   } catch (error) {
     throw lost(error); // cut off on the way
   }
+}
+
+export async function call<T>(method: string, path: string, body?: unknown): Promise<T> {
+  const text = await read(method, path, body);
   try {
     return JSON.parse(text) as T;
   } catch {

@@ -42,17 +42,17 @@ export function Compare(): JSX.Element | null {
   const active = useStore((s) => s.active);
   const status = useStore((s) => s.status);
   const masks = useStore((s) => s.masks);
-  const busy = useStore((s) => s.busy);
+  const looks = useStore((s) => s.looking.includes("masks"));
   const admin = useStore((s) => s.me?.may_decide ?? false);
   const series = active?.shown ?? "";
   const forgotten = status[series]?.covers.find((c) => c.state === "fulfilled");
   if (masks && masks.series === series) return <Shown masks={masks} />;
   if (!forgotten) return null;
   const why = !admin ? NOT_ADMIN
-    : busy ? "It is being done."
+    : looks ? "Both masks are being made."
     : placeOf(series) ? undefined : "Show the series in a viewport first.";
   return (
-    <Act label={busy ? "Working …" : "Compare masks before and now"} name="sul-compare" why={why}
+    <Act label={looks ? "Working …" : "Compare masks before and now"} name="sul-compare" why={why}
       act={() => void compareMasks(series, forgotten.request_id)} />
   );
 }

@@ -34,7 +34,7 @@ function Frame({ title, says = [], children, wide }: FrameProps): JSX.Element {
   return (
     <dialog ref={ref} className={`sul-dialog${wide ? " wide" : ""}`} aria-label={title}
       data-cy="sul-dialog" data-theme={themeOf(document.querySelector(".sul"))}
-      onCancel={(e) => { e.preventDefault(); actions.closeDialog(); }} onClose={actions.closeDialog}
+      onCancel={(e) => { e.preventDefault(); actions.cancelDialog(); }} onClose={actions.closeDialog}
       onKeyDown={(e) => e.stopPropagation()}>
       <h2>{title}</h2>
       {says.length ? <ol>{says.map((s) => <li key={s}>{s}</li>)}</ol> : null}
@@ -72,7 +72,8 @@ function Ends({ label, act, typed, look = "main", why, children }: EndsProps): J
       {expired ? <p className="warn">Your session has expired. <SignIn /></p> : null}
       <div className="ends">
         {children}
-        <Act label="Cancel" name="sul-cancel" act={actions.closeDialog} />
+        <Act label="Cancel" name="sul-cancel" act={actions.cancelDialog}
+          why={busy ? "It is being done, and cannot be cancelled here." : undefined} />
         <Act label={busy ? "Working …" : label} look={look} name="sul-confirm" why={reason} act={act} />
       </div>
     </React.Fragment>
@@ -183,7 +184,7 @@ function Simple({ dialog }: {
 }): JSX.Element {
   const { request } = dialog;
   const [text] = useDraft(why(request));
-  const fault = useStore((s) => s.fault);
+  const again = useStore((s) => s.again);
   const note = <Field draft={why(request)} label="Why (optional)" name="sul-why" rows />;
   switch (dialog.kind) {
     case "approve":
@@ -212,7 +213,7 @@ function Simple({ dialog }: {
         <Frame title="Restore what was forgotten" says={words.RESTORING}>
           <What request={request} />{note}
           <Ends label="Restore" typed="restore" act={() => void actions.restore(request, text)}>
-            {fault.includes("restore") ? (
+            {again ? (
               <Act label="Restore and forget the others again…" act={() =>
                 actions.openDialog({ kind: "unlearn", requests: [], restore: request.request_id })} />
             ) : null}

@@ -77,6 +77,7 @@ const VERDICTS: Record<Audit["outcome"], [string, string]> = {
 
 function AuditLine({ audit }: { audit: Audit }): JSX.Element {
   const [tone, words] = VERDICTS[audit.outcome] ?? ["warn", audit.outcome];
+  const looks = useStore((s) => s.looking.includes(audit.audit_id));
   const signedIn = Object.keys(authorization()).length > 0;
   return (
     <li className="sul-row" data-cy="sul-audit" data-audit={audit.audit_id} data-outcome={audit.outcome}>
@@ -86,7 +87,10 @@ function AuditLine({ audit }: { audit: Audit }): JSX.Element {
         needed: {audit.needed}; {when(audit.created)}
       </p>
       {audit.message ? <p className="words">{audit.message}</p> : null}
-      {signedIn ? <Act label="Report" act={() => void showReport(audit.audit_id)} /> : (
+      {signedIn ? (
+        <Act label={looks ? "Working …" : "Report"} act={() => void showReport(audit.audit_id)}
+          why={looks ? "The report is being fetched." : undefined} />
+      ) : (
         <a className="act" href={address(`audits/${audit.audit_id}/report`)} target="_blank"
           rel="noopener" data-cy="sul-report">Report<span className="sul-hidden"> (new tab)</span></a>
       )}

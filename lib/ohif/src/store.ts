@@ -67,7 +67,11 @@ export interface State {
   /** The dialog waits for what the server would do. */
   asking: boolean;
   busy: boolean;
+  /** What is fetched to be looked at: "masks", or audits for their reports. */
+  looking: readonly string[];
   fault: string;
+  /** The restore that was refused takes an unlearning of others. */
+  again: boolean;
   /** What was done last, for screen readers and eyes. */
   said: string;
   support: Series[];
@@ -93,7 +97,9 @@ let state: State = {
   wouldPurge: null,
   asking: false,
   busy: false,
+  looking: [],
   fault: "",
+  again: false,
   said: "",
   support: [],
 };
