@@ -255,3 +255,33 @@ def test_a_report_opens_over_nothing_else(panel: Panel) -> None:
         "beside": "adapt", "told": 1, "left": None, "alone": "report",
         "html": "<html>sign in</html>",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters", "words"),
+    [
+        ("unlearn", '{method: "erode_and_repair"}', "unless the audit has passed already"),
+        ("unlearn", '{method: "none"}', None),  # seals older versions
+        ("purge", '{method: "none"}', None),
+        ("restore", '{method: "none"}', None),
+        ("train", "{}", "The version in service stays."),
+    ],
+)
+def test_only_what_can_be_stopped_is_stopped(
+    panel: Panel, kind: str, parameters: str, words: str | None
+) -> None:
+    """A purge and a restore never look whether they shall stop; what has passed is published."""
+    found = panel.does(f"""
+      set({{me: {{may_decide: true}}, runs: [run("1", "running", {{
+        kind: "{kind}", parameters: {parameters}}})]}});
+      const stop = button(drawn(runs.RunSection()), "Stop…");
+      stop?.onClick();
+      const asks = text(dialogs.Dialogs());
+      answers["runs/1/cancel"] = () => ({{}});
+      if (stop) await actions.cancel(get().runs[0]);
+      say({{offered: !!stop, asks, said: get().said}});
+    """)
+    assert found["offered"] == (words is not None)
+    for text in (found["asks"], found["said"]):
+        assert (words or "") in text
+        assert ("stays" in text) == (words is not None)

@@ -8,7 +8,7 @@ import type { Dialog, State, Target } from "./store";
 import type {
   ForgetRequest, Plan, Purged, Reason, RequestDetail, Restored, Run, Task, WouldPurge,
 } from "./types";
-import { KINDS, TRY_AGAIN, UNSURE, shortId } from "./words";
+import { KINDS, TRY_AGAIN, UNSURE, shortId, stopping } from "./words";
 
 /** Number of the question whose answer a dialog waits for; what was asked before is dropped. */
 let asked = 0;
@@ -216,7 +216,7 @@ export const purge = (request: ForgetRequest, why: string): Promise<boolean> =>
 export const cancel = (run: Run): Promise<boolean> =>
   perform(async () => {
     await call("POST", `runs/${run.run_id}/cancel`);
-    return "It stops at its next step; the version in service stays.";
+    return stopping(run);
   });
 
 export const adapt = (now: boolean, confirmOne: boolean): Promise<boolean> =>

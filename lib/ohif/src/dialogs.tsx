@@ -321,7 +321,7 @@ export function Dialogs(): JSX.Element | null {
       );
     case "cancel":
       return (
-        <Frame title="Stop this run" says={["It stops at its next step. The version in service stays."]}>
+        <Frame title="Stop this run" says={[words.stopping(dialog.run)]}>
           <Ends label="Stop" act={() => void actions.cancel(dialog.run)} />
         </Frame>
       );

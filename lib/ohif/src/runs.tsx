@@ -6,7 +6,7 @@ import { Act } from "./parts";
 import { React } from "./react";
 import { useStore } from "./store";
 import type { Audit, Run } from "./types";
-import { NOT_ADMIN, RUN_NAMES, duration, when } from "./words";
+import { NOT_ADMIN, RUN_NAMES, duration, isStoppable, when } from "./words";
 
 const FIGURES: [string, string][] = [
   ["loss", "Loss"],
@@ -43,7 +43,7 @@ function Running({ run }: { run: Run }): JSX.Element {
           </React.Fragment>
         )}
       </dl>
-      {run.cancel_requested ? <p className="warn">It was asked to stop.</p> : (
+      {run.cancel_requested ? <p className="warn">It was asked to stop.</p> : !isStoppable(run) ? null : (
         <Act label="Stop…" why={admin ? undefined : NOT_ADMIN}
           act={() => openDialog({ kind: "cancel", run })} />
       )}

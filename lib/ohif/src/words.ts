@@ -62,6 +62,14 @@ export const isUnlearned = (request_id: string, runs: readonly Run[]): boolean =
     return r.state === "running" && r.kind === "unlearn" && Array.isArray(ids) && ids.includes(request_id);
   });
 
+/** Whether a run looks if it shall stop: what makes nothing new only destroys, seals or opens. */
+export const isStoppable = (run: Run): boolean =>
+  run.kind !== "purge" && run.parameters["method"] !== "none";
+
+export const stopping = (run: Run): string =>
+  "It stops at its next step. The version in service stays" +
+  (run.kind === "unlearn" ? ", unless the audit has passed already: then the new one is published." : ".");
+
 type About = Pick<ForgetRequest, "request_id" | "state" | "needed" | "reached">;
 
 const isShort = (about: About): boolean =>
