@@ -251,12 +251,15 @@ def test_a_restore_out_of_order_is_a_task(
     assert client.get("/unlearning/plan", params={"restore": NOBODY}).status_code == 404
     assert client.post("/train/unlearn", json={"restore": NOBODY}).status_code == 404
     assert everything(site) == before
-    body = {"restore": ids[0], "dry_run": False, "method": "fine_tune"}
+    body = {"restore": ids[0], "dry_run": False, "method": "fine_tune", "why": "by mistake"}
+    too_long = {**body, "why": "x" * 2001}
+    assert client.post("/train/unlearn", json=too_long).status_code == 400
     assert client.post("/train/unlearn", json=body).status_code == 200
     done = app.train(started[0])
     assert (done["outcome"], done["restored"], done["version"]) == ("restored", ids[:1], "v0004")
     assert client.get("/models").json()["active"] == "v0004"
     assert site.records.forget_set.get(ids[1]).state == "fulfilled"
+    assert site.records.forget_set.history(ids[0])[-1].why == "by mistake"
 
 
 def test_roles(client: TestClient, site: Site, sign_in: SignIn) -> None:
@@ -298,7 +301,7 @@ def test_the_task_starts_only_with_something_approved(
         {
             "model": "unlearn", "dry_run": True, "requests": request, "level": "auto",
             "method": "auto", "retain": "stored", "replayed": 96, "quick": True,
-            "references": 0, "seed": 3, "restore": "",
+            "references": 0, "seed": 3, "restore": "", "why": "",
         }
     ]  # fmt: skip
 

@@ -285,3 +285,37 @@ def test_only_what_can_be_stopped_is_stopped(
     for text in (found["asks"], found["said"]):
         assert (words or "") in text
         assert ("stays" in text) == (words is not None)
+
+
+def test_a_restore_that_forgets_others_again_is_confirmed_as_what_it_is(panel: Panel) -> None:
+    """It named no request, gave an unlearning's law alone, and the reason typed was not sent."""
+    found = panel.does("""
+      set({requests: [request(5, "fulfilled"), request(6, "fulfilled")]});
+      let sent;
+      answers["train/unlearn"] = (_, init) => {
+        sent = JSON.parse(init.body);
+        return {id: "1", status: "SUBMITTED"};
+      };
+      answers["unlearning/plan"] = () => ({lines: [], ways: [], requests: [
+        {id: "5", what: "comes back"}, {id: "6", what: "stays forgotten"},
+        {id: "elsewhere", what: "stays forgotten"}]});
+      store.setDraft("why-5", "by letter");
+      actions.openDialog({kind: "unlearn", requests: [], restore: "5"});
+      const before = text(dialogs.Dialogs());
+      await actions.loadPlan([], "5", "");
+      const all = drawn(dialogs.Dialogs());
+      const options = {dry_run: false, method: "", quick: false, restore: "5"};
+      await actions.unlearn([], {...options, dry_run: true});
+      const kept = store.draft("why-5");
+      actions.openDialog({kind: "unlearn", requests: [], restore: "5"});
+      await actions.unlearn([], options);
+      say({before, text: text(all), why: button(all, "Restore").title, sent, kept,
+           left: store.draft("why-5"), says: [...words.RESTORING, ...words.UNLEARNING]});
+    """)
+    assert "1.5" in found["before"]
+    for part in (*found["says"], "study 1.5", "comes back", "study 1.6", "stays forgotten"):
+        assert part in found["text"]
+    assert "request elsewhere" in found["text"]
+    assert found["why"] == "Type “restore” first."
+    assert (found["sent"]["restore"], found["sent"]["why"]) == ("5", "by letter")
+    assert (found["kept"], found["left"]) == ("by letter", "")

@@ -3,7 +3,7 @@ import { ApiError, call, query, read, segment, sentence } from "./api";
 import { notify } from "./host";
 import { compare } from "./masks";
 import { failed, refresh } from "./refresh";
-import { get, set, setDraft } from "./store";
+import { draft, get, set, setDraft } from "./store";
 import type { Dialog, State, Target } from "./store";
 import type {
   ForgetRequest, Plan, Purged, Reason, RequestDetail, Restored, Run, Task, WouldPurge,
@@ -179,10 +179,12 @@ export const unlearn = (
     const body: Record<string, unknown> = {
       dry_run: options.dry_run, quick: options.quick, method: options.method || "auto",
     };
-    if (options.restore) body["restore"] = options.restore;
+    const why = `why-${options.restore}`;
+    if (options.restore) Object.assign(body, { restore: options.restore, why: draft(why) });
     else body["requests"] = requests.map((r) => r.request_id).join(",");
     const before = known();
     const task = await call<Task>("POST", "train/unlearn", body);
+    if (!options.dry_run) setDraft(why, "");
     order(options.dry_run ? "The dry run starts" : "The unlearning starts", before, task);
     return options.dry_run ? "The dry run starts; nothing is changed." : "The unlearning starts.";
   });

@@ -37,11 +37,14 @@ function Frame({ title, says = [], children, wide }: FrameProps): JSX.Element {
       onCancel={(e) => { e.preventDefault(); actions.cancelDialog(); }} onClose={actions.closeDialog}
       onKeyDown={(e) => e.stopPropagation()}>
       <h2>{title}</h2>
-      {says.length ? <ol>{says.map((s) => <li key={s}>{s}</li>)}</ol> : null}
+      <Says lines={says} />
       {children}
     </dialog>
   );
 }
+
+const Says = ({ lines }: { lines: readonly string[] }): JSX.Element | null =>
+  lines.length ? <ol>{lines.map((s) => <li key={s}>{s}</li>)}</ol> : null;
 
 interface EndsProps {
   label: string;
@@ -126,7 +129,19 @@ function What({ request }: { request: ForgetRequest }): JSX.Element {
   );
 }
 
-const why = (request: ForgetRequest): string => `why-${request.request_id}`;
+/** What is not in the list is named by its id alone. */
+function Named({ id, becomes = "" }: { id: string; becomes?: string }): JSX.Element {
+  const request = useStore((s) => s.requests.find((r) => r.request_id === id));
+  return (
+    <li data-id={id}>
+      {request ? <What request={request} /> : <p>request <span className="id">{id}</span></p>}
+      {becomes ? <p className="soft words">{becomes}</p> : null}
+    </li>
+  );
+}
+
+const Why = ({ id }: { id: string }): JSX.Element =>
+  <Field draft={`why-${id}`} label="Why (optional)" name="sul-why" rows />;
 
 /** While the server is asked, and the way to ask again. */
 function Asking({ again }: { again: () => void }): JSX.Element {
@@ -144,7 +159,6 @@ function whyNotYet(known: boolean, asking: boolean): string | undefined {
 /** Versions and other requests that a purge takes along. */
 function Lost({ request }: { request: ForgetRequest }): JSX.Element {
   const found = useStore((s) => s.wouldPurge);
-  const requests = useStore((s) => s.requests);
   const look = (): void => void actions.loadPurge(request);
   React.useEffect(look, [request.request_id]);
   if (!found) return <Asking again={look} />;
@@ -154,16 +168,7 @@ function Lost({ request }: { request: ForgetRequest }): JSX.Element {
       {found.requests.length ? (
         <React.Fragment>
           <p className="bad words">{words.LOSING}</p>
-          <ul>
-            {found.requests.map((id) => {
-              const other = requests.find((r) => r.request_id === id);
-              return (
-                <li key={id} data-id={id}>
-                  {other ? <What request={other} /> : <p>request <span className="id">{id}</span></p>}
-                </li>
-              );
-            })}
-          </ul>
+          <ul>{found.requests.map((id) => <Named key={id} id={id} />)}</ul>
         </React.Fragment>
       ) : null}
     </div>
@@ -183,9 +188,9 @@ function Simple({ dialog }: {
   dialog: Extract<Dialog, { request: ForgetRequest }>;
 }): JSX.Element {
   const { request } = dialog;
-  const [text] = useDraft(why(request));
+  const [text] = useDraft(`why-${request.request_id}`);
   const again = useStore((s) => s.again);
-  const note = <Field draft={why(request)} label="Why (optional)" name="sul-why" rows />;
+  const note = <Why id={request.request_id} />;
   switch (dialog.kind) {
     case "approve":
       return (
@@ -236,19 +241,25 @@ function UnlearnDialog({ requests, restore = "" }: {
 }): JSX.Element {
   const plan = useStore((s) => s.plan);
   const asking = useStore((s) => s.asking);
-  const all = useStore((s) => s.requests);
   const [method, setMethod] = useDraft("method");
   const [quick, setQuick] = React.useState(false);
   const look = (): void => void actions.loadPlan(requests, restore, method);
   React.useEffect(look, [method]);
-  const planned = plan?.requests ?? [];
-  const named = requests.length || restore ? requests
-    : planned.flatMap((p) => all.find((r) => r.request_id === p.id) ?? []);
+  const first = restore ? [restore] : requests.map((r) => r.request_id);
+  const planned = plan?.requests ?? first.map((id) => ({ id, what: "" }));
   const start = (dry: boolean): void =>
     void actions.unlearn(requests, { dry_run: dry, method, quick, restore });
   return (
-    <Frame title={restore ? "Restore, and forget the others again" : "Unlearn"} says={words.UNLEARNING}>
-      {named.map((r) => <What key={r.request_id} request={r} />)}
+    <Frame title={restore ? "Restore, and forget the others again" : "Unlearn"}
+      says={restore ? words.RESTORING : words.UNLEARNING}>
+      <ul>{planned.map((p) => <Named key={p.id} id={p.id} becomes={p.what} />)}</ul>
+      {restore ? (
+        <React.Fragment>
+          <p>Of what stays forgotten:</p>
+          <Says lines={words.UNLEARNING} />
+          <Why id={restore} />
+        </React.Fragment>
+      ) : null}
       <label>Method
         <select value={method} data-cy="sul-method" onChange={(e) => setMethod(e.target.value)}>
           <option value="">the usual one for the level{plan ? ` “${plan.level}”` : ""}</option>
@@ -271,8 +282,8 @@ function UnlearnDialog({ requests, restore = "" }: {
           {plan.lines.map((line, i) => <li key={i} className="words">{line}</li>)}
         </ul>
       ) : <Asking again={look} />}
-      <Ends label="Unlearn" typed="unlearn" why={whyNotYet(plan !== null && !asking, asking)}
-        act={() => start(false)}>
+      <Ends label={restore ? "Restore" : "Unlearn"} typed={restore ? "restore" : "unlearn"}
+        why={whyNotYet(plan !== null && !asking, asking)} act={() => start(false)}>
         <Act label="Dry run" name="sul-dry-run" act={() => start(true)} />
       </Ends>
     </Frame>

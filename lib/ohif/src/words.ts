@@ -121,7 +121,7 @@ export const UNLEARNING = [
 ];
 
 export const RESTORING = [
-  "The version that knows these data serves again. The request is closed: training may use the data again.",
+  "A version that knows these data serves again. The request is closed: training may use the data again.",
   "Versions made since are no longer served. Requests that were unlearned together come back together.",
   "In the law's words: the restriction of processing (GDPR Art. 18) ends.",
 ];

@@ -8,7 +8,9 @@ from typing import Any, Final, Literal, cast, get_args
 
 from segunlearn.audit.policy import Level, Policy
 from segunlearn.errors import InvalidInputError
+from segunlearn.records.forget_requests import NOTE_LENGTH
 from segunlearn.records.forget_states import LEVELS
+from segunlearn.records.targets import clean_text
 from segunlearn.unlearning import method_named
 
 #: What the retain terms of a method are computed on.
@@ -65,7 +67,7 @@ class UnlearnOrder:
     NotFoundError
         There is no such method.
     InvalidInputError
-        There is no such level; or a restore names requests or a level.
+        There is no such level; a restore names requests or a level; or ``why`` is too long.
     """
 
     model: str
@@ -90,6 +92,7 @@ class UnlearnOrder:
             raise InvalidInputError(
                 f"{self.level!r:.40} is no level to reach; use {', '.join(LEVELS[1:])}."
             )
+        clean_text(self.why, "the reason", NOTE_LENGTH, empty=True)  # not when all is done
         if self.retain not in get_args(Retain):
             raise InvalidInputError(
                 f"retain {self.retain!r:.40}: use {', '.join(get_args(Retain))}."

@@ -46,6 +46,7 @@ OPTIONS: Final[dict[str, Option]] = {
     "references": Option("", 0, 0, 20),
     "seed": Option("", 0, 0, 2**31 - 1),
     "restore": Option("", ""),
+    "why": Option("", ""),
 }
 
 
@@ -72,6 +73,7 @@ class UnlearnTask(StudiesTask):
             Nothing is approved, or a named request is in another state.
         """
         checked = super().check(request)
+        self.order(checked)
         if checked["restore"]:
             client = str(checked.get("client_id", ""))
             undo = Undo(self._home, self._records, self._model.name, client)
@@ -144,6 +146,7 @@ class UnlearnTask(StudiesTask):
             seed=options["seed"],
             device=self._options.device,
             restore=str(options["restore"]),
+            why=str(options["why"]),
         )
 
     def plan(self, order: UnlearnOrder) -> tuple[dict[str, Any], list[str]]:
