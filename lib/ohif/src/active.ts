@@ -69,7 +69,8 @@ export function watchActive(onChange: () => void): () => void {
     const now = JSON.stringify(found);
     if (now === last) return;
     last = now;
-    set({ active: found });
+    const same = found?.study === get().active?.study;
+    set({ active: found, ...(same ? {} : { statusFault: "" }) });
     onChange();
   };
   const stops = [

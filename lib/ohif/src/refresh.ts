@@ -19,9 +19,15 @@ const OPEN: RequestState[] = ["proposed", "requested", "approved", "working", "r
 let refreshing: Promise<void> | null = null;
 let again = false;
 
+/** Questions on status so far, and by UID the one whose answer is kept: an older one may come later. */
+let questions = 0;
+const answered = new Map<string, number>();
+
 /** Asks for all that is seen: the active study, then other studies loaded, and the support. */
 export async function refreshStatus(): Promise<void> {
   const { active, support } = get();
+  const mine = (questions += 1);
+  const isNewest = (uid: string): boolean => mine >= (answered.get(uid) ?? 0);
   const others = loaded();
   const own = [...(active ? [active.study] : []), ...(active?.series ?? []).map((s) => s.uid)];
   const seen = new Set(own);
@@ -41,7 +47,13 @@ export async function refreshStatus(): Promise<void> {
       if (seen.has(uids[0] ?? "")) statusFault = error.message;
     }
   }
-  set({ status: { ...get().status, ...found }, statusFault });
+  const fresh = Object.entries(found).filter(([uid]) => isNewest(uid));
+  for (const [uid] of fresh) answered.set(uid, mine);
+  set({ status: { ...get().status, ...Object.fromEntries(fresh) } });
+  const study = active?.study ?? "";
+  if (study !== (get().active?.study ?? "") || !isNewest(study)) return;
+  answered.set(study, mine);
+  set({ statusFault });
 }
 
 const batches = (uids: string[]): string[][] =>
@@ -143,10 +155,8 @@ export function refresh(): Promise<void> {
     try {
       do {
         again = false;
-        await everything();
+        await everything().catch(failed);
       } while (again);
-    } catch (error) {
-      failed(error);
     } finally {
       refreshing = null;
     }
