@@ -165,3 +165,69 @@ def test_what_was_to_be_asked_is_asked_though_the_round_before_failed(panel: Pan
       say([asked.filter(a => a === "whoami").length, get().server]);
     """)
     assert found == [2, "ok"]
+
+
+#: The study list: ``show`` mounts the cells of studies, and ``cells`` says what they read.
+_LIST = """
+window.dispatchEvent = () => true;
+const column = menus.customizations()["workList.columns"].$apply([])[0];
+const cell = (uid) => column.cell({row: {original: {studyInstanceUid: uid}}});
+const why = (uid) => drawn(cell(uid)).find(n => n.props).props.title;
+const cells = (uids) => uids.map(uid => text(cell(uid)));
+const ends = [];
+const show = (uids) => {
+  react.useEffect = (effect) => { ends.push(effect()); };
+  drawn(uids.map(cell));
+  react.useEffect = () => {};
+};
+const is = (marked) => (q) => Object.fromEntries(
+  q.getAll("study").map(uid => [uid, {marked, covers: [], proposals: [], series_marked: 0}]));
+const count = () => asked.filter(a => a.startsWith("forget/status")).length;
+"""
+
+
+def test_the_study_list_asks_again_and_says_what_is_not_known(panel: Panel) -> None:
+    """One failed question left the column blank, as if nothing were marked; nothing came later."""
+    found = panel.does(
+        _LIST
+        + """
+      const uids = Array.from({length: 100}, (_, n) => `1.2.${"5".repeat(55)}.${n}`);
+      answers["forget/status"] = () => html(502);
+      show(uids);
+      const reads = (words) => until(() => cells(uids).every(found => found === words));
+      const failed = await reads("?");
+      const fault = why(uids[0]);
+      answers["forget/status"] = is(false);
+      const none = await reads("");
+      answers["forget/status"] = is(true); // by another person
+      const marked = await reads("FORGET");
+      const longest = Math.max(...asked.map(a => a.length));
+      for (const end of ends) end();
+      await until(() => false, 0.3);
+      const before = count();
+      await until(() => false, 1.5);
+      say({failed, fault, none, marked, longest, quiet: count() === before});
+    """
+    )
+    assert (found["failed"], found["none"], found["marked"]) == (True, True, True)
+    assert "does not answer" in found["fault"]
+    assert found["longest"] < 8000
+    assert found["quiet"]
+
+
+def test_a_study_that_cannot_be_asked_for_hides_no_other_in_the_list(panel: Panel) -> None:
+    found = panel.does(
+        _LIST
+        + """
+      const uids = ["1.1", "none", "1.2"];
+      answers["forget/status"] = (q) => q.getAll("study").includes("none")
+        ? json({detail: "none is no study"}, 400) : is(true)(q);
+      show(uids);
+      await until(() => cells(uids).every(found => found));
+      await until(() => count() > 5); // again, but for what was refused
+      say({reads: cells(uids), why: why("none"), last: asked.at(-1)});
+    """
+    )
+    assert found["reads"] == ["FORGET", "?", "FORGET"]
+    assert found["why"] == "None is no study"
+    assert found["last"] == "forget/status?study=1.1&study=1.2"

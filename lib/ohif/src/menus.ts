@@ -1,14 +1,11 @@
-// Menus of studies and series, and the column of the study list, where the host has them.
+// Menus of studies and series, where the host has them.
 import { openDialog } from "./actions";
 import { aboutOf, seriesTarget, whose, wordsOf } from "./active";
-import { ApiError, call, query } from "./api";
+import { COLUMN } from "./column";
 import { displaySet, displaySets, notify, showPanel } from "./host";
-import { React } from "./react";
-import { get, subscribe } from "./store";
+import { get } from "./store";
 import type { Target } from "./store";
 import { refresh } from "./refresh";
-import type { Status } from "./types";
-import { stateOf } from "./words";
 
 interface MenuArguments {
   StudyInstanceUID?: string;
@@ -74,70 +71,6 @@ const MENU = [
   },
   { id: "segunlearnWithdraw", label: "Withdraw mark", iconName: "Refresh", commands: "segunlearnWithdraw" },
 ];
-
-// The list asks for one cell at a time; one request answers for all that were asked together.
-const known = new Map<string, Status>();
-const wanted = new Set<string>();
-let timer = 0;
-
-export function forgetKnown(): void {
-  known.clear();
-}
-
-async function ask(): Promise<void> {
-  timer = 0;
-  const study = [...wanted].slice(0, 500);
-  for (const uid of study) wanted.delete(uid);
-  try {
-    const found = await call<Record<string, Status>>("GET", `forget/status${query({ study })}`);
-    for (const [uid, status] of Object.entries(found)) known.set(uid, status);
-  } catch (error) {
-    if (!(error instanceof ApiError)) throw error;
-  }
-  window.dispatchEvent(new Event("segunlearn-status"));
-  if (wanted.size) timer = window.setTimeout(() => void ask(), 0);
-}
-
-function Cell({ study }: { study: string }): JSX.Element | null {
-  const read = (): Status | undefined => known.get(study);
-  const status = React.useSyncExternalStore(
-    (changed) => {
-      window.addEventListener("segunlearn-status", changed);
-      const stop = subscribe(changed);
-      return () => {
-        window.removeEventListener("segunlearn-status", changed);
-        stop();
-      };
-    },
-    read,
-  );
-  React.useEffect(() => {
-    if (!study || known.has(study)) return;
-    wanted.add(study);
-    timer ||= window.setTimeout(() => void ask(), 50);
-  }, [study, status]);
-  if (!status?.marked && !status?.series_marked) return null;
-  const words = status.marked ? "FORGET" : `${status.series_marked} series`;
-  const title = status.marked ? `Marked for forgetting: ${status.covers[0] ? stateOf(status.covers[0], get().runs) : ""}` : "Series are marked for forgetting";
-  return React.createElement("span", { "className": "sul-cell", title, "data-cy": "sul-cell" }, words);
-}
-
-interface ListRow {
-  original?: { studyInstanceUid?: string; StudyInstanceUID?: string };
-}
-const uidOf = (row: ListRow["original"]): string => row?.studyInstanceUid ?? row?.StudyInstanceUID ?? "";
-
-const COLUMN = {
-  id: "segunlearnForget",
-  accessorFn: (row: ListRow["original"]) => (known.get(uidOf(row))?.marked ? "FORGET" : ""),
-  header: () => "Forget",
-  cell: ({ row }: { row: ListRow }) => {
-    const study = uidOf(row.original);
-    return React ? React.createElement(Cell, { study, key: study }) : null;
-  },
-  enableSorting: false,
-  meta: { label: "Forget", minWidth: 90, headerClassName: "min-w-[90px]", cellClassName: "min-w-[90px]" },
-};
 
 export const customizations = (): Record<string, unknown> => ({
   "studyBrowser.studyMenuItems": add(...MENU),

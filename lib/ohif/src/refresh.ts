@@ -56,7 +56,7 @@ export async function refreshStatus(): Promise<void> {
   set({ statusFault });
 }
 
-const batches = (uids: string[]): string[][] =>
+export const batches = (uids: string[]): string[][] =>
   Array.from({ length: Math.ceil(Math.min(uids.length, MOST) / BATCH) }, (_, i) =>
     uids.slice(i * BATCH, (i + 1) * BATCH));
 
