@@ -21,7 +21,7 @@ from segunlearn.app.routes import models, tasks, unlearning
 from segunlearn.app.routes.common import current_app
 from segunlearn.app.unlearn_order import UnlearnOrder
 from segunlearn.app.unlearn_run import UnlearnRun
-from segunlearn.errors import SegUnlearnError
+from segunlearn.errors import ConflictError, SegUnlearnError
 from unlearn_site import app_of, copy_of, everything, known_site, let_it_pass
 
 NOBODY = "0" * 32
@@ -302,8 +302,32 @@ def test_the_task_starts_only_with_something_approved(
             "model": "unlearn", "dry_run": True, "requests": request, "level": "auto",
             "method": "auto", "retain": "stored", "replayed": 96, "quick": True,
             "references": 0, "seed": 3, "restore": "", "why": "",
+            "expected": "",
         }
     ]  # fmt: skip
+
+
+def test_nothing_is_unlearned_that_no_plan_showed(
+    client: TestClient, app: SegUnlearnApp, site: Site, started: list[dict[str, Any]]
+) -> None:
+    """Whoever confirms a plan for all that waits means what it named."""
+    (one,) = site.mark(site.forget[:1])
+    body = {"dry_run": False, "expected": [one]}
+    (other,) = site.mark(site.forget[1:])
+    answer = client.post("/train/unlearn", json=body)
+    assert (answer.status_code, f"{other} came" in answer.json()["detail"]) == (409, True)
+    assert client.post("/train/unlearn", json={**body, "requests": [one]}).status_code == 200
+    both = client.post("/train/unlearn", json={**body, "expected": [other, one]})
+    assert (both.status_code, len(started)) == (200, 2)
+    site.records.forget_set.withdraw(one, actor="ann")
+    with pytest.raises(ConflictError, match=f"{one} went"):  # before the work began
+        app.train(started[1])
+    told = site.records.runs.latest(model=MODEL, kind="unlearn")
+    assert told is not None
+    assert (told.state, f"{one} went" in told.message) == ("refused", True)
+    answer = client.post("/train/unlearn", json={**body, "expected": [one, other]})
+    assert (answer.status_code, f"{one} went" in answer.json()["detail"]) == (409, True)
+    assert site.records.forget_set.get(other).state == "approved"
 
 
 def test_who_asks_is_who_signed_in(

@@ -319,3 +319,29 @@ def test_a_restore_that_forgets_others_again_is_confirmed_as_what_it_is(panel: P
     assert found["why"] == "Type “restore” first."
     assert (found["sent"]["restore"], found["sent"]["why"]) == ("5", "by letter")
     assert (found["kept"], found["left"]) == ("by letter", "")
+
+
+def test_what_is_unlearned_is_what_was_shown(panel: Panel) -> None:
+    """What another administrator approved while the word was typed was unlearned, too."""
+    found = panel.does("""
+      const sent = [];
+      const refused = () => json({detail: "8 came to it."}, 409);
+      answers["train/unlearn"] = (_, init) => {
+        sent.push(JSON.parse(init.body));
+        return refused();
+      };
+      answers["unlearning/plan"] = () => ({lines: [], ways: [], requests: [
+        {id: "6", what: "is unlearned"}, {id: "7", what: "is unlearned"}]});
+      const options = {dry_run: false, method: "", quick: false, restore: ""};
+      actions.openDialog({kind: "unlearn", requests: []});
+      await actions.loadPlan([], "", "");
+      await actions.unlearn([], options);
+      const all = drawn(dialogs.Dialogs());
+      const fault = text(all.find(n => n.props?.["data-cy"] === "sul-fault"));
+      const again = button(all, "Ask the server again");
+      again.onClick();
+      await until(() => get().plan);
+      await actions.unlearn([], {...options, dry_run: true});
+      say({sent: sent.map(s => [s.requests, s.expected ?? null]), fault, again: !!again});
+    """)
+    assert found == {"sent": [["", "6,7"], ["", None]], "fault": "8 came to it.", "again": True}

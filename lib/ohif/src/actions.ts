@@ -182,8 +182,13 @@ export const unlearn = (
     const why = `why-${options.restore}`;
     if (options.restore) Object.assign(body, { restore: options.restore, why: draft(why) });
     else body["requests"] = requests.map((r) => r.request_id).join(",");
+    const { plan } = get();
+    if (plan && !options.dry_run) body["expected"] = plan.requests.map((r) => r.id).join(",");
     const before = known();
-    const task = await call<Task>("POST", "train/unlearn", body);
+    const task = await call<Task>("POST", "train/unlearn", body).catch((error: unknown) => {
+      if (error instanceof ApiError && error.status === 409) set({ plan: null }); // it may be another now
+      throw error;
+    });
     if (!options.dry_run) setDraft(why, "");
     order(options.dry_run ? "The dry run starts" : "The unlearning starts", before, task);
     return options.dry_run ? "The dry run starts; nothing is changed." : "The unlearning starts.";

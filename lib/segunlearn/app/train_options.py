@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 #: Keys that would choose the cases or files of a training.
 REFUSED = ("train_ds", "val_ds", "dataset", "parent_weights", "load_path")
 
-#: Characters of a free text; it goes into the command line of a child process.
-LONGEST_TEXT = 20_000
+#: Characters of a free text; a list of some thousand identifiers has room.
+LONGEST_TEXT = 100_000
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,27 @@ class UnlearnChoice:
     unmeasured: tuple[ForgetRequest, ...] = ()
     others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+    def check_expected(self, expected: Sequence[str]) -> None:
+        """Compare every request that a plan of this names with those that one has named.
+
+        Raises
+        ------
+        ConflictError
+            They are others.
+        """
+        named = (
+            *self.back, *self.requests, *self.also, *self.elsewhere, *self.there,
+            *self.unmeasured, *self.never,
+        )  # fmt: skip
+        ids, shown = {r.request_id for r in named}, set(expected)
+        changes = ((ids - shown, "came to it"), (shown - ids, "went"))
+        told = [f"{', '.join(sorted(which))} {what}" for which, what in changes if which]
+        if told:
+            raise ConflictError(
+                f"this is not what the plan showed: {'; '.join(told)}. Nothing was begun. Look at "
+                "the plan again, and confirm that."
+            )
+
 
 def choose_unlearning(
     order: UnlearnOrder,

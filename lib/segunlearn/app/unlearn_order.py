@@ -61,6 +61,8 @@ class UnlearnOrder:
         forgotten is unlearned from that. Requests and level follow from it.
     why
         Text for the history of what is restored.
+    expected
+        Ids of the requests that a plan named; nothing is begun where others would be treated.
 
     Raises
     ------
@@ -84,6 +86,7 @@ class UnlearnOrder:
     device: str = "auto"
     restore: str = ""
     why: str = ""
+    expected: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.method:

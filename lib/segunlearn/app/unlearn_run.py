@@ -109,12 +109,16 @@ class UnlearnRun(WatchedRun):
         Raises
         ------
         SegUnlearnError
-            See ``unlearn_choice.choose_unlearning`` and ``unlearn_restore.choose_restore``.
+            See ``unlearn_choice.choose_unlearning``, ``unlearn_restore.choose_restore`` and
+            ``UnlearnChoice.check_expected``.
         """
         self._labelled = cases
         choose = choose_restore if self.order.restore else choose_unlearning
-        self._choice = choose(self.order, self.home, self.records, self.registry, cases)
-        return self._choice
+        choice = choose(self.order, self.home, self.records, self.registry, cases)
+        if self.order.expected:
+            choice.check_expected(self.order.expected)
+        self._choice = choice
+        return choice
 
     def execute(self, cases: Sequence[Case]) -> dict[str, Any]:
         """Unlearn, audit, and publish what passed; on a refusal nothing changes for users.

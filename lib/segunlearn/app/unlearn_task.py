@@ -15,7 +15,7 @@ from segunlearn.app.studies_task import (
 )
 from segunlearn.app.train_options import Option
 from segunlearn.app.unlearn_check import check
-from segunlearn.app.unlearn_choice import asked_for
+from segunlearn.app.unlearn_choice import UnlearnChoice, asked_for
 from segunlearn.app.unlearn_order import REPLAYED, Retain, UnlearnOrder
 from segunlearn.app.unlearn_plan import plan_of
 from segunlearn.app.unlearn_run import UnlearnRun
@@ -47,6 +47,7 @@ OPTIONS: Final[dict[str, Option]] = {
     "seed": Option("", 0, 0, 2**31 - 1),
     "restore": Option("", ""),
     "why": Option("", ""),
+    "expected": Option("", ""),
 }
 
 
@@ -70,16 +71,19 @@ class UnlearnTask(StudiesTask):
         NotFoundError
             There is no such request.
         ConflictError
-            Nothing is approved, or a named request is in another state.
+            Nothing is approved, a named request is in another state, or others than ``expected``
+            would be treated.
         """
         checked = super().check(request)
-        self.order(checked)
+        order = self.order(checked)
         if checked["restore"]:
             client = str(checked.get("client_id", ""))
             undo = Undo(self._home, self._records, self._model.name, client)
             undo.would_restore(str(checked["restore"]))
         else:
-            asked_for(_ids(checked), self._records)
+            asked_for(order.requests, self._records)
+        if order.expected:
+            self._chosen(order)
         return checked
 
     def newest(self) -> RunRecord | None:
@@ -112,7 +116,7 @@ class UnlearnTask(StudiesTask):
         InvalidInputError
             An option is wrong, or the sets or the network do not allow it.
         """
-        options = self.check(request)
+        options = super().check(request)  # what may have changed since is looked at under the lock
         order = self.order(options)
         by = str(options.get("client_id", ""))
         if options["dry_run"]:
@@ -136,7 +140,7 @@ class UnlearnTask(StudiesTask):
         )
         return UnlearnOrder(
             self._model.name,
-            requests=_ids(options),
+            requests=_ids(options["requests"]),
             level=level,
             method=method,
             retain=cast(Retain, options["retain"]),
@@ -147,6 +151,7 @@ class UnlearnTask(StudiesTask):
             device=self._options.device,
             restore=str(options["restore"]),
             why=str(options["why"]),
+            expected=_ids(options["expected"]),
         )
 
     def plan(self, order: UnlearnOrder) -> tuple[dict[str, Any], list[str]]:
@@ -157,12 +162,15 @@ class UnlearnTask(StudiesTask):
         SegUnlearnError
             See ``UnlearnRun.prepare`` and ``unlearn_check.check``.
         """
-        cases = labelled_cases(self._every_study())
-        choice = UnlearnRun(order, self._home, self._records).prepare(cases)
+        choice = self._chosen(order)
         if order.method:
             check(order, choice)
         plan = plan_of(choice, self._records, order)
         return plan.to_json(), plan.lines()
+
+    def _chosen(self, order: UnlearnOrder) -> UnlearnChoice:
+        cases = labelled_cases(self._every_study())
+        return UnlearnRun(order, self._home, self._records).prepare(cases)
 
     def _plan(self, order: UnlearnOrder, by: str) -> dict[str, Any]:
         try:
@@ -211,6 +219,6 @@ class UnlearnTask(StudiesTask):
         return list(found.cases)
 
 
-def _ids(options: Mapping[str, Any]) -> tuple[str, ...]:
-    parts = (part.strip() for part in str(options["requests"]).split(","))
+def _ids(text: Any) -> tuple[str, ...]:
+    parts = (part.strip() for part in str(text).split(","))
     return tuple(dict.fromkeys(part for part in parts if part))
