@@ -144,7 +144,7 @@ def test_relearning_finds_the_original_at_once() -> None:
     assert attack.steps_to_level == 0
     assert attack.best_others is not None
     assert attack.best_others > 0.9
-    # who was never lost is back at once, and the others may not be: some steps are made all the same
+    # who was never lost is back at once, and the others may not be: some steps are made anyway
     assert [step for step, _, _ in attack.curve] == [0, 2, 4]
     soon = dataclasses.replace(RELEARNING, least=2)
     (attack,) = relearn(original, task.FORGET, task.TEST, level, task.CONFIG, soon)

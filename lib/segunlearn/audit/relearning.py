@@ -45,8 +45,8 @@ class RelearningSettings:
     rates
         Learning rates of Adam over all weights.
     steps, least
-        Most steps of an attack, and fewest: people who were hardly learned by heart are back at once,
-        and an attack that ends there has not tried to bring back the others.
+        Most steps of an attack, and fewest: people who were hardly learned by heart are back at
+        once, and an attack that ends there has not tried to bring back the others.
     every
         Dice is measured after every so many steps.
     tolerance

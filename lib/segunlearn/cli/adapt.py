@@ -134,8 +134,9 @@ def adapt(
         words = [option for name, option in given(ctx).items() if name in _NOT_AGAIN]
         if words:
             raise InvalidInputError(
-                f"{', '.join(words)}: no meaning with --refit, which makes the adapters of all sites "
-                "as they were; of these options only --method and --confirm-one go with it. Leave it out."
+                f"{', '.join(words)}: no meaning with --refit, which makes the adapters of all "
+                "sites as they were; of these options only --method and --confirm-one go with it. "
+                "Leave it out."
             )
     place = home_of(home)
     info = version_of(place, model, None)
