@@ -151,6 +151,16 @@ def test_the_end_of_an_order_is_no_matter_of_another_dialog(panel: Panel, fails:
     assert found["said"] == ("" if fails else told)
 
 
+def test_the_end_of_an_order_is_told_where_its_dialog_was_closed(panel: Panel) -> None:
+    found = panel.does(f"""
+      {_MARKING}
+      actions.closeDialog();
+      await ends(json({{detail: "there is no such study."}}, 404));
+      say([get().dialog, get().fault]);
+    """)
+    assert found == [None, "There is no such study."]
+
+
 def test_nothing_is_said_over_a_study_of_what_was_begun_in_another(panel: Panel) -> None:
     found = panel.does(f"""
       {_MARKING}

@@ -43,7 +43,7 @@ async function perform(work: () => Promise<string>): Promise<boolean> {
   const { busy, dialog } = get();
   if (busy) return false;
   const here = left;
-  const isOpen = (): boolean => here === left && get().dialog === dialog;
+  const isOpen = (): boolean => here === left && [dialog, null].includes(get().dialog);
   set({ busy: true, fault: "", again: false });
   try {
     const said = await work();

@@ -62,7 +62,7 @@ export const isUnlearned = (request_id: string, runs: readonly Run[]): boolean =
     return r.state === "running" && r.kind === "unlearn" && Array.isArray(ids) && ids.includes(request_id);
   });
 
-/** Whether a run looks if it shall stop: what makes nothing new only destroys, seals or opens. */
+/** What only opens, seals or destroys versions never looks whether it shall stop. */
 export const isStoppable = (run: Run): boolean =>
   run.kind !== "purge" && run.parameters["method"] !== "none";
 
