@@ -258,7 +258,8 @@ class Trail:
             kept = self._head_file.read()
             witnesses += [(kept, "the note beside the store")] if kept else []
         except IntegrityError:
-            faults.append(LedgerFault("witness", 0, "the note of the chain's end is damaged."))
+            text = "the note of the chain's end beside the store is damaged."
+            faults.append(LedgerFault("witness", 0, text))
         with self._store.read() as connection:
             head = connection.execute(select(TRAIL_HEAD)).one_or_none()
             if head is None:
