@@ -178,6 +178,39 @@ def test_an_adapter_that_harms_is_not_kept_and_the_reason_is_told(
     assert (row.outcome, row.version_sha256, row.cases_count) == ("refused", None, 3)
 
 
+def test_the_best_of_two_ways_serves_and_the_first_where_they_are_equal(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"head": 0.5, "all": 0.6}
+    monkeypatch.setattr(
+        adapter_run, "leave_one_out",
+        lambda *given: LeaveOneOut((found[given[4].inner_set],), (0.45,)),
+    )  # fmt: skip
+    result = place.adapt(method="best")
+    assert (result["outcome"], result["method"]) == ("adopted", "fine_tune")
+    assert "0.600 with the adapter" in result["why"]
+    assert "tried: fine_tune of head 0.500, fine_tune of all 0.600" in result["why"]
+    (adapter,) = place.store.all()
+    about = adapter.about
+    assert (about["inner_set"], about["learning_rate"]) == ("all", 3e-3)
+    assert (about["method"], about["leave_one_out"]["adapted"]) == ("fine_tune", 0.6)
+    found["head"] = 0.6
+    place.adapt(method="best")
+    assert place.store.current(adapter.site).about["inner_set"] == "head"
+    found |= {"head": 0.3, "all": 0.4}
+    result = place.adapt(method="best")
+    assert result["outcome"] == "base kept"
+    assert "0.400 with the adapter and 0.450 with the base" in result["why"]
+
+
+def test_one_person_gets_the_first_way_as_nobody_can_tell_which_is_better(place: Place) -> None:
+    support = (place.south[0].series,)
+    result = place.adapt(method="best", support=support, confirm_one=True)
+    assert result["outcome"] == "adopted"
+    (adapter,) = place.store.all()
+    assert adapter.about["inner_set"] == "head"
+
+
 # -- bad input: each time a clear error, and nothing is published --------------------------------
 
 Change = Callable[[Place], dict[str, Any]]

@@ -23,10 +23,13 @@ from segunlearn.adaptation.maml import MamlSettings
 from segunlearn.adaptation.meta_training import MetaSettings, meta_train
 from segunlearn.adaptation.sampling import patches_of
 from segunlearn.adaptation.virtual_sites import VirtualSettings, VirtualSite
+from segunlearn.app.adapter_support import BEST, AdaptOrder
 from segunlearn.networks import build_network
 from segunlearn.unlearning import Study
 from segunlearn.unlearning.loop import Steps, copy_of, descend, dice_ce
 
+#: Of what ``--method best`` serves: those of the bars, and the command's own.
+_BEST_STEPS = (3, 5)
 Sites = Mapping[str, Sequence[Study]]
 _OURS: tuple[AdaptMethod, ...] = ("generator+maml", "generator+steps", "maml")
 #: The inner set was chosen on sites of another seed; pictures are small, so is the memory.
@@ -199,6 +202,10 @@ def fold(
             dice[site] |= of
         rates |= found["rates"]
         adopted |= found["adopted"]
+        found = kept.figures(f"best-{k}", partial(best_at, k, trained, out, protocol))
+        for site, of in found["dice"].items():
+            dice[site] |= of
+        adopted |= found["adopted"]
     return {
         "out": list(out), "seed": seed, "dice": dice, "rates": rates, "adopted": adopted,
         **trained.facts,
@@ -236,10 +243,23 @@ def at(
     for (site, people), (name, way) in itertools.product(out.items(), ours.items()):
         keep(site, name, scores(way, people, k, protocol.steps, protocol.draws, protocol))
     for site, people in out.items():
-        of, share = gated(trained.base, trained.meta, both, people, k, protocol)
+        of, share = gated(trained.base, trained.meta, (both,), people, k, protocol)
         keep(site, f"{both.method} gated", {both.steps: of})
         adopted[f"{site} k={k}"] = share
     return {"dice": dice, "rates": rates, "adopted": adopted}
+
+
+def best_at(k: int, trained: Trained, out: Sites, protocol: Protocol) -> dict[str, Any]:
+    """Dice, and shares of adopted adapters, of what ``segunlearn adapt --method best`` serves."""
+    dice: dict[str, dict[str, dict[str, float]]] = {name: {} for name in out}
+    adopted: dict[str, float] = {}
+    for (site, people), steps in itertools.product(out.items(), _BEST_STEPS):
+        order = AdaptOrder("", method=BEST, settings={"steps": steps})
+        tried = order.settings_for(trained.meta.methods)
+        of, share = gated(trained.base, trained.meta, tried, people, k, protocol)
+        dice[site][f"best gated k={k} steps={steps}"] = of
+        adopted[f"{site} best k={k} steps={steps}"] = share
+    return {"dice": dice, "adopted": adopted}
 
 
 def tuned(

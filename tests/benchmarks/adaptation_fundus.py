@@ -132,6 +132,7 @@ def bars_of(figures: Mapping[str, Any], ks: Sequence[int]) -> list[dict[str, Any
     found = []
     for name, of in figures.items():
         found += gate_bars(of, name, ks)
+        found += gate_bars(of, name, [k for k in ks if k > 1], "best")
         found += [
             better_than(of, name, f"generator+maml k={k} steps=3", "same steps", 0.0) for k in ks
         ]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from segunlearn.adaptation import AdaptSettings, MetaModel, gate, leave_one_out
+from segunlearn.adaptation import AdaptSettings, MetaModel, choose, gate, leave_one_out
 from segunlearn.adaptation.adapt import adapt_along
 from segunlearn.networks import ModelConfig, build_network
 from segunlearn.unlearning import Study, lora
@@ -179,12 +179,14 @@ def scores(
 def gated(
     network: nn.Module,
     meta: MetaModel,
-    settings: AdaptSettings,
+    tried: Sequence[AdaptSettings],
     people: Sequence[Study],
     k: int,
     protocol: Protocol,
 ) -> tuple[dict[str, float], float]:
     """Dice of what is served: the adapter where leaving one out is no worse, else the base.
+
+    Of several ways that are tried it is that which does best on who is left out.
 
     Returns
     -------
@@ -195,8 +197,11 @@ def gated(
     adopted = []
     config = protocol.config
     for support, query in supports(people, k, protocol.draws, protocol.query):
-        passed = k > 1 and gate(leave_one_out(network, meta, support, config, settings))[0]
-        chosen = network
+        passed, chosen = False, network
+        if k > 1:
+            loo = [leave_one_out(network, meta, support, config, s) for s in tried]
+            best = choose(loo)
+            passed, settings = gate(loo[best])[0], tried[best]
         if passed:
             _, chosen = next(adapted(network, meta, config, settings)(support, [settings.steps]))
         _note(found, chosen, query, protocol)

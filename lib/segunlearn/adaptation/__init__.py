@@ -7,7 +7,7 @@ gives the modulation of every normalisation layer in one forward pass.
 """
 
 from segunlearn.adaptation.adapt import Adapted, AdaptSettings, adapt, check_support
-from segunlearn.adaptation.gate import LeaveOneOut, gate, leave_one_out
+from segunlearn.adaptation.gate import LeaveOneOut, choose, gate, leave_one_out
 from segunlearn.adaptation.meta_model import MetaModel, read_meta_model, start_of
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "MetaModel",
     "adapt",
     "check_support",
+    "choose",
     "gate",
     "leave_one_out",
     "read_meta_model",

@@ -15,6 +15,7 @@ from segunlearn.adaptation import (
     LeaveOneOut,
     MetaModel,
     adapt,
+    choose,
     gate,
     leave_one_out,
     read_meta_model,
@@ -23,7 +24,14 @@ from segunlearn.adaptation.meta_model import need
 from segunlearn.adapters.site import SiteAdapter, Start, differing
 from segunlearn.app import checkpoints
 from segunlearn.app.adapter_store import AdapterInfo, SiteAdapters, site_digest
-from segunlearn.app.adapter_support import AdaptOrder, HeaderOf, Support, choose_support
+from segunlearn.app.adapter_support import (
+    AdaptOrder,
+    HeaderOf,
+    Support,
+    choose_support,
+    methods_of,
+    named,
+)
 from segunlearn.app.audit_studies import read_sets
 from segunlearn.app.locks import training_lock
 from segunlearn.app.models import is_out_of_memory
@@ -101,8 +109,8 @@ class AdaptRun(WatchedRun):
 
     def prepare(
         self, cases: Sequence[Case], header_of: HeaderOf
-    ) -> tuple[VersionInfo, Support, AdaptSettings]:
-        """Choose version, support and method; nothing is read or changed.
+    ) -> tuple[VersionInfo, Support, tuple[AdaptSettings, ...]]:
+        """Choose version, support and methods to try; nothing is read or changed.
 
         Parameters
         ----------
@@ -132,10 +140,11 @@ class AdaptRun(WatchedRun):
         kept = kept_as(self.store.sites(), aliases, SiteKey.parse(support.site))
         support = replace(support, site=kept)
         meta = read_meta_model(info)
-        settings = self.order.settings_for(meta.methods if meta else ())
-        if settings.method != "fine_tune":
-            need(meta, settings.method)
-        return info, support, settings
+        tried = self.order.settings_for(meta.methods if meta else ())
+        for settings in tried:
+            if settings.method != "fine_tune":
+                need(meta, settings.method)
+        return info, support, tried
 
     def execute(
         self,
@@ -156,7 +165,7 @@ class AdaptRun(WatchedRun):
         -------
         dict
             ``outcome`` (``"adopted"`` or ``"base kept"``), ``run_id``, ``site``, ``width``,
-            ``adapter``, ``why``, ``studies``, ``people``, ``leave_one_out``, ``curve``.
+            ``adapter``, ``method``, ``why``, ``studies``, ``people``, ``leave_one_out``, ``curve``.
 
         Raises
         ------
@@ -172,17 +181,17 @@ class AdaptRun(WatchedRun):
         by = self.requested_by or SITE_ADAPT
         with training_lock(self.home, self.order.model, by, self.lock_seconds, self.orphan):
             self.records.drop_marked_checkpoints()
-            info, support, settings = self.prepare(cases, header_of)
+            info, support, tried = self.prepare(cases, header_of)
             self._started = utc_now()
             self.run_id = self.records.runs.start(
                 SITE_ADAPT,
                 self.order.model,
-                {**self.order.to_json(), "method": settings.method, "site": support.site,
+                {**self.order.to_json(), "method": methods_of(tried), "site": support.site,
                  "studies": len(support.cases), "base": info.version},
                 requested_by=self.requested_by,
             )  # fmt: skip
             try:
-                result = self._adapt(info, support, settings, fetch)
+                result = self._adapt(info, support, tried, fetch)
             except SegUnlearnError as error:
                 stopped = isinstance(error, CancelledError)
                 self._end(info, support, "cancelled" if stopped else "failed", str(error))
@@ -202,7 +211,7 @@ class AdaptRun(WatchedRun):
         self,
         info: VersionInfo,
         support: Support,
-        settings: AdaptSettings,
+        tried: Sequence[AdaptSettings],
         fetch: Callable[[Sequence[Case]], Sequence[Case]],
     ) -> dict[str, Any]:
         self.tell(Progress("read", 0, len(support.cases), {}))
@@ -222,16 +231,24 @@ class AdaptRun(WatchedRun):
         network = load_weights(info.weights, config, info.sha256)
         network = network.to(choose_device(self.order.device))
         meta = read_meta_model(info)
-        held_out, why = None, _UNCHECKED
+        settings, held_out, why = tried[0], None, _UNCHECKED
         if support.people > 1:
-            given = (network, meta, studies, config, settings, self.tell, self.should_stop)
-            held_out = leave_one_out(*given)
+            found = [
+                leave_one_out(network, meta, studies, config, s, self.tell, self.should_stop)
+                for s in tried
+            ]
+            best = choose(found)
+            settings, held_out = tried[best], found[best]
             adopted, why = gate(held_out)
+            if len(tried) > 1:
+                each = zip(tried, found, strict=True)
+                told = ", ".join(f"{named(s)} {f.means['adapted']:.3f}" for s, f in each)
+                why += f"; tried: {told}"
             if not adopted:
                 self._append(info, support, "refused", None)
                 self.records.runs.finish(self.run_id, "refused", f"the base stays: {why}"[:1900])
-                return {"outcome": "base kept", "adapter": None, "why": why,
-                        "leave_one_out": held_out.means, "curve": []}  # fmt: skip
+                return {"outcome": "base kept", "adapter": None, "method": settings.method,
+                        "why": why, "leave_one_out": held_out.means, "curve": []}  # fmt: skip
         adapted = adapt(network, meta, studies, config, settings, self.tell, self.should_stop)
         about = self._about(support, settings, adapted, held_out)
         adapter = _adapter(info, meta, network, adapted, settings.method, about)
@@ -240,8 +257,8 @@ class AdaptRun(WatchedRun):
             self.run_id, "done", f"adapter {published.name} is in service: {why}"[:1900]
         )
         logger.info("site adapter %s is in service", published.name)
-        return {"outcome": "adopted", "adapter": published.name, "why": why,
-                "leave_one_out": held_out.means if held_out else None,
+        return {"outcome": "adopted", "adapter": published.name, "method": settings.method,
+                "why": why, "leave_one_out": held_out.means if held_out else None,
                 "curve": [list(point) for point in adapted.curve]}  # fmt: skip
 
     def _about(

@@ -19,6 +19,13 @@ from segunlearn.records.version_info import VersionInfo
 Width = Literal["scanner", "institution", "model", "name"]
 WIDTHS: Final = ("scanner", "institution", "model")
 
+#: A method of an order: what meta-training left and plain fine-tuning, whichever does better on the
+#: people that are held out.
+BEST: Final = "best"
+#: Fine-tuning that is tried beside it: between the rates that were best on the sites that
+#: ``tests/benchmarks/adaptation_fundus.py`` tunes on, 1e-3 and 1e-2.
+_BESIDE: Final = {"method": "fine_tune", "inner_set": "all", "learning_rate": 3e-3}
+
 #: What is known of a case's scanner.
 HeaderOf = Callable[[Case], SiteKey | None]
 
@@ -40,7 +47,8 @@ class AdaptOrder:
     width
         How wide the key shall be; empty: the narrowest that all of the support share.
     method
-        See ``AdaptSettings``; empty: what meta-training left, else ``fine_tune``.
+        See ``AdaptSettings``; empty: what meta-training left, else ``fine_tune``. ``BEST``: this,
+        and fine-tuning of all weights.
     settings
         Other fields of ``AdaptSettings``.
     confirm_one
@@ -67,21 +75,38 @@ class AdaptOrder:
         if self.site == BASE:
             raise InvalidInputError(f"{BASE!r} is the model itself and no site; name another one.")
 
-    def settings_for(self, methods: Sequence[str]) -> AdaptSettings:
-        """Return the settings; a method that is not named is the first that is there.
+    def settings_for(self, methods: Sequence[str]) -> tuple[AdaptSettings, ...]:
+        """Return the settings that are tried; a method not named is the first that is there.
 
         Parameters
         ----------
         methods
             Of the meta model, empty without one.
         """
-        method = self.method or next(iter(methods), "fine_tune")
-        return AdaptSettings(**{**self.settings, "method": method})
+        first = next(iter(methods), "fine_tune")
+        method = first if self.method in ("", BEST) else self.method
+        tried = [{**self.settings, "method": method}]
+        if self.method == BEST:
+            tried.append({**self.settings, **_BESIDE})
+        return tuple(AdaptSettings(**settings) for settings in tried)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, without the studies' ids."""
         found = {k: v for k, v in asdict(self).items() if k != "support"}
         return {**found, "settings": dict(self.settings), "named": len(self.support)}
+
+
+def methods_of(tried: Sequence[AdaptSettings]) -> str:
+    """Name the methods that are tried: ``generator+maml or fine_tune of all``."""
+    if len(tried) == 1:
+        return tried[0].method
+    return " or ".join(named(settings) for settings in tried)
+
+
+def named(settings: AdaptSettings) -> str:
+    """Name one of several methods: of two fine-tunings it is known which weights they change."""
+    plain = settings.method == "fine_tune"
+    return f"{settings.method} of {settings.inner_set}" if plain else settings.method
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from segunlearn.adaptation.adapt import AdaptMethod
 from segunlearn.app import train_options
 from segunlearn.app.adapter_run import SITE_ADAPT, AdaptRun
 from segunlearn.app.adapter_store import AdapterInfo, SiteAdapters
-from segunlearn.app.adapter_support import WIDTHS, AdaptOrder, Support
+from segunlearn.app.adapter_support import BEST, WIDTHS, AdaptOrder, Support, methods_of
 from segunlearn.app.checkpoints import MARKED, SEALED
 from segunlearn.app.datastores import StudiesDatastore
 from segunlearn.app.models import ActiveModel
@@ -50,7 +50,7 @@ OPTIONS: Final[dict[str, Option]] = {
     "support": Option("", ""),
     "most": Option("", 5, 1, 50),
     "width": Option("", _AUTO, choices=(_AUTO, *WIDTHS)),
-    "adapt_method": Option("", _AUTO, choices=(_AUTO, *get_args(AdaptMethod))),
+    "adapt_method": Option("", _AUTO, choices=(_AUTO, BEST, *get_args(AdaptMethod))),
     "adapt_steps": Option("steps", 5, 0, 200),
     "adapt_rate": Option("learning_rate", 0.0, 0.0, 10.0),
     "inner_set": Option("inner_set", "decoder", choices=_INNER),
@@ -143,10 +143,10 @@ class SiteAdaptTask(StudiesTask):
         )
 
     def _plan(self, order: AdaptOrder, by: str, studies: StudiesDatastore) -> dict[str, Any]:
-        _, support, settings = self._run(order).prepare(labelled_cases(studies), header_of(studies))
-        lines = plan_of(support, settings, self._model.adapters)
+        _, support, tried = self._run(order).prepare(labelled_cases(studies), header_of(studies))
+        lines = plan_of(support, tried, self._model.adapters)
         plan = {"site": support.site, "width": support.width, "studies": len(support.cases),
-                "people": support.people, "method": settings.method}  # fmt: skip
+                "people": support.people, "method": methods_of(tried)}  # fmt: skip
         return self.record_plan(order.to_json(), plan, lines, by)
 
     def _refit(
@@ -328,10 +328,11 @@ def fetching(
     return fetch
 
 
-def plan_of(support: Support, settings: AdaptSettings, adapters: SiteAdapters) -> list[str]:
+def plan_of(support: Support, tried: Sequence[AdaptSettings], adapters: SiteAdapters) -> list[str]:
     """Say in lines what an adaptation would do."""
     now = adapters.current(support.site)
-    steps = 0 if settings.method == "generator" else settings.steps
+    steps = 0 if tried[0].method == "generator" else tried[0].steps
+    method = methods_of(tried if support.people > 1 else tried[:1])
     held_out = (
         "each person is held out once; without a gain the base stays"
         if support.people > 1
@@ -345,6 +346,6 @@ def plan_of(support: Support, settings: AdaptSettings, adapters: SiteAdapters) -
     return [
         f"site {support.site} (key of its {support.width}): {len(support.cases)} studies of "
         f"{support.people} people" + (f"; left out: {', '.join(left_out)}" if left_out else ""),
-        f"method {settings.method}, {steps} steps; {held_out}",
+        f"method {method}, {steps} steps; {held_out}",
         f"in service now: {now.name if now else 'the base'}",
     ]

@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # they load torch
 class MethodName(StrEnum):
     """How a site is adapted."""
 
+    BEST = "best"
     GENERATOR_MAML = "generator+maml"
     MAML = "maml"
     GENERATOR = "generator"
@@ -84,7 +85,10 @@ def adapt(
     ] = None,
     method: Annotated[
         MethodName | None,
-        typer.Option(help="By default what meta-training left, else fine_tune."),
+        typer.Option(
+            help="By default what meta-training left, else fine_tune. best: this or fine_tune of "
+            "all weights, whichever does better on the people held out."
+        ),
     ] = None,
     steps: Annotated[int, typer.Option(min=0, max=200, help="Gradient steps.")] = 5,
     rate: Annotated[
@@ -177,8 +181,8 @@ def adapt(
             raise typer.Exit(3)
         return
     if plan:
-        _, chosen, settings = work(order).prepare(labelled_cases(opened), header_of(opened))
-        lines = plan_of(chosen, settings, adapters)
+        _, chosen, tried = work(order).prepare(labelled_cases(opened), header_of(opened))
+        lines = plan_of(chosen, tried, adapters)
         if as_json:
             print_json({"site": chosen.site, "studies": len(chosen.cases), "lines": lines})
             return
@@ -208,7 +212,8 @@ def _opened(
 
 
 def _print_result(result: Mapping[str, Any]) -> None:
-    typer.echo(f"{result['outcome']}: site {result['site']}. {result['why']}")
+    method = f", by {result['method']}" if result.get("adapter") else ""
+    typer.echo(f"{result['outcome']}: site {result['site']}{method}. {result['why']}")
     if result.get("unlabelled"):
         typer.echo(f"left out: {result['unlabelled']} studies without a finished label any more")
     if result.get("adapter"):
