@@ -259,6 +259,46 @@ def test_a_task_that_is_stopped_while_it_begins_does_not_run(
     assert background.tasks("train")[0]["status"] == "STOPPED"
 
 
+def test_who_stops_twice_waits_and_kills_nothing(child: Callable[[str], None]) -> None:
+    """What a task undoes takes some seconds, in which somebody may ask again."""
+    child("import sys, time; sys.stdin.read(); print('undo', flush=True); time.sleep(2)")
+    background.start("train", {})
+    wait_until(lambda: background.tasks("train")[0].get("details") == ["undo"], 30, "it runs")
+    (process,) = platform.processes("train").values()
+    found: list[Any] = []
+    first = threading.Thread(target=lambda: found.append(background.stop("train", 30.0)))
+    first.start()
+    wait_until(lambda: "stopping" in background.tasks("train")[0], 10, "it is asked to stop")
+    assert background.is_open("train")  # nothing begins beside what it undoes
+    found.append(background.stop("train", 30.0))
+    first.join()
+    assert process.returncode == 0
+    assert [task["status"] for task in found] == ["STOPPED", "STOPPED"]
+    assert not background.is_open("train")
+
+
+def test_tasks_that_are_queued_at_once_run_one_after_the_other(
+    child: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child("import time; time.sleep(20)")
+    make = background.ThreadPoolExecutor
+
+    def slowly(*given: Any) -> Any:
+        time.sleep(0.2)
+        return make(*given)
+
+    monkeypatch.setattr(background, "ThreadPoolExecutor", slowly)
+    together = [threading.Thread(target=background.start, args=("train", {})) for _ in range(4)]
+    for thread in together:
+        thread.start()
+    for thread in together:
+        thread.join()
+    time.sleep(0.5)
+    states = [task["status"] for task in background.tasks("train")]
+    background.stop("train")
+    assert sorted(states) == ["RUNNING", "SUBMITTED", "SUBMITTED", "SUBMITTED"]
+
+
 def test_a_running_training_is_shown_before_a_plan(app: SegUnlearnApp, site: Site) -> None:
     runs = app.records.runs
     training = runs.start("train", MODEL, {"settings": {"epochs": 5}})

@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any, Final
 
+import psutil
 from monailabel.utils.async_tasks import utils as platform
 
 #: Environment variable in which a task's process finds the server's process id.
@@ -29,7 +30,7 @@ STARTER: Final = "SEGUNLEARN_STARTER"
 #: States in which a task is not over.
 _OPEN = ("SUBMITTED", "RUNNING")
 
-#: Held while a task becomes a process, so that whoever stops it finds the one or the other.
+#: Held while a task is queued, becomes a process or is stopped: who stops it finds what it is.
 _BEGINNING = threading.Lock()
 
 
@@ -43,11 +44,12 @@ def start(kind: str, request: Mapping[str, Any]) -> dict[str, Any]:
     task = {
         "id": str(uuid.uuid4()), "status": "SUBMITTED", "request": {**request}, "start_ts": _now()
     }  # fmt: skip
-    platform.background_tasks.setdefault(kind, []).append(task)
-    platform.background_processes.setdefault(kind, {})
-    if platform.background_executors.get(kind) is None:
-        platform.background_executors[kind] = ThreadPoolExecutor(1, f"task_{kind}")
-    platform.background_executors[kind].submit(_run, task, kind)
+    with _BEGINNING:  # two at once are one after the other, and none goes to one that was shut
+        platform.background_tasks.setdefault(kind, []).append(task)
+        platform.background_processes.setdefault(kind, {})
+        if platform.background_executors.get(kind) is None:
+            platform.background_executors[kind] = ThreadPoolExecutor(1, f"task_{kind}")
+        platform.background_executors[kind].submit(_run, task, kind)
     return _copy(task)
 
 
@@ -79,7 +81,7 @@ def _run(task: dict[str, Any], kind: str) -> None:
     platform.background_processes[kind].pop(task["id"], None)
     task["end_ts"] = _now()
     if task["status"] == "RUNNING":
-        task["status"] = "ERROR" if code else "DONE"
+        task["status"] = "STOPPED" if "stopping" in task else "ERROR" if code else "DONE"
 
 
 def _process(kind: str) -> subprocess.Popen[str]:
@@ -117,6 +119,8 @@ def current(kind: str) -> dict[str, Any] | None:
 def stop(kind: str, patience: float = 0.0) -> dict[str, Any] | None:
     """Stop the running task and forget the waiting ones.
 
+    Until its process is over the task runs, with ``stopping`` beside: another stop waits, too.
+
     Parameters
     ----------
     kind
@@ -129,45 +133,39 @@ def stop(kind: str, patience: float = 0.0) -> dict[str, Any] | None:
     dict or None
         The task that was stopped, None when there was none.
     """
-    executor = platform.background_executors.get(kind)
-    if executor is not None:
-        executor.shutdown(wait=False, cancel_futures=True)
-        platform.background_executors[kind] = None
     with _BEGINNING:
+        executor = platform.background_executors.get(kind)
+        if executor is not None:
+            executor.shutdown(wait=False, cancel_futures=True)
+            platform.background_executors[kind] = None
         waiting = [task for task in platform.tasks(kind) if task["status"] == "SUBMITTED"]
         for task in waiting:
             task.update(status="STOPPED", end_ts=_now())
-    stopped = _wait(kind, patience) if patience else None
-    stopped = stopped or _kill(kind) or next(iter(waiting), None)
-    return _copy(stopped) if stopped else None
-
-
-def _wait(kind: str, seconds: float) -> dict[str, Any] | None:
-    """Give the running task time to end; None when it did not, or none runs."""
-    running = next((t for t in platform.tasks(kind) if t["status"] == "RUNNING"), None)
-    process = platform.processes(kind).get(running["id"]) if running else None
+        running = next((t for t in platform.tasks(kind) if t["status"] == "RUNNING"), None)
+        process = platform.processes(kind).get(running["id"]) if running else None
+        if running is not None:
+            running["stopping"] = True  # whatever its process says at the end
     if running is None or process is None:
-        return None
-    running["status"] = "STOPPED"  # whatever its process says at the end
+        return _copy(waiting[0]) if waiting else None
     try:
-        process.wait(seconds)
+        process.wait(patience)
     except subprocess.TimeoutExpired:
-        return None
-    running["end_ts"] = _now()
-    platform.background_processes[kind].pop(running["id"], None)
-    return dict(running)
+        _kill(process)
+    platform.processes(kind).pop(running["id"], None)
+    running.update(status="STOPPED", end_ts=_now())
+    return _copy(running)
 
 
-def _kill(kind: str) -> dict[str, Any] | None:
-    """Kill the running task, and wait until its locks are free."""
-    processes = list(platform.processes(kind).values())
-    stopped: dict[str, Any] | None = platform.stop_background_task(kind)
-    for process in processes:
-        try:
-            process.wait(5.0)
-        except subprocess.TimeoutExpired:
-            continue  # it hangs in the kernel; what it holds is settled at the next start
-    return stopped
+def _kill(process: subprocess.Popen[str]) -> None:
+    """Kill a process and those it started, and wait until its locks are free."""
+    with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+    process.kill()
+    # else it hangs in the kernel; what it holds is settled at the next start
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(5.0)
 
 
 def _now() -> str:
