@@ -11,12 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from sqlalchemy import Text, inspect, literal_column, select, text
+from sqlalchemy import Text, insert, inspect, literal_column, select, text
 from sqlalchemy.exc import IntegrityError as DatabaseIntegrityError
 
 from segunlearn.errors import IntegrityError, InvalidInputError, UnavailableError
 from segunlearn.records import store as store_module
 from segunlearn.records.migrations import MIGRATIONS, schema_version
+from segunlearn.records.runs import Runs
 from segunlearn.records.store import Store, canonical_json, open_store, utc_now
 from segunlearn.records.tables import METADATA, PACS_SEEN
 
@@ -265,6 +266,35 @@ def test_canonical_json_is_one_text_for_one_value() -> None:
     for wrong in (float("nan"), float("inf"), object(), {1, 2}):
         with pytest.raises(InvalidInputError, match="JSON"):
             canonical_json({"x": wrong})
+
+
+@pytest.mark.parametrize("text", ["a\0b", "a\ud800b"])
+def test_a_text_that_no_database_keeps_is_an_error_of_who_gave_it(store: Store, text: str) -> None:
+    runs = Runs(store)
+    if text == "a\0b" and store.dialect == "sqlite":  # which keeps it
+        assert runs.list(model=text) == []
+        return
+    with pytest.raises(InvalidInputError, match="Leave it out") as found:
+        runs.list(model=text)
+    assert "a" * 2 not in str(found.value)
+
+
+@pytest.mark.parametrize("text", ["a\0b", "a\ud800b"])
+def test_a_run_ends_whatever_its_words_hold(store: Store, text: str) -> None:
+    """Else it would be running until its process ends, and nobody could tell why."""
+    runs = Runs(store)
+    run_id = runs.start("train", "segmentation", {}, requested_by=text)
+    runs.finish(run_id, "failed", text)
+    run = runs.get(run_id)
+    assert (run.state, len(run.message), len(run.requested_by)) == ("failed", 3, 3)
+
+
+def test_what_a_driver_says_holds_no_values(store: Store) -> None:
+    """Its words reach logs; the values are identifiers of patients."""
+    row = {"kind": "k", "uid": "1.2", "note": "DOE^JANE", "time": "t"}
+    with pytest.raises(DatabaseIntegrityError) as found, store.write() as connection:
+        connection.execute(insert(PACS_SEEN), [row, row])
+    assert "DOE" not in str(found.value)
 
 
 def test_times_sort_as_texts() -> None:

@@ -22,7 +22,7 @@ from sqlalchemy import Connection, and_, delete, insert, select, update
 
 from segunlearn.errors import ConflictError, InvalidInputError, NotFoundError
 from segunlearn.records.processes import ProcessIdentity, is_alive, this_process
-from segunlearn.records.store import AnyRow, Store, canonical_json, utc_now
+from segunlearn.records.store import AnyRow, Store, canonical_json, storable, utc_now
 from segunlearn.records.tables import RUN, RUN_EVENT
 
 Outcome = Literal["done", "failed", "cancelled", "refused"]
@@ -179,7 +179,7 @@ class Runs:
             "kind": kind,
             "model": model,
             "parameters": canonical_json(dict(parameters)),
-            "requested_by": requested_by,
+            "requested_by": storable(requested_by),
             "state": "running",
             "message": "",
             "started": now,
@@ -272,7 +272,7 @@ class Runs:
                 return
             if row.state not in ("running", "interrupted"):
                 raise ConflictError(f"run {run_id} has ended as {row.state}, not {outcome}.")
-            self._end(connection, row, outcome, message[:MESSAGE_LENGTH], now)
+            self._end(connection, row, outcome, storable(message)[:MESSAGE_LENGTH], now)
 
     def get(self, run_id: str) -> RunRecord:
         """Return one run.

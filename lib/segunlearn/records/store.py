@@ -45,6 +45,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError as UrlError
 from sqlalchemy.exc import (
     DatabaseError,
+    DataError,
     DBAPIError,
     InterfaceError,
     NoSuchModuleError,
@@ -223,6 +224,11 @@ class Store:
                 f"the store {self.name} cannot be used now ({_cause(error)}); nothing was changed. "
                 "See that its disk is not full and its server runs, then try again."
             ) from error
+        except (DataError, UnicodeEncodeError) as error:  # PostgreSQL keeps no NUL
+            raise InvalidInputError(
+                "a text holds a character that the store cannot keep (NUL, or half of a pair of "
+                "UTF-16); nothing was changed. Leave it out."
+            ) from error
         except DatabaseError as error:
             if type(error) is not DatabaseError:
                 raise
@@ -230,6 +236,11 @@ class Store:
                 f"the store {self.name} is damaged or not a database ({_cause(error)}). Restore it "
                 "from a backup; do not delete it, it holds the forget requests."
             ) from error
+
+
+def storable(text: str) -> str:
+    """Replace what a store cannot keep: for words that must be kept, whatever they hold."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
 def _cause(error: DBAPIError) -> str:
@@ -296,7 +307,7 @@ def _from_url(place: str) -> Store:
                 f"a store of kind {url.drivername!r} is not supported. Use a file (SQLite) or "
                 "postgresql+psycopg://user:password@host/database."
             )
-        engine = create_engine(url, pool_pre_ping=True)
+        engine = create_engine(url, pool_pre_ping=True, hide_parameters=True)
     except (UrlError, NoSuchModuleError, ValueError) as error:
         if isinstance(error, InvalidInputError):
             raise
@@ -325,7 +336,9 @@ def _from_path(path: Path) -> Store:
             f"the store {path.name} cannot be opened or made ({error.strerror}). Check the rights "
             "of the home folder."
         ) from error
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS})
+    engine = create_engine(
+        f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS}, hide_parameters=True
+    )
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     _engines.add(engine)
