@@ -261,7 +261,7 @@ def test_whoever_waits_for_a_server_that_is_gone_gives_up(
     app: SegUnlearnApp, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """It must not begin hours later, and nothing was refused."""
-    from segunlearn.app.background import STARTER
+    from segunlearn.app.child import STARTER
     from segunlearn.app.locks import exclusive
 
     monkeypatch.setenv(STARTER, "1")  # not the parent of this process

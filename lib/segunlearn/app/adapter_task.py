@@ -15,6 +15,7 @@ from segunlearn.app.adapter_run import SITE_ADAPT, AdaptRun
 from segunlearn.app.adapter_store import AdapterInfo, SiteAdapters
 from segunlearn.app.adapter_support import BEST, WIDTHS, AdaptOrder, Support, methods_of
 from segunlearn.app.checkpoints import MARKED, SEALED
+from segunlearn.app.child import starter_gone
 from segunlearn.app.datastores import StudiesDatastore
 from segunlearn.app.models import ActiveModel
 from segunlearn.app.records import Records
@@ -23,7 +24,6 @@ from segunlearn.app.studies_task import (
     StudiesTask,
     header_of,
     labelled_cases,
-    starter_gone,
 )
 from segunlearn.app.train_options import Option
 from segunlearn.cases import Case

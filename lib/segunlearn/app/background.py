@@ -19,13 +19,12 @@ from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 import psutil
 from monailabel.utils.async_tasks import utils as platform
 
-#: Environment variable in which a task's process finds the server's process id.
-STARTER: Final = "SEGUNLEARN_STARTER"
+from segunlearn.app.child import STARTER
 
 #: States in which a task is not over.
 _OPEN = ("SUBMITTED", "RUNNING")

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from segunlearn.adaptation.meta_training import MetaSettings
 from segunlearn.app import train_options
+from segunlearn.app.child import starter_gone
 from segunlearn.app.datastores import StudiesDatastore
 from segunlearn.app.from_active import keep_out, with_fitted
 from segunlearn.app.meta_run import (
@@ -19,7 +20,7 @@ from segunlearn.app.meta_run import (
     with_sites,
 )
 from segunlearn.app.site_choice import Aliases
-from segunlearn.app.studies_task import StudiesTask, header_of, labelled_cases, starter_gone
+from segunlearn.app.studies_task import StudiesTask, header_of, labelled_cases
 from segunlearn.app.train import SegmentationTrainTask
 from segunlearn.app.train_options import Option
 from segunlearn.app.training_run import TrainingRun

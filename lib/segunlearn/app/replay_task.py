@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from segunlearn.app import train_options
+from segunlearn.app.child import starter_gone
 from segunlearn.app.datastores import StudiesDatastore
 from segunlearn.app.from_active import keep_out
 from segunlearn.app.generator_store import Generators, knows
@@ -19,7 +20,6 @@ from segunlearn.app.studies_task import (
     LOCK_SECONDS,
     StudiesTask,
     labelled_cases,
-    starter_gone,
 )
 from segunlearn.app.train_options import Option
 from segunlearn.cases import Case, number_of

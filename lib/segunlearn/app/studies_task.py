@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from monailabel.interfaces.tasks.train import TrainTask
 
 from segunlearn.app import train_options
-from segunlearn.app.background import STARTER
 from segunlearn.app.datastores import StudiesDatastore
 from segunlearn.app.models import ActiveModel
 from segunlearn.app.options import AppOptions, Home
@@ -114,15 +112,6 @@ class StudiesTask(TrainTask):
         run_id = runs.start(self.kind, self._model.name, parameters, requested_by=by)
         runs.finish(run_id, "done", "a plan; nothing was changed")
         return {"planned": True, "run_id": run_id, "plan": plan, "lines": list(lines)}
-
-
-def starter_gone() -> Callable[[], bool]:
-    """Make the function that tells whether the process that started this one has ended.
-
-    A server names itself, as it may be gone before its child asks for the first time.
-    """
-    starter = int(os.environ.get(STARTER) or os.getppid())
-    return lambda: os.getppid() != starter
 
 
 def header_of(studies: StudiesDatastore) -> Callable[[Case], SiteKey | None]:

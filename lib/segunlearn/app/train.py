@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from segunlearn.app import train_options
+from segunlearn.app.child import starter_gone
 from segunlearn.app.datastores import StudiesDatastore
 from segunlearn.app.from_active import held_out_details, held_out_of, keep_out, with_fitted
 from segunlearn.app.locks import training_lock
-from segunlearn.app.studies_task import LOCK_SECONDS, StudiesTask, starter_gone
+from segunlearn.app.studies_task import LOCK_SECONDS, StudiesTask
 from segunlearn.app.train_stats import training_stats_of
 from segunlearn.app.training_run import TrainingRun
 from segunlearn.cases import Case, number_of

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Final, cast, get_args
 
+from segunlearn.app.child import starter_gone
 from segunlearn.app.datastores import StudiesDatastore
 from segunlearn.app.studies_task import (
     LOCK_SECONDS,
     StudiesTask,
     labelled_cases,
-    starter_gone,
 )
 from segunlearn.app.train_options import Option
 from segunlearn.app.unlearn_check import check
