@@ -10,6 +10,7 @@ from typing import Any
 
 from segunlearn.app import checkpoints, generator_store
 from segunlearn.app.forgetting import in_turn, reporting
+from segunlearn.app.home_store import note_store, refuse_other_store
 from segunlearn.app.options import Home
 from segunlearn.cases import Case
 from segunlearn.dicom.identifiers import Pseudonyms, load_or_create_key
@@ -65,12 +66,16 @@ class Records:
         ------
         UnavailableError
             The database cannot be reached.
+        ConflictError
+            The home's records are in another store.
         """
         with self._lock:
             if self._store is None:
+                refuse_other_store(self._home, self._url)
                 if not self._url:
                     self._home.root.mkdir(parents=True, exist_ok=True)
                 self._store = open_store(self._url or self._home.database)
+                note_store(self._home, self._url)
             return self._store
 
     @property

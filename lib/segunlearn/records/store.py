@@ -58,6 +58,8 @@ from segunlearn.records.migrations import MIGRATIONS, check_not_newer, migrate, 
 AnyRow: TypeAlias = Row[*tuple[Any, ...]]
 """A row of any statement."""
 
+#: What the name of a new SQLite file ends in: a mistyped address makes none.
+_NEW: Final = (".db", ".sqlite")
 #: Name of the SQLite file inside the home folder.
 DATABASE_NAME: Final = "segunlearn.db"
 
@@ -265,7 +267,8 @@ def open_store(place: str | Path) -> Store:
     Raises
     ------
     InvalidInputError
-        The URL is not one of the two kinds of databases, or PostgreSQL's driver is missing.
+        The URL is not one of the two kinds of databases, PostgreSQL's driver is missing, or a text
+        that names no file there is no name for a new one (``.db``, ``.sqlite``).
     UnavailableError
         The database cannot be reached.
     IntegrityError
@@ -275,7 +278,15 @@ def open_store(place: str | Path) -> Store:
     if isinstance(place, str) and "://" in place:
         store = _from_url(place)
     else:
-        store = _from_path(Path(place))
+        path = Path(place)
+        mistyped = isinstance(place, str) and not path.exists()
+        if mistyped and (path.suffix not in _NEW or "@" in path.name or ":" in path.parts[0]):
+            raise InvalidInputError(
+                "the store's address names no file or folder that is there. Give one, a new file "
+                f"whose name ends in {' or '.join(_NEW)}, or an address like "
+                "postgresql+psycopg://user:password@host:5432/database."
+            )
+        store = _from_path(path)
     try:
         with store.read() as connection:
             version = schema_version(connection)
