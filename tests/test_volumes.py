@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
+import stat
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import nrrd
@@ -39,6 +44,87 @@ def test_files_round_trip_on_an_oblique_grid(tmp_path: Path, suffix: str) -> Non
     assert again.same_grid(volume)
     assert again.digest() == volume.digest()
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd"])
+def test_two_writers_of_one_file_take_nothing_from_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    library = nrrd if suffix == ".nrrd" else nib
+    name = "write" if suffix == ".nrrd" else "save"
+    path, save, others = tmp_path / f"case{suffix}", getattr(library, name), []
+    first, second = (Volume(np.full((3, 4, 5), n, np.int16), np.eye(4)) for n in (1, 2))
+
+    def save_while_another_does(*given: Any) -> None:
+        save(*given)
+        if not others:
+            others.append("has saved")
+            write_volume(second, path)
+
+    monkeypatch.setattr(library, name, save_while_another_does)
+    write_volume(first, path)
+
+    assert read_volume(path, label=True).digest() == first.digest(), "the last rename counts"
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_volume_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, flush, replace = tmp_path / "case.nii.gz", os.fsync, os.replace
+    calls: list[tuple[str, int]] = []
+
+    def flushed(descriptor: int) -> None:
+        calls.append(("flushed", os.fstat(descriptor).st_ino))
+        flush(descriptor)
+
+    def renamed(source: Path, target: Path) -> None:
+        calls.append(("renamed", source.stat().st_ino))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", renamed)
+    write_volume(Volume(np.zeros((3, 4, 5), np.int16), np.eye(4)), path)
+
+    file, folder = path.stat().st_ino, tmp_path.stat().st_ino
+    assert calls == [("flushed", file), ("renamed", file), ("flushed", folder)]
+
+
+def test_what_cannot_be_written_leaves_the_old_file_and_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, old = tmp_path / "case.nii.gz", Volume(np.ones((3, 4, 5), np.int16), np.eye(4))
+    write_volume(old, path)
+
+    def refuse(_image: object, part: Path) -> None:
+        part.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(nib, "save", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        write_volume(old, path)
+    assert read_volume(path, label=True).digest() == old.digest()
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_share_that_knows_no_locks_and_flushes_no_folders_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels go into the folder of the studies, which often lies on such a share."""
+    flush = os.fsync
+
+    def flush_files(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flush(descriptor)
+
+    def no_lock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(os, "fsync", flush_files)
+    monkeypatch.setattr(fcntl, "flock", no_lock)
+    write_volume(Volume(np.ones((3, 4, 5), np.int16), np.eye(4)), tmp_path / "case.nii.gz")
+    assert [p.name for p in tmp_path.iterdir()] == ["case.nii.gz"]
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])

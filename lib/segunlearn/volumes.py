@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segunlearn.errors import GeometryError, InvalidInputError
+from segunlearn.replacing import replacing
 from segunlearn.volume_bounds import check_claim, check_nrrd
 
 #: File endings that are read and written, longest first.
@@ -228,7 +229,7 @@ def _read_nrrd(path: Path) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.floa
 
 
 def write_volume(volume: Volume, path: Path) -> None:
-    """Write a NIfTI or NRRD file, chosen by the ending; written beside and renamed.
+    """Write a NIfTI or NRRD file, chosen by the ending; written beside, flushed, renamed.
 
     Raises
     ------
@@ -239,9 +240,12 @@ def write_volume(volume: Volume, path: Path) -> None:
     suffix = next((s for s in SUFFIXES if path.name.endswith(s)), None)
     if suffix is None:
         raise InvalidInputError(f"{path.name}: the ending must be one of {', '.join(SUFFIXES)}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{strip_suffix(path)}.part{suffix}")
-    if suffix == ".nrrd":
+    with replacing(path, suffix) as part:
+        _write(volume, part)
+
+
+def _write(volume: Volume, path: Path) -> None:
+    if path.suffix == ".nrrd":
         import nrrd
 
         lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine
@@ -252,7 +256,7 @@ def write_volume(volume: Volume, path: Path) -> None:
             "kinds": ["domain"] * 3,
             "encoding": "gzip",
         }
-        nrrd.write(str(part), volume.array, header)
+        nrrd.write(str(path), volume.array, header)
     else:
         image = nib.Nifti1Image(volume.array, volume.affine)  # type: ignore[no-untyped-call]
         image.header.set_xyzt_units("mm")  # type: ignore[no-untyped-call]
@@ -260,5 +264,4 @@ def write_volume(volume: Volume, path: Path) -> None:
         if np.abs(upright - volume.affine).max() > 1e-6:
             # ITK reads no sheared sform, however slightly; then it takes the qform
             image.set_qform(upright, code=1)  # type: ignore[no-untyped-call]
-        nib.save(image, part)
-    part.replace(path)
+        nib.save(image, path)

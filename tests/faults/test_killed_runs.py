@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from audit_home import MODEL, site_in
@@ -15,6 +18,7 @@ from segunlearn.app.options import Home
 from segunlearn.app.unlearn_settle import settle
 from segunlearn.app.unlearn_undo import Undo
 from segunlearn.records.durable import write_durably
+from segunlearn.volumes import Volume, write_volume
 from unlearn_storm import unlearn_quickly
 
 
@@ -88,13 +92,16 @@ def test_what_was_left_is_removed_before_a_server_begins(tmp_path: Path) -> None
         home.replay / MODEL / "versions" / ".staging-x" / "weights.safetensors",
         home.replay / MODEL / "versions" / "v0001" / ".report.html.0123.part",
         home.cache / "images" / ".1.2.3.part.nii.gz",
+        home.labels / "original" / ".1.2.3.0123.part.nii.gz",
+        home.labels / "of-folder" / "final" / ".a.0123.part.nii.gz",
+        home.root / "images" / ".a.0123.part.nrrd",
         home.root / ".ledger.head.0123.part",
         home.root / ".trail.head.0123.part",
     ]
     for path in [*kept[1:], *left]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"pixels")
-    assert tidy(home) == 5 * len(b"pixels")
+    assert tidy(home) == 8 * len(b"pixels")
     assert all(p.exists() for p in kept)
     assert not any(p.exists() for p in left)
     assert tidy(home) == 0
@@ -118,4 +125,20 @@ def test_what_is_being_written_is_left_alone(
     write_durably(written, b"weights")
     assert begun == [0]
     assert written.read_bytes() == b"weights"
+    assert [p.name for p in written.parent.iterdir()] == [written.name]
+
+
+def test_a_series_that_a_command_converts_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, written = Home(tmp_path), Home(tmp_path).cache / "images" / "1.2.3.nii.gz"
+    save, begun = nib.save, []
+
+    def begin_a_server(image: Any, part: Path) -> None:
+        save(image, part)
+        begun.append(tidy(home))
+
+    monkeypatch.setattr(nib, "save", begin_a_server)
+    write_volume(Volume(np.zeros((3, 4, 5), np.int16), np.eye(4)), written)
+    assert begun == [0]
     assert [p.name for p in written.parent.iterdir()] == [written.name]

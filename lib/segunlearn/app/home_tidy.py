@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 #: Where files are written beside and renamed: by one server, under the locks held here, or by
 #: commands that run beside the server.
 _WRITTEN_BESIDE: Final = (
-    "models", "sites", "replay", "runs", "audits", "unlearning", "infos", "cache"
+    "models", "sites", "replay", "runs", "audits", "unlearning", "infos", "cache",
+    "labels", "images",
 )  # fmt: skip
 
 
@@ -69,7 +70,7 @@ def tidy(home: Home) -> int:
 
 
 def _in_use(part: Path) -> bool:
-    """Whether a command, as a training, writes a file right now."""
+    """Whether a command, as a training or what converts a series, writes a file right now."""
     try:
         return part.is_file() and is_being_written(part)
     except FileNotFoundError:  # it has its own name by now

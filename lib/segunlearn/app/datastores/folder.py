@@ -22,6 +22,7 @@ from segunlearn.app.locks import exclusive
 from segunlearn.app.options import Home
 from segunlearn.cases import Case, People
 from segunlearn.errors import ConflictError, ForbiddenError, InvalidInputError
+from segunlearn.replacing import replacing
 from segunlearn.volumes import SUFFIXES, Volume, read_volume, strip_suffix, write_volume
 
 #: Folder names of the Medical Segmentation Decathlon, images first.
@@ -197,10 +198,8 @@ class FolderDatastore(StudiesDatastore):
                     return stem
                 raise ConflictError(f"there is another image named {stem!r}; choose a new name.")
             self.infos.check_image(stem, image_info or {})
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(f".{stem}.part{suffix}")
-            shutil.copyfile(source, part)
-            part.replace(target)
+            with replacing(target, suffix) as part:
+                shutil.copyfile(source, part)
         self._images.invalidate()
         if image_info:
             self.infos.update_image(stem, image_info)
