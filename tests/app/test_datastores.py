@@ -17,7 +17,7 @@ from monailabel.endpoints.user.auth import User
 from pydicom.uid import generate_uid
 
 from app_sources import LABELS, Study, make_study, write_dicom, write_files
-from segunlearn.app.datastores import DicomDatastore, FolderDatastore, open_datastore
+from segunlearn.app.datastores import DicomDatastore, FolderDatastore, files, open_datastore
 from segunlearn.app.datastores.infos import MAX_INFO_BYTES
 from segunlearn.app.datastores.studies import StudiesDatastore
 from segunlearn.app.options import AppOptions, Home
@@ -434,6 +434,31 @@ def test_a_mask_of_a_series_before_it_grew_ends_no_scoring(
     scores = DiceScoring(lambda: VALUES)({}, store)
     assert scores.keys() == {other.series}
     assert scores[other.series]["dice"] == 1.0
+
+
+def test_files_that_are_no_label_are_no_label(
+    tmp_path: Path, studies: list[Study], store: StudiesDatastore, opener: Opener
+) -> None:
+    """What a kill left, what a Mac puts beside, what somebody copied there: others are listed."""
+    study = studies[0]
+    for tag in ("original", "final"):
+        store.save_label(study.series, saved(study, tmp_path), tag, {})
+    label = Path(store.get_label_uri(study.series, "original"))
+    for name in (f".{study.series}.0123.part", f"._{study.series}", "a copy of it"):
+        (label.parent / f"{name}.nii.gz").write_bytes(b"half")
+    again = opener(tmp_path / "studies")
+    assert again.get_labeled_images("original") == [study.series]
+    assert again.status()["label_tags"] == {"original": 1, "final": 1}
+    assert DiceScoring(lambda: VALUES)({}, opener(tmp_path / "studies")).keys() == {study.series}
+
+
+def test_a_label_that_is_removed_while_labels_are_listed_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_volume(Volume(np.zeros((3, 4, 5), np.int16), np.eye(4)), tmp_path / "a.nii.gz")
+    found = files.volumes_in(tmp_path)
+    monkeypatch.setattr(files, "volumes_in", lambda folder: [*found, folder / "removed.nii.gz"])
+    assert files.labels_in(tmp_path, "original").keys() == {"a"}
 
 
 def test_what_is_to_be_forgotten_is_not_scored(

@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 from pydicom.dataset import Dataset
 
+from segunlearn.app.datastores.files import labels_in
 from segunlearn.app.datastores.listing import SeriesList
 from segunlearn.app.datastores.studies import (
     FINAL,
@@ -44,7 +45,7 @@ from segunlearn.errors import (
 )
 from segunlearn.records.durable import read_json, write_json_durably
 from segunlearn.records.targets import person_name, split_person
-from segunlearn.volumes import SUFFIXES, Volume, read_volume, strip_suffix, write_volume
+from segunlearn.volumes import SUFFIXES, Volume, read_volume, write_volume
 
 #: Series that were asked for one by one and are remembered, for ``refresh`` seconds.
 _ASKED: Final = 4096
@@ -124,6 +125,8 @@ class DicomDatastore(StudiesDatastore):
             return super()._images_named(image_ids)
         found = {}
         for image_id in image_ids:
+            if not is_uid(image_id, strict=False):
+                continue  # a file that somebody put among the labels
             listed = self._series.peek(image_id)
             with suppress(NotFoundError):
                 found[image_id] = self._record(listed) if listed else self.record(image_id)
@@ -232,15 +235,8 @@ class DicomDatastore(StudiesDatastore):
         found: dict[str, dict[str, LabelRecord]] = {FINAL: self._read_segmented()}
         if self.home.labels.is_dir():
             for tag in sorted(p for p in self.home.labels.iterdir() if p.is_dir()):
-                for path in tag.glob("*.nii.gz"):
-                    stat = path.stat()
-                    record = LabelRecord(
-                        strip_suffix(path),
-                        tag.name,
-                        f"{stat.st_mtime_ns}-{stat.st_size}",
-                        {"name": path.name, "path": str(path)},
-                    )
-                    found.setdefault(tag.name, {})[record.id] = record
+                if labels := labels_in(tag, tag.name):
+                    found.setdefault(tag.name, {}).update(labels)
         return found
 
     def _read_segmented(self) -> dict[str, LabelRecord]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from segunlearn.app.datastores.files import labels_in, volumes_in
 from segunlearn.app.datastores.index import CachedIndex
 from segunlearn.app.datastores.infos import check_name, check_tag
 from segunlearn.app.datastores.studies import (
@@ -106,7 +107,7 @@ class FolderDatastore(StudiesDatastore):
     def _image_files(self) -> dict[str, Path]:
         files: dict[str, Path] = {}
         for folder in self._image_folders:
-            for path in _volumes_in(folder):
+            for path in volumes_in(folder):
                 stem = strip_suffix(path)
                 if stem in files:
                     raise InvalidInputError(
@@ -118,18 +119,12 @@ class FolderDatastore(StudiesDatastore):
     def _read_labels(self) -> Labels:
         found: dict[str, dict[str, LabelRecord]] = {}
         for folder in reversed(self._label_folders):
-            for path in _volumes_in(folder):  # Decathlon: finished labels without a tag
-                found.setdefault(FINAL, {})[strip_suffix(path)] = self._label(path, FINAL)
-            for tag in sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []:
-                for path in _volumes_in(tag):
-                    found.setdefault(tag.name, {})[strip_suffix(path)] = self._label(path, tag.name)
+            tags = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+            # Decathlon: finished labels without a tag
+            for tag, place in ((FINAL, folder), *((p.name, p) for p in tags)):
+                if labels := labels_in(place, tag):
+                    found.setdefault(tag, {}).update(labels)
         return found
-
-    @staticmethod
-    def _label(path: Path, tag: str) -> LabelRecord:
-        stat = path.stat()
-        info = {"name": path.name, "path": str(path)}
-        return LabelRecord(strip_suffix(path), tag, f"{stat.st_mtime_ns}-{stat.st_size}", info)
 
     def image_file(self, record: ImageRecord) -> Path:
         """File of an image."""
@@ -222,14 +217,6 @@ class FolderDatastore(StudiesDatastore):
         path.unlink(missing_ok=True)
         self.infos.remove_image(image_id)
         self._images.invalidate()
-
-
-def _volumes_in(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        names = [e.name for e in entries if e.is_file()]
-    return [folder / n for n in sorted(names) if n.endswith(SUFFIXES) and not n.startswith(".")]
 
 
 def _decathlon_names(path: Path) -> tuple[str, ...]:
