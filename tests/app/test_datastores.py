@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -387,6 +388,45 @@ def test_a_series_that_grew_is_converted_again(
     file.write_bytes(held)
     store = opener(tmp_path / "studies")
     assert read_volume(Path(store.get_image_uri(study.series))).shape[2] == 20
+
+
+@pytest.mark.parametrize("keep", [0, 100])
+@pytest.mark.parametrize("what", ["images", "labels"])
+def test_what_a_power_cut_took_from_a_converted_file_is_made_again(
+    tmp_path: Path, studies: list[Study], opener: Opener, what: str, keep: int
+) -> None:
+    """The note beside it may have reached the disk, and the file not."""
+    study = studies[0]
+    write_dicom(tmp_path / "studies", [study])
+    store = opener(tmp_path / "studies")
+    store.save_label(study.series, saved(study, tmp_path), "final", {})
+    (before,) = store.trainable().cases
+    assert before.label is not None
+    cut = before.image if what == "images" else before.label
+    digests = [read_volume(path).digest() for path in (before.image, before.label)]
+    with cut.open("r+b") as file:
+        file.truncate(keep)
+    (case,) = opener(tmp_path / "studies").trainable().cases
+    assert [read_volume(path).digest() for path in (case.image, before.label)] == digests
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_file_whose_note_tells_no_size_is_whole_unless_it_is_empty(
+    tmp_path: Path, studies: list[Study], opener: Opener, empty: bool
+) -> None:
+    """Notes of older programs: not every series is converted again after an update."""
+    series = studies[0].series
+    write_dicom(tmp_path / "studies", studies[:1])
+    path = Path(opener(tmp_path / "studies").get_image_uri(series))
+    note = path.with_name(f"{series}.json")
+    told = json.loads(note.read_text())
+    assert told.pop("size") == path.stat().st_size
+    note.write_text(json.dumps(told))
+    path.write_bytes(b"" if empty else b"as it was")
+    opener(tmp_path / "studies").get_image_uri(series)
+    assert (path.read_bytes() == b"as it was") is not empty
+    if empty:
+        assert read_volume(path).shape == studies[0].image.shape
 
 
 def test_the_label_of_a_series_that_grew_is_made_again_on_its_grid(

@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 from pydicom.dataset import Dataset
 
+from segunlearn.app.datastores.converted import Converted
 from segunlearn.app.datastores.files import labels_in
 from segunlearn.app.datastores.listing import SeriesList
 from segunlearn.app.datastores.studies import (
@@ -36,14 +37,12 @@ from segunlearn.dicom.site import SiteKey
 from segunlearn.errors import (
     ConflictError,
     ForbiddenError,
-    IntegrityError,
     InvalidInputError,
     NotFoundError,
     SegUnlearnError,
     UnavailableError,
     UnsupportedSeriesError,
 )
-from segunlearn.records.durable import read_json, write_json_durably
 from segunlearn.records.targets import person_name, split_person
 from segunlearn.volumes import SUFFIXES, Volume, read_volume, write_volume
 
@@ -93,8 +92,8 @@ class DicomDatastore(StudiesDatastore):
         self._series = SeriesList(self._read_series, refresh)
         self._asked: dict[str, tuple[float, SeriesRecord]] = {}
         self._asked_lock = threading.Lock()
-        self._image_cache = home.cache / "images"
-        self._label_cache = home.cache / "labels"
+        self._images = Converted(home.cache / "images")
+        self._labels = Converted(home.cache / "labels")
         self._segmented: dict[str, tuple[_StudyKey, float, dict[str, LabelRecord]]] = {}
 
     # -- index ---------------------------------------------------------------------------------
@@ -211,7 +210,7 @@ class DicomDatastore(StudiesDatastore):
 
     def _record(self, series: SeriesRecord) -> ImageRecord:
         uid = series.series_instance_uid
-        note = self._cached(uid)
+        note = self._images.note(uid)
         info = {
             "name": series.patient_id or uid,
             "SeriesInstanceUID": uid,
@@ -309,41 +308,29 @@ class DicomDatastore(StudiesDatastore):
 
     def image_file(self, record: ImageRecord) -> Path:
         """File of the converted series, which need not exist yet."""
-        return self._image_cache / f"{record.id}.nii.gz"
-
-    def _cached(self, uid: str) -> dict[str, Any]:
-        """Note beside a converted series: written after it, so its presence means complete."""
-        path = self._image_cache / f"{uid}.json"
-        if not path.is_file() or not (self._image_cache / f"{uid}.nii.gz").is_file():
-            return {}
-        try:
-            return dict(read_json(path))
-        except (IntegrityError, ValueError, TypeError):
-            return {}
+        return self._images.file(record.id)
 
     def _fetch_image(self, record: ImageRecord) -> Path:
-        path = self.image_file(record)
-        count = record.info.get("instances")
-        if self._is_whole(record.id, count):
-            return path
+        made_of = {"instances": record.info.get("instances")}
+        if self._images.is_whole(record.id, made_of):
+            return self.image_file(record)
         with exclusive(self.home.locks, f"image-{record.id}"):
-            if self._is_whole(record.id, count):
-                return path
+            if self._images.is_whole(record.id, made_of):
+                return self.image_file(record)
             headers = self.archive.headers(record.id)
             volume = self.archive.load_volume(record.id)
-            write_volume(Volume(_compact(volume.array), volume.affine, volume.modality), path)
+            volume = Volume(_compact(volume.array), volume.affine, volume.modality)
             note = {
-                "instances": count,
+                **made_of,
                 "site": str(SiteKey.of(headers[0]) if headers else ""),
                 "header": str(SiteKey.read(headers[0]) if headers else ""),
                 "issuer": text(headers[0], "IssuerOfPatientID") if headers else "",
             }
-            write_json_durably(path.with_name(f"{record.id}.json"), note)
-        return path
+            return self._images.put(record.id, volume, note)
 
     def header_of(self, image_id: str) -> SiteKey | None:
         """Return what a series' header says of its scanner."""
-        note = self._cached(self.record(image_id).id)
+        note = self._images.note(self.record(image_id).id)
         if "header" in note:
             return SiteKey.parse(str(note["header"]))
         headers = self.archive.headers(image_id)
@@ -354,17 +341,13 @@ class DicomDatastore(StudiesDatastore):
         case = super().case_of(record, label)
         if label is None:
             return case
-        note = self._cached(record.id)
+        note = self._images.note(record.id)
         case = replace(case, site=case.site or str(note.get("site", "")))
         if split_person(case.person)[1]:
             return case
         issuer = str(note.get("issuer", ""))
         known = bool(record.info.get("PatientID"))
         return replace(case, person=person_name(case.person, issuer)) if known else case
-
-    def _is_whole(self, uid: str, instances: int | None) -> bool:
-        note = self._cached(uid)
-        return bool(note) and note.get("instances") == instances
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Refuse: images come into an archive as DICOM.
@@ -395,12 +378,7 @@ class DicomDatastore(StudiesDatastore):
 
     def drop_cached(self, image_id: str) -> list[Path]:
         """Delete what was converted of a series; returns the files deleted."""
-        names = [f"images/{image_id}.nii.gz", f"images/{image_id}.json"]
-        names += [f"labels/{image_id}.nii.gz", f"labels/{image_id}.json"]
-        found = [self.home.cache / n for n in names if (self.home.cache / n).is_file()]
-        for path in found:
-            path.unlink(missing_ok=True)
-        return found
+        return [*self._images.drop(image_id), *self._labels.drop(image_id)]
 
     # -- labels --------------------------------------------------------------------------------
 
@@ -449,22 +427,18 @@ class DicomDatastore(StudiesDatastore):
     def _fetch_label(self, record: LabelRecord, values: Mapping[str, int]) -> Path:
         if record.tag != FINAL:
             return Path(record.info["path"])
-        path, note = (
-            self._label_cache / f"{record.id}.nii.gz",
-            self._label_cache / f"{record.id}.json",
-        )
         values = dict(values) or self._values_in(record)
         image = self.record(record.id)  # as it is now: it may have grown
-        wanted = {
+        made_of = {
             "sop_instance_uid": record.version,
             "values": values,
             "instances": image.info.get("instances"),
         }
-        if path.is_file() and note.is_file() and _note(note) == wanted:
-            return path
+        if self._labels.is_whole(record.id, made_of):
+            return self._labels.file(record.id)
         with exclusive(self.home.locks, f"label-{record.id}"):
-            if path.is_file() and note.is_file() and _note(note) == wanted:
-                return path
+            if self._labels.is_whole(record.id, made_of):
+                return self._labels.file(record.id)
             reference = read_volume(self._fetch_image(image), modality=image.modality)
             named = {name.strip().casefold() for name in record.info["segments"].values()}
             if named.isdisjoint(name.strip().casefold() for name in values):
@@ -478,10 +452,8 @@ class DicomDatastore(StudiesDatastore):
                 {v: n for n, v in values.items()},
                 reference,
             )
-            note.unlink(missing_ok=True)
-            write_volume(label, path)
-            write_json_durably(note, wanted)
-        return path
+            self._labels.drop_note(record.id)
+            return self._labels.put(record.id, label, made_of)
 
     @staticmethod
     def _values_in(record: LabelRecord) -> dict[str, int]:
@@ -590,10 +562,3 @@ def _author(user: str) -> str:
 
 def _age(label: LabelRecord) -> tuple[str, str]:
     return instant(label.info["created"]), label.version
-
-
-def _note(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except IntegrityError:
-        return None
