@@ -72,6 +72,8 @@ class LargePacs:
     labelled: int = 0
     cap: int | None = None
     delay: float = 0.0
+    #: Whether answers tell how many instances a series has; many PACS do not.
+    counts: bool = True
     #: Series of which only a part arrives.
     broken: frozenset[str] = frozenset()
     #: What was asked for: requests by resource, the largest answer in rows, and largest ``limit``.
@@ -120,6 +122,9 @@ class LargePacs:
         most = min((n for n in (limit, self.cap) if n is not None), default=len(rows))
         rows = rows[offset : offset + most]
         self.largest = max(self.largest, len(rows))
+        if not self.counts:
+            count = "NumberOfSeriesRelatedInstances"
+            rows = [{k: v for k, v in r.items() if k != count} for r in rows]
         content = json.dumps([_attributes(r) for r in rows])
         return Response(content, media_type="application/dicom+json")
 
@@ -181,7 +186,7 @@ class LargePacs:
             ds.SeriesInstanceUID = series
             ds.SOPInstanceUID = f"{series}.{ds.InstanceNumber}"
             ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
-        return found
+        return [ds for ds in found if ds.InstanceNumber <= row["NumberOfSeriesRelatedInstances"]]
 
     async def _retrieve(self, request: Request) -> Response:
         self.asked["retrieved series"] += 1

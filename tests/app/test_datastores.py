@@ -429,10 +429,17 @@ def test_a_file_whose_note_tells_no_size_is_whole_unless_it_is_empty(
         assert read_volume(path).shape == studies[0].image.shape
 
 
+@pytest.mark.parametrize("counts", [True, False])
 def test_the_label_of_a_series_that_grew_is_made_again_on_its_grid(
-    tmp_path: Path, studies: list[Study], opener: Opener
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    studies: list[Study],
+    opener: Opener,
+    counts: bool,
 ) -> None:
     """A cached label of the smaller grid would end every later training."""
+    if not counts:
+        monkeypatch.setattr("segunlearn.dicom.search._whole", lambda word: None)
     study = studies[0]
     write_dicom(tmp_path / "studies", [study])
     files = [tmp_path / "studies" / study.series / f"{n:03d}.dcm" for n in (1, 2)]
@@ -453,6 +460,7 @@ def test_the_label_of_a_series_that_grew_is_made_again_on_its_grid(
         assert label.same_grid(read_volume(case.image))
         np.testing.assert_array_equal(label.array[:, :, :18], before.array)
         assert not label.array[:, :, 18:].any()
+    assert label.shape[2] == 20
 
 
 def test_a_mask_of_a_series_before_it_grew_ends_no_scoring(

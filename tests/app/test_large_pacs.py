@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from segunlearn.app.forget_service import QUESTIONS_A_VIEW, StudiesCatalogue
 from segunlearn.app.options import AppOptions, Home
 from segunlearn.dicom.search import SeriesRecord
 from segunlearn.errors import NotFoundError, UnavailableError
+from segunlearn.volumes import read_volume
 
 SERIES, LABELLED = 2000, 3
 
@@ -78,6 +80,72 @@ def test_a_mark_needs_no_list(slow: LargePacs, store: DicomDatastore) -> None:
     assert catalogue.issuers("SYN-199") == {""}
     assert catalogue.issuers("SYN-1990") == set()
     assert slow.asked["pages"] == 0
+
+
+def test_a_series_is_asked_for_its_instances_where_the_list_does_not_count_them(
+    tmp_path: Path,
+) -> None:
+    """One that was still arriving would stay cut off for ever; one question a refresh will do."""
+    pacs = LargePacs(40, counts=False)
+    row = pacs._of[series_uid(7)]
+    row["NumberOfSeriesRelatedInstances"] = 2
+    with opened(pacs, tmp_path) as store:
+        for arrived in (2, 8):
+            row["NumberOfSeriesRelatedInstances"] = arrived
+            store.refresh()
+            uri = store.get_image_uri(series_uid(7))
+            assert read_volume(Path(uri)).shape[2] == arrived
+            pacs.asked.clear()
+            assert store.get_image_uri(series_uid(7)) == uri
+            assert pacs.asked.total() == 0
+        store.refresh()
+        store.get_image_uri(series_uid(7))
+        assert pacs.asked["instances"] == 2, "one page, and one that brings nothing new"
+        assert pacs.asked["retrieved series"] == 0, "it has not grown"
+        store._counted.clear()
+    assert store.get_image_uri(series_uid(7)) == uri, "the PACS is away: what is known of it"
+
+
+@pytest.mark.parametrize("arrived", [2, 8])
+def test_what_was_cut_off_before_instances_were_counted_is_fetched_again(
+    tmp_path: Path, arrived: int
+) -> None:
+    """A note of an older program does not tell of how many instances its file was made."""
+    pacs = LargePacs(40, counts=False)
+    row = pacs._of[series_uid(7)]
+    row["NumberOfSeriesRelatedInstances"] = 2
+    with opened(pacs, tmp_path) as store:
+        path = Path(store.get_image_uri(series_uid(7)))
+        note = path.with_name(f"{series_uid(7)}.json")
+        note.write_text(json.dumps({**json.loads(note.read_text()), "instances": None}))
+        row["NumberOfSeriesRelatedInstances"] = arrived
+        pacs.asked.clear()
+        for _ in range(3):
+            store.refresh()
+            assert read_volume(Path(store.get_image_uri(series_uid(7)))).shape[2] == arrived
+        assert pacs.asked["retrieved series"] == 1
+
+
+def test_a_pacs_that_counts_is_not_asked_to_count(tmp_path: Path) -> None:
+    pacs = LargePacs(40)
+    with opened(pacs, tmp_path) as store:
+        store.get_image_uri(series_uid(7))
+        asked = pacs.asked["instances"]
+        assert asked == 2, "what came is compared with what the archive holds"
+        for _ in range(3):
+            store.refresh()
+            store.get_image_uri(series_uid(7))
+        assert pacs.asked["instances"] == asked
+
+
+def test_a_pacs_that_lists_no_instances_is_taken_as_it_is(tmp_path: Path) -> None:
+    pacs = LargePacs(40, counts=False)
+    with opened(pacs, tmp_path) as store:
+        store.archive.count_instances = lambda *_: 0  # type: ignore[method-assign]
+        for _ in range(2):
+            store.refresh()
+            assert Path(store.get_image_uri(series_uid(7))).is_file()
+        assert pacs.asked["retrieved series"] == 1
 
 
 def test_a_view_of_many_asks_for_few_and_for_none_twice(tmp_path: Path) -> None:

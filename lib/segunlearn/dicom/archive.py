@@ -17,6 +17,7 @@ from segunlearn.dicom.folder import FolderClient
 from segunlearn.dicom.identifiers import validate_uid
 from segunlearn.dicom.search import (
     SeriesRecord,
+    count_instances,
     faults,
     parse,
     search,
@@ -277,6 +278,10 @@ class Archive:
                 answer.StudyInstanceUID, answer.SeriesInstanceUID = study_instance_uid, uid
                 found.append(answer)
         return found
+
+    def count_instances(self, study_instance_uid: str, series_instance_uid: str) -> int:
+        """Count the instances of a series as a search lists them; 0 where it lists none."""
+        return count_instances(self.client, study_instance_uid, series_instance_uid)
 
     def header(self, study: str, series: str, instance: str) -> Dataset:
         """Retrieve the header of one instance by its three UIDs, without pixels."""

@@ -80,6 +80,11 @@ def search_series(
         yield _series_record(item, study)
 
 
+def count_instances(client: Any, study: str, series: str) -> int:
+    """Count the instances of a series as a search lists them, page by page."""
+    return sum(1 for _ in _answers(client, "instances", {}, (), study, series))
+
+
 def _answers(
     client: Any, level: str, criteria: Mapping[str, str], fields: Sequence[str], *path: str
 ) -> Iterator[Mapping[str, Any]]:

@@ -38,7 +38,7 @@ class Converted:
             return {}
 
     def is_whole(self, uid: str, made_of: Mapping[str, Any]) -> bool:
-        """Whether a file is there as it was written, and made of this."""
+        """Whether a file is there as it was written, and made of this; None is not compared."""
         note = self.note(uid)
         try:
             size = self.file(uid).stat().st_size
@@ -46,7 +46,8 @@ class Converted:
             return False
         if not note or not 0 < size == note.get("size", size):  # older notes tell no size
             return False
-        return all(note.get(name) == value for name, value in made_of.items())
+        told = {name: value for name, value in made_of.items() if value is not None}
+        return all(note.get(name) == value for name, value in told.items())
 
     def put(self, uid: str, volume: Volume, note: Mapping[str, Any]) -> Path:
         """Write a file, then its note."""

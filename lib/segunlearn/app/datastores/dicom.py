@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +16,7 @@ from pydicom.dataset import Dataset
 
 from segunlearn.app.datastores.converted import Converted
 from segunlearn.app.datastores.files import labels_in
+from segunlearn.app.datastores.index import Remembered
 from segunlearn.app.datastores.listing import SeriesList
 from segunlearn.app.datastores.studies import (
     FINAL,
@@ -46,8 +46,6 @@ from segunlearn.errors import (
 from segunlearn.records.targets import person_name, split_person
 from segunlearn.volumes import SUFFIXES, Volume, read_volume, write_volume
 
-#: Series that were asked for one by one and are remembered, for ``refresh`` seconds.
-_ASKED: Final = 4096
 #: Pause before an archive is asked again for an image that a SEG names and that is not there.
 _MISSING_SECONDS: Final = 60.0
 
@@ -90,8 +88,8 @@ class DicomDatastore(StudiesDatastore):
         self._modalities, self._filters = tuple(modalities), dict(filters)
         self._refresh = refresh
         self._series = SeriesList(self._read_series, refresh)
-        self._asked: dict[str, tuple[float, SeriesRecord]] = {}
-        self._asked_lock = threading.Lock()
+        self._asked: Remembered[SeriesRecord] = Remembered(refresh)
+        self._counted: Remembered[int] = Remembered(refresh)
         self._images = Converted(home.cache / "images")
         self._labels = Converted(home.cache / "labels")
         self._segmented: dict[str, tuple[_StudyKey, float, dict[str, LabelRecord]]] = {}
@@ -102,8 +100,8 @@ class DicomDatastore(StudiesDatastore):
         """Read the lists again at their next use."""
         super().refresh()
         self._series.invalidate()
-        with self._asked_lock:
-            self._asked.clear()
+        self._asked.clear()
+        self._counted.clear()
 
     def _read_series(self) -> Iterator[SeriesRecord]:
         return self.archive.iter_series(modalities=self._modalities, filters=self._filters)
@@ -137,7 +135,7 @@ class DicomDatastore(StudiesDatastore):
             listed = self._series.get().get(image_id)
             if listed is not None:
                 return self._record(listed)
-        found = self._series.peek(image_id, self._refresh) or self._asked_lately(image_id)
+        found = self._series.peek(image_id, self._refresh) or self._asked.get(image_id)
         if found is None and is_uid(image_id, strict=False):
             try:
                 found = self._ask_for(image_id)
@@ -146,11 +144,6 @@ class DicomDatastore(StudiesDatastore):
                 if found is None:
                     raise
         return self._record(found) if found is not None else None
-
-    def _asked_lately(self, uid: str) -> SeriesRecord | None:
-        with self._asked_lock:
-            at, found = self._asked.get(uid, (0.0, None))
-        return found if time.monotonic() - at <= self._refresh else None
 
     def _ask_for(self, uid: str) -> SeriesRecord | None:
         """Ask the archive for one series; None when it is not among those that are listed."""
@@ -161,11 +154,7 @@ class DicomDatastore(StudiesDatastore):
         found = next((s for s in series if s.series_instance_uid == uid), None)
         if found is None or found.modality not in self._modalities:
             return None
-        with self._asked_lock:
-            self._asked.pop(uid, None)
-            self._asked[uid] = (time.monotonic(), found)
-            while len(self._asked) > _ASKED:
-                self._asked.pop(next(iter(self._asked)))
+        self._asked.put(uid, found)
         if self._series.quick:
             self._series.invalidate()  # it has just arrived
         return found
@@ -311,7 +300,7 @@ class DicomDatastore(StudiesDatastore):
         return self._images.file(record.id)
 
     def _fetch_image(self, record: ImageRecord) -> Path:
-        made_of = {"instances": record.info.get("instances")}
+        made_of = {"instances": self._instances_of(record)}
         if self._images.is_whole(record.id, made_of):
             return self.image_file(record)
         with exclusive(self.home.locks, f"image-{record.id}"):
@@ -327,6 +316,22 @@ class DicomDatastore(StudiesDatastore):
                 "issuer": text(headers[0], "IssuerOfPatientID") if headers else "",
             }
             return self._images.put(record.id, volume, note)
+
+    def _instances_of(self, record: ImageRecord) -> int | None:
+        """Count a series' instances; None where the archive does not tell, nor lists them now.
+
+        Archives that tell are not asked again, others once in ``refresh`` seconds.
+        """
+        told: int | None = record.info.get("instances")
+        if told is not None:
+            return told
+        count = self._counted.get(record.id)
+        if count is None:
+            count = 0
+            with suppress(SegUnlearnError):  # what was converted is served while it is away
+                count = self.archive.count_instances(record.study, record.id)
+            self._counted.put(record.id, count)
+        return count or None
 
     def header_of(self, image_id: str) -> SiteKey | None:
         """Return what a series' header says of its scanner."""
@@ -432,7 +437,7 @@ class DicomDatastore(StudiesDatastore):
         made_of = {
             "sop_instance_uid": record.version,
             "values": values,
-            "instances": image.info.get("instances"),
+            "instances": self._instances_of(image),
         }
         if self._labels.is_whole(record.id, made_of):
             return self._labels.file(record.id)

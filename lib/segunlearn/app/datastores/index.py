@@ -1,4 +1,4 @@
-"""A list that is read again after some seconds, behind the reader's back."""
+"""Lists that are read again after some seconds, behind the reader's back, and single answers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from math import inf
 from typing import Final, Generic, TypeVar
 
 from segunlearn.errors import SegUnlearnError
@@ -24,6 +25,42 @@ def pause_after(took: float, seconds: float) -> float:
     What takes long is read one twentieth of the time at most.
     """
     return seconds if took <= QUICK_SECONDS else max(seconds, 20 * took)
+
+
+class Remembered(Generic[T]):
+    """Answers to single questions by name; safe to use from several threads.
+
+    Parameters
+    ----------
+    seconds
+        Age at which an answer is forgotten.
+    most
+        Answers that are kept; the oldest go first.
+    """
+
+    def __init__(self, seconds: float, most: int = 4096) -> None:
+        self._seconds, self._most = seconds, most
+        self._answers: dict[str, tuple[float, T]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, name: str) -> T | None:
+        """Return the answer if one is remembered."""
+        with self._lock:
+            at, answer = self._answers.get(name, (-inf, None))
+        return answer if time.monotonic() - at <= self._seconds else None
+
+    def put(self, name: str, answer: T) -> None:
+        """Remember an answer from now on."""
+        with self._lock:
+            self._answers.pop(name, None)
+            self._answers[name] = (time.monotonic(), answer)
+            while len(self._answers) > self._most:
+                self._answers.pop(next(iter(self._answers)))
+
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._answers.clear()
 
 
 class CachedIndex(Generic[T]):
