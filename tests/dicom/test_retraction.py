@@ -6,11 +6,13 @@ import shutil
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydicom import dcmread
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, CTImageStorage, RTStructureSetStorage, generate_uid
 
@@ -24,6 +26,7 @@ from segunlearn.dicom.retraction import (
     build_retractions,
     parse_retraction,
 )
+from segunlearn.dicom.search import parse
 from segunlearn.errors import InvalidInputError
 
 SECRET = bytes(range(32))
@@ -212,6 +215,41 @@ def test_headers_without_patient_attributes_are_enough(tmp_path: Path) -> None:
     read = dcmread(written(build(images)[0], tmp_path))
     assert read.PatientSex == ""
     assert read.PatientID == ""
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR:UserWarning")
+@pytest.mark.parametrize(
+    ("keyword", "vr", "values"),
+    [
+        *(
+            (keyword, "DA", [value])
+            for keyword in ("PatientBirthDate", "StudyDate")
+            for value in ("00000000", "202001", "1950-01-01", "20201301", "UNKNOWN")
+        ),
+        *(("StudyTime", "TM", [value]) for value in ("12:30:00", "25", "9999", "-")),
+        ("PatientName", "PN", [{"Alphabetic": "Müller^Änne"}, {"Alphabetic": "Meier"}]),
+    ],
+)
+def test_values_out_of_the_standard_keep_no_document_from_being_written(
+    tmp_path: Path,
+    keyword: str,
+    vr: str,
+    values: list[Any],
+) -> None:
+    """Archives hold them; the PACS gets back what it has, as it has it."""
+    images = ct_series()
+    header = parse(
+        {
+            "0020000D": {"vr": "UI", "Value": [str(images[0].StudyInstanceUID)]},
+            f"{tag_for_keyword(keyword):08X}": {"vr": vr, "Value": values},
+        }
+    )
+    (document,) = build_retractions(
+        note(), [(header, references_of(images))], secret=SECRET, document_uid=generate_uid()
+    )
+    read = dcmread(written(document, tmp_path))
+    assert str(read[keyword].value) == str(header[keyword].value)
+    assert parse_retraction(read) is not None
 
 
 def test_other_documents_are_not_retractions() -> None:

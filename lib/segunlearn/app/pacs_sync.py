@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
+from pathlib import Path
 
 from pydicom.dataset import Dataset
 
@@ -109,6 +111,11 @@ class PacsSync:
                         return Sent(sent, failed + 1, reachable=False)
                     except SegUnlearnError as error:
                         self._outbox.failed(item, str(error))
+                        failed += 1
+                    except Exception as error:  # noqa: BLE001 - one study must hold up no other
+                        name = self._name(item.document_uid)
+                        logger.error("document %s cannot be sent: %s", name, _where(error))
+                        self._outbox.failed(item, _kind(error))
                         failed += 1
                     else:
                         self._outbox.sent(item)
@@ -363,8 +370,8 @@ class PacsSync:
             except SegUnlearnError as error:
                 logger.warning("the PACS cannot be followed: %s", error)
                 reachable = False
-            except Exception:  # a fault here must not end the thread, documents would wait forever
-                logger.exception("following the PACS failed")
+            except Exception as error:  # noqa: BLE001 - without the thread documents wait forever
+                logger.error("following the PACS failed: %s", _where(error))
                 reachable = False
             if not reachable:
                 outage = min(LONGEST_OUTAGE_PAUSE, max(FIRST_PAUSE, 2 * outage))
@@ -373,6 +380,18 @@ class PacsSync:
                 outage = 0.0
                 left = max(0.1, next_poll - time.monotonic())
                 self._wake.wait(min(FIRST_PAUSE, left) if waits else left)
+
+
+def _kind(error: Exception) -> str:
+    """Name an error that nobody foresaw by its kind: its text may hold values of a header."""
+    return f"unexpected error: {type(error).__name__}"
+
+
+def _where(error: Exception) -> str:
+    """Tell the log kind and line of an error: a traceback would hold values."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}{place}"
 
 
 def _polls(note: str, count: str) -> int:

@@ -29,6 +29,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import KeyObjectSelectionDocumentStorage
 
 from segunlearn import __version__
+from segunlearn.dicom.given_values import REFUSED, copy_given
 from segunlearn.dicom.key_objects import (
     Reference,
     derived_uid,
@@ -236,6 +237,9 @@ def build_retraction(
             )
         ],
     )
+    copy_given(header, document)
+    if header.get("PatientSex") not in ("M", "F", "O"):
+        document.PatientSex = ""
     if header.get("IssuerOfPatientID"):  # highdicom leaves it out, and archives ask any instance
         document.IssuerOfPatientID = header.IssuerOfPatientID
     if header.get("TimezoneOffsetFromUTC"):
@@ -352,9 +356,7 @@ def _evidence(reference: Reference) -> Dataset:
 def _patient_and_study(header: Dataset) -> Dataset:
     found = Dataset()
     for keyword in _TYPE_2:
-        setattr(found, keyword, header.get(keyword) or "")
-    if found.PatientSex not in ("M", "F", "O"):
-        found.PatientSex = ""
+        setattr(found, keyword, "" if keyword in REFUSED else header.get(keyword) or "")
     found.SpecificCharacterSet = "ISO_IR 192"  # whatever the names hold; headers came as Unicode
     return found
 

@@ -35,6 +35,7 @@ from pydicom.valuerep import DSfloat
 from segunlearn import __version__
 from segunlearn.dicom.anatomy import coded_label
 from segunlearn.dicom.frames import name_series, refusing
+from segunlearn.dicom.given_values import copy_given
 from segunlearn.dicom.series import SeriesGeometry, geometry_from_datasets
 from segunlearn.errors import (
     GeometryError,
@@ -337,10 +338,7 @@ def _construct(
     length = -(-segmentation.NumberOfFrames * segmentation.Rows * segmentation.Columns // 8)
     if len(segmentation.PixelData) > length:  # highdicom 0.28 pads with the character "0"
         segmentation.PixelData = segmentation.PixelData[:length] + b"\0"
-    # highdicom warns of names without '^', and refuses values that are out of the standard.
-    for keyword in ("PatientName", "PatientSex", "PatientBirthDate", "StudyDate", "StudyTime"):
-        if first.get(keyword):
-            segmentation[keyword] = first[keyword]
+    copy_given(first, segmentation)
     return segmentation
 
 

@@ -1,0 +1,161 @@
+"""What one broken study or document does to the others: nothing. No Orthanc is needed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom.dataset import Dataset
+
+from key_object_sources import ct_series
+from segunlearn.app import pacs_sync
+from segunlearn.app.forgetting import proposing, reporting
+from segunlearn.app.pacs_sync import PacsSync
+from segunlearn.dicom.archive import SeriesRecord, open_archive
+from segunlearn.errors import NotFoundError
+from segunlearn.records.forget_set import ForgetRequest, ForgetSet
+from segunlearn.records.outbox import Outbox, PacsSeen
+from segunlearn.records.store import Store, open_store
+
+SECRET = bytes(range(32))
+BIRTH_DATE = "19500231"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = open_store(tmp_path / "store.db")
+    yield opened
+    opened.close()
+
+
+class FakeArchive:
+    """As much of an archive as a poll asks for: key object documents, each in its own series."""
+
+    def __init__(self, *documents: Dataset, images: list[Dataset] | None = None) -> None:
+        self.documents = list(documents)
+        self.images = images or []
+        self.hidden: set[str] = set()
+        self.asked: list[str] = []
+
+    def _listed(self) -> list[Dataset]:
+        return [i for i in self.images if i.SOPInstanceUID not in self.hidden]
+
+    def iter_series(self, **_: Any) -> Iterator[SeriesRecord]:
+        for d in self.documents:
+            yield SeriesRecord(
+                str(d.StudyInstanceUID), str(d.SeriesInstanceUID), "P", "KO", number_of_instances=1
+            )
+
+    def instances(self, _study: str, series: str) -> list[Dataset]:
+        return [d for d in [*self.documents, *self._listed()] if d.SeriesInstanceUID == series]
+
+    def header(self, _study: str, series: str, document: str) -> Dataset:
+        self.asked.append(document)
+        return next(d for d in self.documents if d.SeriesInstanceUID == series)
+
+    def series_of_study(self, study: str) -> list[SeriesRecord]:
+        found = {
+            str(i.SeriesInstanceUID): SeriesRecord(
+                study, str(i.SeriesInstanceUID), "P", str(i.Modality)
+            )
+            for i in [*self._listed(), *self.documents]
+            if i.StudyInstanceUID == study
+        }
+        if not found:
+            raise NotFoundError("there is none")
+        return list(found.values())
+
+    def has_study(self, _study: str) -> bool:
+        return False
+
+
+class Site:
+    """The forget set of an installation beside an archive."""
+
+    def __init__(self, archive: Any, store: Store, **options: Any) -> None:
+        self.outbox = Outbox(store, jitter=lambda: 0.0)
+        self.seen = PacsSeen(store)
+        self.forget_set = ForgetSet(store, on_change=reporting(self.outbox))
+        self.sync = PacsSync(
+            archive,
+            self.outbox,
+            self.seen,
+            proposing(self.forget_set, self.seen),
+            secret=SECRET,
+            **options,
+        )
+
+    def proposed(self) -> list[ForgetRequest]:
+        return list(self.forget_set.list(states=("proposed",)))
+
+
+# -- out ------------------------------------------------------------------------------------------
+
+
+def folder_archive(tmp_path: Path, studies: list[list[Dataset]]) -> Any:
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    for images in studies:
+        for image in images:
+            image.save_as(folder / f"{image.SOPInstanceUID}.dcm", enforce_file_format=True)
+    return open_archive(str(folder), index_dir=tmp_path / "index", results_dir=tmp_path / "made")
+
+
+def with_a_broken_study(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, count: int
+) -> Site:
+    """Studies that are marked, of which the first has a header that nobody can build on."""
+    studies = [ct_series(instances=1) for _ in range(count)]
+    archive = folder_archive(tmp_path, studies)
+    read = archive.header
+
+    def header(study: str, series: str, instance: str) -> Dataset:
+        if study == studies[0][0].StudyInstanceUID:
+            raise ValueError(f"Unable to convert '{BIRTH_DATE}' to 'DA' object")
+        found: Dataset = read(study, series, instance)
+        return found
+
+    monkeypatch.setattr(archive, "header", header)
+    site = Site(archive, store)
+    for images in studies:
+        site.forget_set.mark("study", images[0].StudyInstanceUID, "quality", actor="anna")
+    return site
+
+
+def test_a_document_that_cannot_be_made_holds_up_no_other(
+    tmp_path: Path,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    site = with_a_broken_study(tmp_path, store, monkeypatch, count=4)
+    result = site.sync.send_due()
+    assert (result.sent, result.failed, result.reachable) == (3, 1, True)
+    (waiting,) = site.outbox.list(waiting=True)
+    assert waiting.attempts == 1
+    assert waiting.last_error == "unexpected error: ValueError"
+    assert "ValueError" in caplog.text
+    assert BIRTH_DATE not in caplog.text
+    assert waiting.document_uid not in caplog.text
+
+
+def test_a_fault_in_the_thread_is_logged_without_what_it_holds(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pacs_sync, "FIRST_PAUSE", 0.01)
+    site = with_a_broken_study(tmp_path, store, monkeypatch, count=1)
+    failed = threading.Event()
+
+    def send_due() -> None:
+        failed.set()
+        raise ValueError(f"Unable to convert '{BIRTH_DATE}' to 'DA' object")
+
+    monkeypatch.setattr(site.sync, "send_due", send_due)
+    site.sync.start()
+    assert failed.wait(20)
+    assert site.sync.stop()
+    assert "following the PACS failed: ValueError (test_pacs_sync_faults.py, line" in caplog.text
+    assert BIRTH_DATE not in caplog.text
