@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom import DataElement
 from pydicom.dataset import Dataset
 
-from key_object_sources import ct_series
+from key_object_sources import ct_series, rejection_note
 from segunlearn.app import pacs_sync
 from segunlearn.app.forgetting import proposing, reporting
 from segunlearn.app.pacs_sync import PacsSync
 from segunlearn.dicom.archive import SeriesRecord, open_archive
-from segunlearn.errors import NotFoundError
+from segunlearn.errors import NotFoundError, UnavailableError
 from segunlearn.records.forget_set import ForgetRequest, ForgetSet
 from segunlearn.records.outbox import Outbox, PacsSeen
 from segunlearn.records.store import Store, open_store
@@ -159,3 +160,91 @@ def test_a_fault_in_the_thread_is_logged_without_what_it_holds(
     assert site.sync.stop()
     assert "following the PACS failed: ValueError (test_pacs_sync_faults.py, line" in caplog.text
     assert BIRTH_DATE not in caplog.text
+
+
+# -- in -------------------------------------------------------------------------------------------
+
+
+def title_of_text(document: Dataset) -> None:
+    document.add(DataElement("ConceptNameCodeSequence", "LO", ["x"]))
+
+
+def unreadable_series(document: Dataset) -> None:
+    study = document.CurrentRequestedProcedureEvidenceSequence[0]
+    study.add(DataElement("ReferencedSeriesSequence", "LO", ["x"]))
+
+
+@pytest.mark.parametrize("spoil", [title_of_text, unreadable_series])
+def test_a_document_of_another_shape_hides_no_other(
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    spoil: Any,
+) -> None:
+    monkeypatch.setattr(pacs_sync, "LAST_POLL", 4)
+    images = ct_series()
+    broken, good = rejection_note(ct_series()), rejection_note(images)
+    spoil(broken)
+    archive = FakeArchive(broken, good, images=images)
+    site = Site(archive, store, studies=lambda: ["1.7"])
+    site.seen.remember("study", {"1.7": "there"})
+    for _ in range(9):
+        site.sync.poll_once()
+    assert {r.target.id for r in site.proposed()} == {images[0].StudyInstanceUID, "1.7"}
+    assert archive.asked.count(broken.SOPInstanceUID) == 3, "polls 1, 2 and 4: then given up"
+    assert archive.asked.count(good.SOPInstanceUID) == 1
+    assert "is passed over for now: AttributeError (" in caplog.text
+    assert "is given up: AttributeError (" in caplog.text
+
+
+def test_an_outage_in_the_midst_of_a_document_is_an_outage(store: Store) -> None:
+    images = ct_series()
+    archive = FakeArchive(rejection_note(images), images=images)
+    site = Site(archive, store)
+    whole, there = archive.series_of_study, []
+
+    def series_of_study(study: str) -> list[SeriesRecord]:
+        if not there:
+            raise UnavailableError("the PACS is away")
+        return whole(study)
+
+    archive.series_of_study = series_of_study  # type: ignore[method-assign]
+    with pytest.raises(UnavailableError):
+        site.sync.poll_once()
+    there.append(True)
+    site.sync.poll_once()
+    assert len(site.proposed()) == 1
+
+
+@pytest.mark.parametrize("padding", ["\0", " ", " \0"])
+def test_the_padding_of_a_documents_uids_is_no_part_of_them(store: Store, padding: str) -> None:
+    images = ct_series()
+    note = rejection_note(images)
+    uid = str(note.SOPInstanceUID)
+    (evidence,) = note.CurrentRequestedProcedureEvidenceSequence
+    (series,) = evidence.ReferencedSeriesSequence
+    for dataset, keyword in (
+        (note, "SOPInstanceUID"),
+        (note, "SOPClassUID"),
+        (evidence, "StudyInstanceUID"),
+        (series, "SeriesInstanceUID"),
+        *((i, "ReferencedSOPInstanceUID") for i in series.ReferencedSOPSequence),
+    ):
+        dataset[keyword]._value = str(dataset[keyword].value) + padding
+    archive = FakeArchive(note, images=images)
+    site = Site(archive, store)
+    site.sync.poll_once()
+    (proposal,) = site.proposed()
+    assert proposal.target.id == images[0].StudyInstanceUID
+    assert f"Document {uid}." in proposal.note
+    assert archive.asked == [uid]
+
+
+def test_our_own_document_is_known_by_a_padded_uid(store: Store) -> None:
+    images = ct_series()
+    note = rejection_note(images)
+    site = Site(FakeArchive(note, images=images), store)
+    site.seen.remember("document", {str(note.SOPInstanceUID): "ours"})
+    note["SOPInstanceUID"]._value = f"{note.SOPInstanceUID}\0"
+    site.sync.poll_once()
+    assert site.proposed() == []

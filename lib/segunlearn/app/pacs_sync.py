@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 
 from segunlearn.dicom.archive import Archive, SeriesRecord
 from segunlearn.dicom.identifiers import Pseudonyms, is_uid
-from segunlearn.dicom.key_objects import Reference, references_of
+from segunlearn.dicom.key_objects import Reference, references_of, word
 from segunlearn.dicom.orthanc import OrthancChanges
 from segunlearn.dicom.rejection import Proposal, deleted, proposals_of
 from segunlearn.dicom.retraction import RetractionNote, build_retractions
@@ -247,14 +247,15 @@ class PacsSync:
                 header = self._archive.header(study, uid, document)
                 if "SOPClassUID" not in header:
                     raise NotFoundError("the archive has an empty header of it.")
+                new.extend(f for f in map(self._fitted, proposals_of(header)) if self._write(f))
             except UnavailableError:
                 raise
-            except SegUnlearnError as error:
+            except Exception as error:  # noqa: BLE001 - one document must hide no other
                 how = "given up" if last else "passed over for now"
-                logger.warning("document %s is %s: %s", self._name(document), how, error)
+                why = error if isinstance(error, SegUnlearnError) else _where(error)
+                logger.warning("document %s is %s: %s", self._name(document), how, why)
                 missing.append(document)
                 continue
-            new.extend(f for f in map(self._fitted, proposals_of(header)) if self._write(f))
             self._seen.remember("document", {document: "read"})
         if last:
             self._seen.remember("document", dict.fromkeys(missing, "unreadable"))
@@ -264,12 +265,14 @@ class PacsSync:
     def _listed(self, study: str, series: str) -> list[str]:
         """Documents of a series, none while the archive does not list them."""
         try:
-            return [str(i.SOPInstanceUID) for i in self._archive.instances(study, series)]
+            found = [word(i, "SOPInstanceUID") for i in self._archive.instances(study, series)]
         except UnavailableError:
             raise
-        except SegUnlearnError as error:
-            logger.warning("documents of series %s are not listed: %s", self._name(series), error)
+        except Exception as error:  # noqa: BLE001 - one series must hide no other
+            why = error if isinstance(error, SegUnlearnError) else _where(error)
+            logger.warning("documents of series %s are not listed: %s", self._name(series), why)
             return []
+        return [uid for uid in found if uid]
 
     def _fitted(self, proposal: Proposal) -> Proposal:
         """Leave the series out where the document names all images of the study."""

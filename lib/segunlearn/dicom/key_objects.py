@@ -67,10 +67,16 @@ def references_of(datasets: Sequence[Dataset]) -> list[Reference]:
     return list(found.values())
 
 
+def word(dataset: Dataset, keyword: str) -> str:
+    """Value of an attribute without DICOM's padding (spaces and NUL); empty when it is missing."""
+    value = dataset.get(keyword)
+    return "" if value is None else str(value).strip(" \0")
+
+
 def title_of(dataset: Dataset) -> tuple[str, str]:
     """``(code value, coding scheme designator)`` of a document's title, empty when absent."""
     for item in dataset.get("ConceptNameCodeSequence") or ():
-        return str(item.get("CodeValue", "")), str(item.get("CodingSchemeDesignator", ""))
+        return word(item, "CodeValue"), word(item, "CodingSchemeDesignator")
     return "", ""
 
 
@@ -78,10 +84,10 @@ def evidence_of(dataset: Dataset) -> list[Reference]:
     """Instances in the evidence sequence of a document; missing parts are empty strings."""
     return [
         Reference(
-            study_instance_uid=str(study.get("StudyInstanceUID", "")),
-            series_instance_uid=str(series.get("SeriesInstanceUID", "")),
-            sop_class_uid=str(instance.get("ReferencedSOPClassUID", "")),
-            sop_instance_uid=str(instance.get("ReferencedSOPInstanceUID", "")),
+            study_instance_uid=word(study, "StudyInstanceUID"),
+            series_instance_uid=word(series, "SeriesInstanceUID"),
+            sop_class_uid=word(instance, "ReferencedSOPClassUID"),
+            sop_instance_uid=word(instance, "ReferencedSOPInstanceUID"),
         )
         for study in dataset.get("CurrentRequestedProcedureEvidenceSequence") or ()
         for series in study.get("ReferencedSeriesSequence") or ()

@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import KeyObjectSelectionDocumentStorage
 
 from segunlearn.dicom.identifiers import is_uid
-from segunlearn.dicom.key_objects import Reference, evidence_of, title_of
+from segunlearn.dicom.key_objects import Reference, evidence_of, title_of, word
 from segunlearn.dicom.retraction import Retraction, parse_retraction
 
 Kind = Literal["mark", "withdraw", "drop"]
@@ -95,7 +95,7 @@ def proposals_of(dataset: Dataset) -> list[Proposal]:
     -----
     References without valid UIDs are left out: they come from outside and can name nothing here.
     """
-    if dataset.get("SOPClassUID") != KeyObjectSelectionDocumentStorage:
+    if word(dataset, "SOPClassUID") != KeyObjectSelectionDocumentStorage:
         return []
     retraction = parse_retraction(dataset)
     if retraction is not None:
@@ -120,7 +120,7 @@ def proposals_of(dataset: Dataset) -> list[Proposal]:
             series_uids=() if whole else _distinct(r.series_instance_uid for r in references),
             sop_instance_uids=() if whole else _distinct(r.sop_instance_uid for r in references),
             source=source,
-            source_document_uid=str(dataset.get("SOPInstanceUID", "")),
+            source_document_uid=word(dataset, "SOPInstanceUID"),
             purge=meaning.purge,
         )
         for study, references in studies.items()

@@ -36,6 +36,7 @@ from segunlearn.dicom.key_objects import (
     evidence_of,
     hierarchy,
     title_of,
+    word,
 )
 from segunlearn.errors import InvalidInputError
 
@@ -318,7 +319,7 @@ def parse_retraction(dataset: Dataset) -> Retraction | None:
     dataset
         A document of any SOP class from any server.
     """
-    if dataset.get("SOPClassUID") != KeyObjectSelectionDocumentStorage:
+    if word(dataset, "SOPClassUID") != KeyObjectSelectionDocumentStorage:
         return None
     code, scheme = title_of(dataset)
     if scheme != SCHEME or code not in _STATES:
@@ -328,13 +329,13 @@ def parse_retraction(dataset: Dataset) -> Retraction | None:
         if item.get("ValueType") == "TEXT" and title_of(item) == _KEY_OBJECT_DESCRIPTION:
             description = str(item.get("TextValue", ""))[:4096]
     return Retraction(
-        sop_instance_uid=str(dataset.SOPInstanceUID),
+        sop_instance_uid=word(dataset, "SOPInstanceUID"),
         state=_STATES[code],
         references=tuple(evidence_of(dataset)),
         description=description,
         fields=dict(_FIELD.findall(description)),
         identical=tuple(
-            str(instance.get("ReferencedSOPInstanceUID", ""))
+            word(instance, "ReferencedSOPInstanceUID")
             for study in dataset.get("IdenticalDocumentsSequence") or ()
             for series in study.get("ReferencedSeriesSequence") or ()
             for instance in series.get("ReferencedSOPSequence") or ()
