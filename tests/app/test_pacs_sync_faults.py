@@ -248,3 +248,66 @@ def test_our_own_document_is_known_by_a_padded_uid(store: Store) -> None:
     note["SOPInstanceUID"]._value = f"{note.SOPInstanceUID}\0"
     site.sync.poll_once()
     assert site.proposed() == []
+
+
+# -- how much of a study --------------------------------------------------------------------------
+
+
+def test_a_note_about_one_slice_says_so(store: Store) -> None:
+    images = ct_series(instances=30)
+    note = rejection_note(images[:1], "113001", "Rejected for Quality Reasons")
+    site = Site(FakeArchive(note, images=images), store)
+    site.sync.poll_once()
+    (proposal,) = site.proposed()
+    assert (proposal.target.kind, proposal.target.id) == ("series", images[0].SeriesInstanceUID)
+    assert "It names 1 of 30 images of the series." in proposal.note
+
+
+def test_a_note_about_all_images_is_about_the_study(store: Store) -> None:
+    images = ct_series()
+    images += ct_series(study=images[0].StudyInstanceUID)
+    site = Site(FakeArchive(rejection_note(images), images=images), store)
+    site.sync.poll_once()
+    (proposal,) = site.proposed()
+    assert (proposal.target.kind, proposal.target.id) == ("study", images[0].StudyInstanceUID)
+    assert "images" not in proposal.note
+
+
+def test_a_note_about_a_whole_series_and_a_slice_of_another(store: Store) -> None:
+    first = ct_series()
+    second = ct_series(study=first[0].StudyInstanceUID)
+    note = rejection_note([*first, second[0]])
+    site = Site(FakeArchive(note, images=first + second), store)
+    site.sync.poll_once()
+    told = {p.target.id: p.note for p in site.proposed()}
+    assert set(told) == {first[0].SeriesInstanceUID, second[0].SeriesInstanceUID}
+    assert "images" not in told[first[0].SeriesInstanceUID]
+    assert "It names 1 of 3 images of the series." in told[second[0].SeriesInstanceUID]
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(2, "It names 2 of 3 images of the series."), (3, "the PACS does not say of how many")],
+)
+def test_an_archive_that_hides_what_is_rejected_makes_no_note_wider(
+    store: Store, count: int, said: str
+) -> None:
+    """It counts what is left: as many images as the note names, or none."""
+    images = ct_series(instances=3)
+    archive = FakeArchive(rejection_note(images[:count]), images=images)
+    archive.hidden = {str(i.SOPInstanceUID) for i in images[:count]}
+    site = Site(archive, store)
+    site.sync.poll_once()
+    (proposal,) = site.proposed()
+    assert proposal.target.kind == "series"
+    assert said in proposal.note
+
+
+def test_a_note_taken_back_for_one_slice_says_so(store: Store) -> None:
+    images = ct_series()
+    note = rejection_note(images[:1], "REVOKE_REJECTION", "Restore", "99DCM4CHEE")
+    site = Site(FakeArchive(note, images=images), store)
+    site.sync.poll_once()
+    (kept,) = site.seen.notes("revocation", [str(images[0].StudyInstanceUID)]).values()
+    assert "It names 1 of 3 images of the series." in kept
+    assert images[0].SeriesInstanceUID in kept

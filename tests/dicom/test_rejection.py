@@ -43,8 +43,8 @@ def test_rejection_notes(code: object, kind: str, reason: str, purge: bool) -> N
     assert (proposal.kind, proposal.reason, proposal.purge) == (kind, reason, purge)
     assert proposal.source == "rejection_note"
     assert proposal.study_uid == images[0].StudyInstanceUID
-    assert proposal.series_uids == (images[0].SeriesInstanceUID,)
-    assert proposal.sop_instance_uids == tuple(i.SOPInstanceUID for i in images)
+    uids = tuple(str(i.SOPInstanceUID) for i in images)
+    assert proposal.named == {images[0].SeriesInstanceUID: uids}
     assert proposal.source_document_uid == note.SOPInstanceUID
 
 
@@ -119,6 +119,7 @@ def test_invalid_identifiers_in_a_document_are_left_out() -> None:
     study.ReferencedSeriesSequence[0]["SeriesInstanceUID"]._value = "../../etc/passwd"
     (proposal,) = proposals_of(note)
     assert proposal.series_uids == ()
+    assert "which of its images cannot be read" in proposal.text
     study["StudyInstanceUID"]._value = "1' OR '1'='1"
     assert proposals_of(note) == []
 

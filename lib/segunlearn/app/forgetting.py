@@ -149,10 +149,11 @@ def proposing(forget_set: ForgetSet, seen: PacsSeen) -> Callable[[Proposal], boo
 
     def propose(proposal: Proposal) -> bool:
         if proposal.kind == "withdraw":
+            extent = proposal.extent()
             known = seen.notes(REVOCATIONS, [proposal.study_uid])
             note = json.dumps(
                 {
-                    "text": proposal.text,
+                    "text": f"{proposal.text}. {extent}" if extent else proposal.text,
                     "source": proposal.source,
                     "document": proposal.source_document_uid,
                     "series": list(proposal.series_uids),
@@ -160,20 +161,20 @@ def proposing(forget_set: ForgetSet, seen: PacsSeen) -> Callable[[Proposal], boo
             )
             seen.remember(REVOCATIONS, {proposal.study_uid: note})
             return known.get(proposal.study_uid) != note
-        text = f"{proposal.text}. Document {proposal.source_document_uid or 'none'}."
+        text = f"Document {proposal.source_document_uid or 'none'}."
         if proposal.purge:
             text += " The erasure should be made final (purge)."
-        targets = [("series", uid) for uid in proposal.series_uids]
+        targets = [("series", uid, proposal.extent(uid)) for uid in proposal.series_uids]
         created = [
             forget_set.propose(
                 kind,
                 uid,
                 proposal.reason,
-                text,
+                " ".join(part for part in (f"{proposal.text}.", extent, text) if part),
                 proposal.source,
                 study=proposal.study_uid if kind == "series" else "",
             )[1]
-            for kind, uid in targets or [("study", proposal.study_uid)]
+            for kind, uid, extent in targets or [("study", proposal.study_uid, "")]
         ]
         return any(created)
 

@@ -18,7 +18,7 @@ from segunlearn.dicom.archive import Archive, SeriesRecord
 from segunlearn.dicom.identifiers import Pseudonyms, is_uid
 from segunlearn.dicom.key_objects import Reference, references_of, word
 from segunlearn.dicom.orthanc import OrthancChanges
-from segunlearn.dicom.rejection import Proposal, deleted, proposals_of
+from segunlearn.dicom.rejection import Proposal, deleted, measured, proposals_of
 from segunlearn.dicom.retraction import RetractionNote, build_retractions
 from segunlearn.errors import InvalidInputError, NotFoundError, SegUnlearnError, UnavailableError
 from segunlearn.records.outbox import FIRST_PAUSE, Outbox, OutboxItem, PacsSeen
@@ -247,7 +247,10 @@ class PacsSync:
                 header = self._archive.header(study, uid, document)
                 if "SOPClassUID" not in header:
                     raise NotFoundError("the archive has an empty header of it.")
-                new.extend(f for f in map(self._fitted, proposals_of(header)) if self._write(f))
+                for proposal in proposals_of(header):
+                    found = measured(proposal, self._archive)
+                    if self._write(found):
+                        new.append(found)
             except UnavailableError:
                 raise
             except Exception as error:  # noqa: BLE001 - one document must hide no other
@@ -273,20 +276,6 @@ class PacsSync:
             logger.warning("documents of series %s are not listed: %s", self._name(series), why)
             return []
         return [uid for uid in found if uid]
-
-    def _fitted(self, proposal: Proposal) -> Proposal:
-        """Leave the series out where the document names all images of the study."""
-        if not proposal.series_uids:
-            return proposal
-        try:
-            there = self._archive.series_of_study(proposal.study_uid)
-        except NotFoundError:
-            return proposal
-        others = {"KO", "SEG", "PR", "SR"}
-        images = {s.series_instance_uid for s in there if s.modality not in others}
-        if not images <= set(proposal.series_uids):
-            return proposal
-        return Proposal(**{**vars(proposal), "series_uids": (), "sop_instance_uids": ()})
 
     def _vanished(self) -> list[Proposal]:
         """Look for some of the studies of the models; the next poll looks for the next ones.

@@ -8,15 +8,17 @@ Neither changes anything by itself: a wrong or forged document must not take a s
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pydicom.dataset import Dataset
 from pydicom.uid import KeyObjectSelectionDocumentStorage
 
+from segunlearn.dicom.archive import Archive
 from segunlearn.dicom.identifiers import is_uid
 from segunlearn.dicom.key_objects import Reference, evidence_of, title_of, word
 from segunlearn.dicom.retraction import Retraction, parse_retraction
+from segunlearn.errors import NotFoundError
 
 Kind = Literal["mark", "withdraw", "drop"]
 Source = Literal["rejection_note", "retraction", "deletion"]
@@ -40,6 +42,9 @@ class Meaning:
     text: str
     purge: bool = False
 
+
+#: Modalities of what is no image of a study.
+NO_IMAGES = frozenset({"KO", "SEG", "PR", "SR"})
 
 #: Titles of rejection notes (IHE RAD TF, RAD-66; PS3.16 CID 7010), and dcm4chee's own code of
 #: revocation (its rejection note type REVOKE_REJECTION; the standard has none).
@@ -66,8 +71,11 @@ class Proposal:
         One sentence on where it comes from, without names of patients.
     study_uid
         StudyInstanceUID.
-    series_uids, sop_instance_uids
-        What the document names in this study; empty when it is about the whole study.
+    named
+        Images that the document names in this study, by series; empty when it is about the whole
+        study.
+    counts
+        Images that there are of these series, as far as the archive says, see :func:`measured`.
     source, source_document_uid
         Kind of source, and SOPInstanceUID of its document (empty for deletions).
     """
@@ -76,11 +84,33 @@ class Proposal:
     reason: str
     text: str
     study_uid: str
-    series_uids: tuple[str, ...] = ()
-    sop_instance_uids: tuple[str, ...] = ()
+    named: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
     source: Source = "rejection_note"
     source_document_uid: str = ""
     purge: bool = False
+
+    @property
+    def series_uids(self) -> tuple[str, ...]:
+        """Series that the document names; empty when it is about the whole study."""
+        return tuple(self.named)
+
+    def extent(self, *series: str) -> str:
+        """Say of how many images the document speaks; empty where it speaks of all.
+
+        Parameters
+        ----------
+        series
+            Some of ``series_uids``; all of them by default.
+        """
+        told = series or self.series_uids
+        named = sum(len(self.named[uid]) for uid in told)
+        if not all(uid in self.counts for uid in told):
+            return f"It names {named} images; the PACS does not say of how many."
+        there = sum(self.counts[uid] for uid in told)
+        if named >= there:
+            return ""
+        return f"It names {named} of {there} images of the series."
 
 
 def proposals_of(dataset: Dataset) -> list[Proposal]:
@@ -94,6 +124,7 @@ def proposals_of(dataset: Dataset) -> list[Proposal]:
     Notes
     -----
     References without valid UIDs are left out: they come from outside and can name nothing here.
+    Where none of a study is left, the text says that nobody can tell of which images it speaks.
     """
     if word(dataset, "SOPClassUID") != KeyObjectSelectionDocumentStorage:
         return []
@@ -111,20 +142,63 @@ def proposals_of(dataset: Dataset) -> list[Proposal]:
         if is_uid(reference.study_instance_uid, strict=False):
             studies.setdefault(reference.study_instance_uid, []).append(reference)
     whole = retraction is not None and retraction.fields.get("target") in ("study", "patient")
-    return [
-        Proposal(
-            kind=meaning.kind,
-            reason=meaning.reason,
-            text=meaning.text,
-            study_uid=study,
-            series_uids=() if whole else _distinct(r.series_instance_uid for r in references),
-            sop_instance_uids=() if whole else _distinct(r.sop_instance_uid for r in references),
-            source=source,
-            source_document_uid=word(dataset, "SOPInstanceUID"),
-            purge=meaning.purge,
+    proposals = []
+    for study, references in studies.items():
+        named = {} if whole else _named(references)
+        unclear = "" if whole or named else " (which of its images cannot be read)"
+        proposals.append(
+            Proposal(
+                kind=meaning.kind,
+                reason=meaning.reason,
+                text=meaning.text + unclear,
+                study_uid=study,
+                named=named,
+                source=source,
+                source_document_uid=word(dataset, "SOPInstanceUID"),
+                purge=meaning.purge,
+            )
         )
-        for study, references in studies.items()
-    ]
+    return proposals
+
+
+def measured(proposal: Proposal, archive: Archive) -> Proposal:
+    """Count the images that the archive has of the series which a document names.
+
+    A document that names all images of a study is about the study. Archives may hide what was
+    rejected, so images are compared and not their numbers, and a study of which the archive shows
+    no image is never taken for named as a whole.
+
+    Parameters
+    ----------
+    proposal
+        As the document says.
+    archive
+        Where the study is.
+
+    Raises
+    ------
+    UnavailableError
+        The archive cannot be reached now.
+    """
+    if not proposal.named:
+        return proposal
+    try:
+        series = archive.series_of_study(proposal.study_uid)
+    except NotFoundError:
+        return proposal
+    listed = {
+        s.series_instance_uid: {
+            word(i, "SOPInstanceUID")
+            for i in archive.instances(proposal.study_uid, s.series_instance_uid)
+        }
+        for s in series
+        if s.series_instance_uid in proposal.named
+    }
+    images = {s.series_instance_uid for s in series if s.modality not in NO_IMAGES}
+    if images and all(listed.get(s) and listed[s] <= {*proposal.named[s]} for s in images):
+        return replace(proposal, named={}, counts={})
+    counts = {s: len(uids.union(proposal.named[s])) for s, uids in listed.items() if uids}
+    return replace(proposal, counts=counts)
 
 
 def deleted(study_instance_uid: str) -> Proposal:
@@ -150,5 +224,12 @@ def _meaning(retraction: Retraction) -> Meaning:
     )
 
 
-def _distinct(uids: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(uid for uid in uids if is_uid(uid, strict=False)))
+def _named(references: Iterable[Reference]) -> dict[str, tuple[str, ...]]:
+    """Images by series, each once."""
+    found: dict[str, dict[str, None]] = {}
+    for reference in references:
+        if is_uid(reference.series_instance_uid, strict=False):
+            images = found.setdefault(reference.series_instance_uid, {})
+            if is_uid(reference.sop_instance_uid, strict=False):
+                images[reference.sop_instance_uid] = None
+    return {series: tuple(images) for series, images in found.items()}
