@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, insert, text
 from sqlalchemy.exc import IntegrityError as DatabaseIntegrityError
 
 from records_entries import ledger_entry
@@ -38,7 +39,8 @@ from segunlearn.records.forget_states import (
 )
 from segunlearn.records.ledger import Ledger
 from segunlearn.records.runs import Runs
-from segunlearn.records.store import Store, open_store
+from segunlearn.records.store import Store, open_store, utc_now
+from segunlearn.records.tables import RUN
 from segunlearn.records.targets import make_target, person_name, same_issuer, split_person
 
 STUDY, SERIES = "1.2.3", "1.2.3.4"
@@ -306,6 +308,86 @@ def test_never_trained_on_waits_for_a_run_that_began_before(
     runs.start("train", "segmentation", {})
     done = forget_set.transition(request.request_id, "fulfilled", actor="root")
     assert done.state == "fulfilled"
+
+
+@pytest.mark.parametrize("agree", ["mark", "approve"])
+def test_a_proposal_holds_no_run_off_before_a_person_agrees(
+    forget_set: ForgetSet, store: Store, agree: str
+) -> None:
+    """Between the two a run takes the study: it began before the mark."""
+    runs = Runs(store)
+    proposal, _ = forget_set.propose("study", STUDY, "quality", "", "rejection_note")
+    early = runs.start("train", "segmentation", {})
+    assert forget_set.exclude([case()])[0] == [case()]
+    with pytest.raises(ConflictError, match=f"run {early} began before the mark"):
+        forget_set.check_no_older_run(proposal.request_id)
+    if agree == "mark":
+        mark_again, created = forget_set.mark("study", STUDY, "quality", **WHO)
+        assert not created
+        assert mark_again.request_id == proposal.request_id
+    else:
+        forget_set.transition(proposal.request_id, "requested", actor="root")
+    forget_set.approve(proposal.request_id, actor="root")
+    with pytest.raises(ConflictError, match=f"run {early} began before the mark"):
+        forget_set.check_no_older_run(proposal.request_id)
+    with pytest.raises(ConflictError, match=f"run {early} began before the mark"):
+        forget_set.transition(proposal.request_id, "fulfilled", actor="root")
+    runs.finish(early, "done")
+    runs.start("train", "segmentation", {})
+    forget_set.check_no_older_run(proposal.request_id)
+    done = forget_set.transition(proposal.request_id, "fulfilled", actor="root")
+    assert done.state == "fulfilled"
+
+
+@pytest.mark.parametrize("proposed", [False, True])
+def test_a_run_that_began_while_a_mark_waited_for_the_store_is_older(
+    forget_set: ForgetSet, store: Store, proposed: bool
+) -> None:
+    if proposed:
+        forget_set.propose("study", STUDY, "quality", "", "rejection_note")
+    marking = threading.Thread(target=lambda: forget_set.mark("study", STUDY, "quality", **WHO))
+    with store.write() as connection:
+        connection.execute(text("UPDATE run SET message = message"))  # on PostgreSQL, too
+        marking.start()
+        time.sleep(0.3)
+        connection.execute(insert(RUN).values(running("late", utc_now())))
+    marking.join()
+    (request,) = forget_set.list()
+    with pytest.raises(ConflictError, match="run late began before the mark"):
+        forget_set.check_no_older_run(request.request_id)
+
+
+def test_no_run_begins_in_the_midst_of_a_mark(store: Store, forget_set: ForgetSet) -> None:
+    """It would neither see the mark nor be older."""
+    half_made, go_on = threading.Event(), threading.Event()
+
+    def pause(*_: object) -> None:
+        half_made.set()
+        assert go_on.wait(30)
+
+    slow, runs, started = ForgetSet(store, on_change=pause), Runs(store), []
+    marking = threading.Thread(target=mark, args=(slow, "study", STUDY))
+    starting = threading.Thread(target=lambda: started.append(runs.start("train", "tiny", {})))
+    marking.start()
+    assert half_made.wait(30)
+    starting.start()
+    time.sleep(0.3)
+    begun = list(started)
+    go_on.set()
+    marking.join()
+    starting.join()
+    assert not begun
+    assert forget_set.exclude([case()])[0] == []
+
+
+def running(run_id: str, started: str) -> dict[str, object]:
+    """Row of a run that goes on."""
+    words = dict.fromkeys(("requested_by", "message", "boot", "pid_space"), "")
+    numbers = dict.fromkeys(("cancel_requested", "last_event", "pid", "process_start"), 0)
+    return {
+        **words, **numbers, "id": run_id, "kind": "train", "model": "tiny", "parameters": "{}",
+        "state": "running", "started": started, "updated": started, "host": "another",
+    }  # fmt: skip
 
 
 def test_exclude_by_series_study_and_patient(forget_set: ForgetSet) -> None:

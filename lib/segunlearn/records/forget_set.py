@@ -215,8 +215,10 @@ class ForgetSet:
         patient = Target("patient", *split_person(person))
         if person and not opaque:  # of files it may be a name, longer than a PatientID
             patient = make_target("patient", person)
-        now = utc_now()
         with self._store.write() as connection:
+            if state in LIVE:
+                self._hold_off_runs(connection)
+            now = utc_now()
             request, created = self._find_open(connection, target), False
             if request is None:
                 subject = Subject(
@@ -262,6 +264,14 @@ class ForgetSet:
                 why = note or "marked by a person"
                 self._move(connection, request, "requested", actor, role, why, None)
             return self._requests(connection, [FORGET_REQUEST.c.id == request.id])[0], created
+
+    def _hold_off_runs(self, connection: Connection) -> None:
+        """Let no run begin before others see the mark; one that began is older than it then.
+
+        SQLite lets one write at a time, and the time of the mark is taken inside its transaction.
+        """
+        if self._store.dialect == "postgresql":
+            connection.execute(text(f"LOCK TABLE {RUN.name} IN SHARE MODE"))
 
     def _raise_need(
         self, connection: Connection, row: AnyRow, needed: str, actor: str, role: str, why: str
@@ -425,6 +435,8 @@ class ForgetSet:
         why = clean_text(why, "the reason", NOTE_LENGTH, empty=True)
         reached = checked_level(reached) if reached is not None else None
         with self._store.write() as connection:
+            if to_state == "requested":
+                self._hold_off_runs(connection)
             row = self._locked(connection, request_id)
             return self._move(connection, row, to_state, actor, role, why, reached)
 
@@ -481,7 +493,8 @@ class ForgetSet:
     def check_no_older_run(self, request_id: str) -> None:
         """Refuse when a run that began before the mark goes on, as it may be using the target.
 
-        Once there is none there never is again: what the ledger says of the target then stays.
+        A proposal is no mark: that is as old as the word of the person who agreed. Once there is
+        no such run there never is again: what the ledger says of the target then stays.
 
         Raises
         ------
@@ -495,8 +508,15 @@ class ForgetSet:
 
     @staticmethod
     def _check_no_older_run(connection: Connection, row: AnyRow) -> None:
+        marked = connection.execute(
+            select(FORGET_HISTORY.c.time)
+            .where(FORGET_HISTORY.c.request_seq == row.seq, FORGET_HISTORY.c.to_state.in_(LIVE))
+            .order_by(FORGET_HISTORY.c.seq)
+            .limit(1)
+        ).scalar()
+        older = [RUN.c.started <= marked] if marked is not None else []  # else it is a proposal
         running = connection.execute(
-            select(RUN.c.id).where(RUN.c.state == "running", RUN.c.started <= row.created).limit(1)
+            select(RUN.c.id).where(RUN.c.state == "running", *older).limit(1)
         ).scalar()
         if running is not None:
             raise ConflictError(
