@@ -28,7 +28,7 @@ from segunlearn.errors import (
 )
 from segunlearn.networks import ModelConfig
 from segunlearn.records.forget_set import ForgetSet
-from segunlearn.records.ledger import Ledger
+from segunlearn.records.ledger import Ledger, LedgerEntry
 from segunlearn.records.runs import Progress, Runs
 from segunlearn.records.versions import VersionRegistry
 from segunlearn.training import TrainSettings
@@ -189,6 +189,36 @@ def test_what_is_marked_meanwhile_is_never_published(site: Site) -> None:
     site.run()
     assert site.versions() == ["v0001"]
     assert site.records.ledger.verify() == []
+
+
+def test_a_mark_after_the_last_question_is_as_one_after_the_training(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No version escapes it: the run goes on until its row, and from then on the row tells."""
+    append, refused = Ledger.append, []
+
+    def late(ledger: Ledger, entry: LedgerEntry) -> str:
+        forget_set = Records(site.home).forget_set
+        request, _ = forget_set.mark(
+            "series", "p001_0", "consent_withdrawn", actor="dpo", opaque=True
+        )
+        forget_set.approve(request.request_id, actor="dpo")
+        for check in (
+            lambda: forget_set.transition(request.request_id, "fulfilled", actor="dpo"),
+            lambda: forget_set.check_no_older_run(request.request_id),
+        ):
+            with pytest.raises(ConflictError, match="began before the mark"):
+                check()
+            refused.append(request.request_id)
+        return append(ledger, entry)
+
+    monkeypatch.setattr(Ledger, "append", late)
+    site.run()
+    (version,) = VersionRegistry(site.home.model("tiny")).versions()
+    with pytest.raises(ConflictError, match="a recorded run used it"):
+        site.records.forget_set.transition(refused[0], "fulfilled", actor="dpo")
+    saw = site.records.ledger.versions_that_saw(series="p001_0")
+    assert [s.version_sha256 for s in saw] == [version.sha256]
 
 
 def hidden(site: Site, person: str = "p001") -> str:

@@ -201,7 +201,9 @@ class TrainingRun(ResumableRun):
         except ConflictError:  # the same images and seed give the same weights
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
-        # the row first: no version is ever served that the ledger does not know
+        # the row first: no version is ever served that the ledger does not know. A mark that comes
+        # now is as one after the training: nothing is fulfilled as "never trained on" while an
+        # older run goes on, and once it has ended its row says what the version saw
         self.records.ledger.append(self._entry("done", result))
         self.records.trail.append(
             TrailEntry(
