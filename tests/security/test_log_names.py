@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from large_pacs import ROOT, LargePacs, series_uid, study_uid
 from live_server import live_server
 from segunlearn.app.security.log_names import Nameless, hide_identifiers
 from segunlearn.dicom.identifiers import Pseudonyms
+from segunlearn.dicom.search import parse
 from segunlearn.errors import IntegrityError
 
 UID = "1.2.840.113619.2.55.3.604688.17"
@@ -77,6 +79,21 @@ def test_every_handler_is_told_once() -> None:
         assert [type(f) for f in handler.filters] == [Nameless]
     finally:
         logger.removeHandler(handler)
+
+
+def test_what_pydicom_says_of_a_value_is_said_to_nobody(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It warns of a birth date that is none by the date, in the log and on the terminal."""
+    monkeypatch.setattr(logging.getLogger("pydicom"), "level", logging.NOTSET)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        hide_identifiers(lambda: PSEUDONYMS)
+        header = parse({"00100030": {"vr": "DA", "Value": ["1950-02-31"]}})
+        warnings.warn("something else", UserWarning, stacklevel=1)
+    assert header.PatientBirthDate == "1950-02-31"
+    assert [str(w.message) for w in told] == ["something else"]
+    assert "1950" not in caplog.text
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 from collections.abc import Callable
 
 from segunlearn.dicom.identifiers import Pseudonyms
@@ -46,7 +47,12 @@ class Nameless(logging.Filter):
 
 
 def hide_identifiers(pseudonyms: Callable[[], Pseudonyms]) -> None:
-    """Let every handler of this process write pseudonyms; a second call changes nothing."""
+    """Let every handler of this process write pseudonyms; a second call changes nothing.
+
+    pydicom warns of values out of the standard, birth dates and names, by the value: it is silent.
+    """
+    logging.getLogger("pydicom").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom(\.|$)")
     loggers = [logging.getLogger(), *map(logging.getLogger, list(logging.root.manager.loggerDict))]
     for handler in {h for logger in loggers for h in logger.handlers}:
         if not any(isinstance(f, Nameless) for f in handler.filters):
