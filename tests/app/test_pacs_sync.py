@@ -20,6 +20,7 @@ from pydicom.uid import generate_uid
 
 from key_object_sources import ct_series, rejection_note
 from orthanc_process import OrthancProcess
+from segunlearn.app import pacs_sync
 from segunlearn.app.forgetting import proposing, reporting
 from segunlearn.app.pacs_sync import PacsSync
 from segunlearn.dicom.archive import Archive, open_archive
@@ -444,6 +445,31 @@ def test_nothing_is_searched_while_the_change_counter_stands(
     pacs.upload([rejection_note(images, "113001", "Rejected for Quality Reasons")])
     assert len(site.sync.poll_once()) == 1
     assert searches != []
+
+
+def test_key_objects_that_take_long_to_list_are_listed_the_more_seldom(
+    pacs: OrthancProcess, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A PACS with many of them, key images of every day, would be asked for all at every poll."""
+    site = Site(pacs, store, tmp_path)
+    images = ct_series()
+    searches: list[object] = []
+    search = site.archive.client.search_for_series
+
+    def slowly(**options: Any) -> Any:
+        searches.append(options)
+        time.sleep(0.6)
+        return search(**options)
+
+    site.archive.client.search_for_series = slowly  # type: ignore[method-assign]
+    site.sync.poll_once()
+    assert len(searches) == 1
+    pacs.upload([*images, rejection_note(images)])
+    assert site.sync.poll_once() == []
+    assert len(searches) == 1
+    clock = time.monotonic
+    monkeypatch.setattr(pacs_sync.time, "monotonic", lambda: clock() + 60)
+    assert len(site.sync.poll_once()) == 1
 
 
 def test_orthanc_is_found_only_where_it_is(pacs: OrthancProcess) -> None:

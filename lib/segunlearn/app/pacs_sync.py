@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydicom.dataset import Dataset
 
+from segunlearn.app.datastores.index import pause_after
 from segunlearn.dicom.archive import Archive, SeriesRecord
 from segunlearn.dicom.identifiers import Pseudonyms, is_uid
 from segunlearn.dicom.key_objects import Reference, references_of, word
@@ -89,6 +90,7 @@ class PacsSync:
         self._looked = False
         self._pseudonyms = Pseudonyms(secret)
         self._last_change: int | None = None
+        self._due = 0.0
         self._next_study = 0
         self._pass = threading.Lock()
         self._wake, self._stopping = threading.Event(), threading.Event()
@@ -189,10 +191,13 @@ class PacsSync:
         with self._pass:
             last = self._changes.last() if self._changes is not None else None
             new: list[Proposal] = []
-            if last is None or last != self._last_change:
+            began = time.monotonic()
+            if began >= self._due and (last is None or last != self._last_change):
                 found, complete = self._new_documents()
                 new.extend(found)
                 self._last_change = last if complete else None
+                took = time.monotonic() - began  # long, where there are many key objects
+                self._due = began + pause_after(took, 0.0)
             if not self._looked:  # the PACS has just answered, so this is no guess
                 self._changes, self._looked = self._find_changes(), True
             new.extend(self._vanished())
