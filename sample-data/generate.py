@@ -259,7 +259,8 @@ def reference_segmentation(study: Study, s: Scan, images: list[Dataset]) -> Data
             segment_label=name,
             segmented_property_category=codes.SCT.AnatomicalStructure,
             segmented_property_type=CODES[name],
-            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            # stands for what a person drew: AUTOMATIC ones are no finished labels
+            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.SEMIAUTOMATIC,
             algorithm_identification=algorithm,
             tracking_id=f"{study.name} {name}",
             tracking_uid=uid(study.name, "tracking", name),

@@ -95,6 +95,9 @@ def test_people_and_sites(headers):
     labelled = {d.StudyInstanceUID for d in headers.values() if d.Modality == "SEG"}
     everything = {d.StudyInstanceUID for d in images}
     assert 0.5 < len(labelled) / len(everything) < 1
+    segments = [s for d in headers.values() if d.Modality == "SEG" for s in d.SegmentSequence]
+    kinds = {s.SegmentAlgorithmType for s in segments}
+    assert kinds == {"SEMIAUTOMATIC"}, "AUTOMATIC ones are no finished labels"
 
 
 def test_uids_are_unique(headers):

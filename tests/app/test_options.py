@@ -57,7 +57,8 @@ def test_the_home_comes_from_the_environment(
         ({"login": "oidc", "issuer": "http://sso.example"}, "https"),
         ({"login": "oidc", "issuer": "http://127.0.0.1.evil.example/"}, "https"),
         ({"login": "tokens", "let_everyone_in": "true"}, "no meaning"),
-        ({"let_everyone_in": "perhaps"}, "true or false"),
+        ({"let_everyone_in": "perhaps"}, "let_everyone_in 'perhaps': must be true or false"),
+        ({"automatic_labels": "yes"}, "automatic_labels 'yes': must be true or false"),
         ({"max_upload": "0"}, "max_upload"),
     ],
 )

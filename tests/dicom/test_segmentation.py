@@ -176,6 +176,7 @@ def test_header_names_patient_study_codes_author_and_algorithm() -> None:
     assert record.author == "Łukasz Müller"
     assert record.created == "2024-02-29T10:11:12.000345"
     assert record.segments == {1: "liver", 2: "left kidney", 3: "anterior"}
+    assert record.automatic == {1, 2, 3}
     assert references_series(segmentation) == (first.SeriesInstanceUID,)
     liver, kidney, private = (
         s.SegmentedPropertyTypeCodeSequence[0] for s in segmentation.SegmentSequence

@@ -47,6 +47,9 @@ class AppOptions:
     filter
         Further QIDO-RS attributes that a series must match, ``Keyword=value`` separated by ``&``,
         for example ``BodyPartExamined=HEAD``.
+    automatic_labels
+        ``true``: a DICOM SEG that a machine made alone (SegmentAlgorithmType AUTOMATIC) is a
+        finished label where a series has no other.
     people
         CSV with the columns ``file``, ``person``, ``study`` for folders of files.
     person_regex
@@ -84,6 +87,7 @@ class AppOptions:
     kind: Kind = "auto"
     modalities: tuple[str, ...] = ("CT", "MR")
     filter: tuple[tuple[str, str], ...] = ()
+    automatic_labels: bool = False
     people: str = ""
     person_regex: str = ""
     device: str = "auto"
@@ -297,10 +301,13 @@ def _number(key: str, kind: type[int] | type[float]) -> Callable[[str], float]:
     return read
 
 
-def _truth(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise InvalidInputError(f"--conf let_everyone_in {text!r}: must be true or false.")
-    return text.lower() == "true"
+def _truth(key: str) -> Callable[[str], bool]:
+    def read(text: str) -> bool:
+        if text.lower() not in ("true", "false"):
+            raise InvalidInputError(f"--conf {key} {text!r}: must be true or false.")
+        return text.lower() == "true"
+
+    return read
 
 
 _READERS: dict[str, Callable[[str], Any]] = {
@@ -311,6 +318,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "kind": str,
     "modalities": _names,
     "filter": _filter,
+    "automatic_labels": _truth("automatic_labels"),
     "people": str,
     "person_regex": str,
     "device": str,
@@ -321,6 +329,6 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "login": str,
     "issuer": str,
     "audience": str,
-    "let_everyone_in": _truth,
+    "let_everyone_in": _truth("let_everyone_in"),
     "max_upload": _number("max_upload", int),
 }

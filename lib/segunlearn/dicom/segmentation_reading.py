@@ -55,6 +55,8 @@ class SegmentationRecord:
         ContentLabel (0070,0080), ContentDescription or SeriesDescription.
     segments
         Segment number to SegmentLabel.
+    automatic
+        Segments that a machine made alone: SegmentAlgorithmType (0062,0008) is AUTOMATIC.
     """
 
     study_instance_uid: str
@@ -65,6 +67,7 @@ class SegmentationRecord:
     label: str = ""
     description: str = ""
     segments: Mapping[int, str] = field(default_factory=dict)
+    automatic: frozenset[int] = frozenset()
 
     @property
     def age(self) -> tuple[str, str]:
@@ -118,6 +121,11 @@ def describe_segmentation(header: Dataset) -> SegmentationRecord:
                 header.get("ContentDescription") or header.get("SeriesDescription") or ""
             ),
             segments=_segment_names(header),
+            automatic=frozenset(
+                int(item.SegmentNumber)
+                for item in header.get("SegmentSequence") or []
+                if str(item.get("SegmentAlgorithmType") or "").strip() == "AUTOMATIC"
+            ),
         )
 
 

@@ -46,6 +46,7 @@ def open_datastore(
             home,
             modalities=options.modalities,
             filters=dict(options.filter),
+            automatic=options.automatic_labels,
             refresh=options.refresh,
             label_values=label_values,
             keep=keep,

@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 
 from segunlearn.app.datastores.converted import Converted
 from segunlearn.app.datastores.files import labels_in
+from segunlearn.app.datastores.finished import finished_label, rank
 from segunlearn.app.datastores.index import Remembered
 from segunlearn.app.datastores.listing import SeriesList
 from segunlearn.app.datastores.studies import (
@@ -29,7 +30,6 @@ from segunlearn.app.locks import exclusive
 from segunlearn.app.options import Home
 from segunlearn.cases import Case
 from segunlearn.dicom.archive import Archive
-from segunlearn.dicom.dates import instant
 from segunlearn.dicom.identifiers import is_uid
 from segunlearn.dicom.search import SeriesRecord, text
 from segunlearn.dicom.segmentation_writing import Algorithm, write_segmentation
@@ -67,6 +67,8 @@ class DicomDatastore(StudiesDatastore):
         Name shown to people.
     modalities, filters
         Which series are listed.
+    automatic
+        SEGs that a machine made alone are finished labels where there are no others.
     home, refresh, label_values, keep
         See ``StudiesDatastore``.
     """
@@ -79,6 +81,7 @@ class DicomDatastore(StudiesDatastore):
         *,
         modalities: Sequence[str],
         filters: Mapping[str, str],
+        automatic: bool,
         refresh: float,
         label_values: Callable[[], Mapping[str, int]],
         keep: Callable[[Sequence[Case]], list[Case]],
@@ -86,6 +89,7 @@ class DicomDatastore(StudiesDatastore):
         super().__init__(title, home, refresh=refresh, label_values=label_values, keep=keep)
         self.archive = archive
         self._modalities, self._filters = tuple(modalities), dict(filters)
+        self._automatic = automatic
         self._refresh = refresh
         self._series = SeriesList(self._read_series, refresh)
         self._asked: Remembered[SeriesRecord] = Remembered(refresh)
@@ -245,8 +249,8 @@ class DicomDatastore(StudiesDatastore):
                 found, complete = self._segmentations_in(study, members, values)
                 known = (key, inf if complete else now + _MISSING_SECONDS, found)
             segmented[study] = known
-            for uid, label in known[2].items():  # the newest, of whatever study
-                if uid not in labels or _age(labels[uid]) < _age(label):
+            for uid, label in known[2].items():  # the one that counts, of whatever study
+                if uid not in labels or rank(labels[uid]) < rank(label):
                     labels[uid] = label
         self._segmented = segmented
         return labels
@@ -276,21 +280,9 @@ class DicomDatastore(StudiesDatastore):
             missing -= there.keys()
         found = {}
         for uid in segmentations.keys() & listed:
-            for seg in segmentations[uid]:
-                named = {name.strip().casefold() for name in seg.segments.values()}
-                if wanted and not wanted & named:
-                    continue
-                info = {
-                    "name": uid,
-                    "study_instance_uid": seg.study_instance_uid,
-                    "series_instance_uid": seg.series_instance_uid,
-                    "sop_instance_uid": seg.sop_instance_uid,
-                    "created": str(seg.created),
-                    "author": seg.author,
-                    "segments": {str(k): v for k, v in seg.segments.items()},
-                }
-                found[uid] = LabelRecord(uid, FINAL, seg.sop_instance_uid, info)
-                break
+            label = finished_label(uid, segmentations[uid], wanted, automatic=self._automatic)
+            if label is not None:
+                found[uid] = label
         return found, not missing
 
     # -- images --------------------------------------------------------------------------------
@@ -563,7 +555,3 @@ def _author(user: str) -> str:
     """Name of whoever signed in, without the signs that separate values and parts of names."""
     shown = "".join(c if c.isprintable() else " " for c in user)
     return shown.replace("\\", "/").replace("=", "-")[:63].strip()
-
-
-def _age(label: LabelRecord) -> tuple[str, str]:
-    return instant(label.info["created"]), label.version
