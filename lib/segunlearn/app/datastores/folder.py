@@ -12,6 +12,8 @@ from typing import Any
 from segunlearn.app.datastores.files import labels_in, volumes_in
 from segunlearn.app.datastores.index import CachedIndex
 from segunlearn.app.datastores.infos import check_name, check_tag
+from segunlearn.app.datastores.labels import values_in
+from segunlearn.app.datastores.naming import NamedLabel, agreed_names, values_for
 from segunlearn.app.datastores.studies import (
     FINAL,
     ImageRecord,
@@ -141,14 +143,46 @@ class FolderDatastore(StudiesDatastore):
         return {n: i + 1 for i, n in enumerate(_decathlon_names(self._folder / "dataset.json"))}
 
     def structures(self) -> tuple[str, ...]:
-        """Names of ``dataset.json`` (Decathlon), else ``label_1`` and on, as many as are used."""
-        names = tuple(self.values())
-        if names:
-            return names
-        top = 0
-        for record in self._label_index.get().get(FINAL, {}).values():
-            top = max(top, int(read_volume(Path(record.info["path"]), label=True).array.max()))
-        return tuple(f"label_{v}" for v in range(1, top + 1))
+        """Names of ``dataset.json`` (Decathlon), else those given with the finished labels.
+
+        ``label_1`` and on, as many as are used, where none was given.
+
+        Raises
+        ------
+        InvalidInputError
+            The labels do not agree on what their values mean.
+        """
+        found = []
+        for image_id, record in self._label_index.get().get(FINAL, {}).items():
+            label = read_volume(Path(record.info["path"]), label=True)
+            note = self.infos.label(image_id, FINAL).get("label_info")
+            found.append(NamedLabel.read(image_id, values_in(label), note))
+        return agreed_names(found, self.values())
+
+    def _first_values(
+        self, record: ImageRecord, tag: str, label: Volume, label_info: Any
+    ) -> dict[str, int]:
+        """Take up the numbers of the finished labels that are there; other tags keep their own."""
+        if tag != FINAL or not label_info:
+            return {}
+        others = self._read_labels().get(FINAL, {}).keys() - {record.id}
+        notes = [self.infos.label(i, FINAL).get("label_info") for i in others]
+        return values_for(values_in(label), label_info, notes)
+
+    def save_label(
+        self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]
+    ) -> str:
+        """Check a label map and keep it; one at a time, while labels give out the numbers.
+
+        Raises
+        ------
+        NotFoundError, InvalidInputError, LabelError, GeometryError
+            See ``StudiesDatastore``.
+        """
+        if self.values():
+            return super().save_label(image_id, label_filename, label_tag, label_info)
+        with exclusive(self.home.locks, "first-labels"):
+            return super().save_label(image_id, label_filename, label_tag, label_info)
 
     def _store_label(
         self, record: ImageRecord, tag: str, label: Volume, names: dict[int, str], author: str

@@ -46,6 +46,11 @@ def on_grid_of(image: Volume, label: Volume) -> Volume:
     return Volume(turned.array, image.affine, image.modality)
 
 
+def values_in(label: Volume) -> list[int]:
+    """Values of a label map, without the background."""
+    return [int(v) for v in np.unique(label.array) if v != 0]
+
+
 def renumber(label: Volume, label_info: Any, values: Mapping[str, int]) -> Volume:
     """Give every structure the model's value, by its name.
 
@@ -67,7 +72,7 @@ def renumber(label: Volume, label_info: Any, values: Mapping[str, int]) -> Volum
         A voxel has a value without a name, one that may be two structures', or a name that the
         model does not know.
     """
-    present = [int(v) for v in np.unique(label.array) if v != 0]
+    present = values_in(label)
     if present and present[0] < 0:
         raise LabelError(f"the label map holds the negative value {present[0]}.")
     named = named_values(label_info)

@@ -165,6 +165,12 @@ class StudiesDatastore(Datastore):
         """Value of each structure in label maps: the model's, else as the studies say."""
         return dict(self._label_values()) or self.named_values()
 
+    def _first_values(
+        self, record: ImageRecord, tag: str, label: Volume, label_info: Any
+    ) -> dict[str, int]:
+        """Value of each structure of a label before anything settles it; empty: as it came."""
+        return {}
+
     def _images_so_far(self, seconds: float) -> tuple[Mapping[str, ImageRecord], bool]:
         """Return what is listed after so many seconds at most, and whether that is everything."""
         return self._all_images(), True
@@ -389,8 +395,9 @@ class StudiesDatastore(Datastore):
         record, tag, info = self.record(image_id), check_tag(label_tag), dict(label_info or {})
         label = read_volume(Path(label_filename), label=True)
         image = read_volume(self._fetch_image(record), modality=record.modality)
-        values = self.values()
-        label = renumber(on_grid_of(image, label), info.get("label_info"), values)
+        label = on_grid_of(image, label)
+        values = self.values() or self._first_values(record, tag, label, info.get("label_info"))
+        label = renumber(label, info.get("label_info"), values)
         kind = np.uint8 if label.array.max(initial=0) <= 255 else np.uint16
         label = Volume(label.array.astype(kind), label.affine, label.modality)
         present = [int(v) for v in np.unique(label.array) if v]
