@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -114,7 +115,7 @@ class LargePacs:
     def _answer(self, what: str, request: Request, rows: list[Row]) -> Response:
         query = request.query_params
         for key in _VR.keys() & query.keys():
-            rows = [r for r in rows if str(r.get(key, "")) == query[key]]
+            rows = [r for r in rows if _matches(key, str(r.get(key, "")), query[key])]
         limit = int(query["limit"]) if "limit" in query else None
         offset = int(query.get("offset", 0))
         self.asked[what] += 1
@@ -248,6 +249,14 @@ class LargePacs:
                 Route(f"{series}/instances/{{instance}}/metadata", self._metadata),
             ]
         )
+
+
+def _matches(key: str, value: str, wanted: str) -> bool:
+    """Match as PS3.4 C.2.2.2 does: texts with the wildcards ``*`` and ``?``, UIDs without."""
+    if _VR[key][1] == "UI" or not {"*", "?"} & set(wanted):
+        return value == wanted
+    signs = {"*": ".*", "?": "."}
+    return re.fullmatch("".join(signs.get(c, re.escape(c)) for c in wanted), value) is not None
 
 
 def _attributes(row: Row) -> dict[str, Any]:

@@ -392,6 +392,8 @@ BAD = [
     ("PUT", "/forget/patients/" + "p" * 65, MARK),
     ("PUT", "/forget/patients/a%5Cb", MARK),
     ("PUT", "/forget/patients/%01", MARK),
+    ("PUT", "/forget/patients/%2A", {**MARK, "even_if_unknown": True}),
+    ("PUT", "/forget/patients/SYN-%3F", MARK),
     ("PUT", "/forget/patients/4711^^^A", {**MARK, "issuer": "B"}),
     ("PUT", "/forget/structures/" + "l" * 65, MARK),
     ("PUT", "/forget/structures/ liver", MARK),

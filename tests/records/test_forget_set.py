@@ -584,6 +584,8 @@ BAD_MARKS: list[dict[str, object]] = [
     {"target_kind": "patient", "target_id": "x" * 65},
     {"target_kind": "patient", "target_id": "a\\b"},
     {"target_kind": "patient", "target_id": "a\x1bb"},
+    {"target_kind": "patient", "target_id": "SYN-*"},
+    {"target_kind": "patient", "target_id": "4711?^^^North"},
     {"target_kind": "patient", "target_id": "7^^^North", "issuer": "South"},
     {"target_kind": "structure", "target_id": "liver/left"},
     {"target_kind": "structure", "target_id": "x" * 65},
@@ -625,6 +627,17 @@ def test_a_patients_id_stands_in_no_message() -> None:
     with pytest.raises(InvalidIdentifierError) as caught:
         make_target("patient", "Mueller\\Hans")
     assert "Mueller" not in str(caught.value)
+
+
+def test_what_a_pacs_takes_for_a_pattern_is_marked_by_its_studies(forget_set: ForgetSet) -> None:
+    with pytest.raises(InvalidIdentifierError, match="by their StudyInstanceUID") as caught:
+        make_target("patient", "Mueller*")
+    assert "Mueller" not in str(caught.value)
+    request = mark(forget_set, "study", STUDY, person="Mueller*")
+    assert request.state == "requested"
+    # a folder of files asks no PACS
+    assert make_target("patient", "Mueller*", opaque=True).id == "Mueller*"
+    assert make_target("patient", "4711", issuer="North*").issuer == "North*"
 
 
 def test_bad_steps_change_nothing(forget_set: ForgetSet) -> None:

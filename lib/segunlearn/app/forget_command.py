@@ -87,7 +87,7 @@ def mark(
     kind, target = _one_target(study=study, series=series, patient=patient, structure=structure)
     with records(home, url, files=files) as found:
         if kind == "patient":
-            check_issuer(make_target(kind, target), found.ledger.issuers_of(target))
+            check_issuer(make_target(kind, target, opaque=files), found.ledger.issuers_of(target))
         request, created = found.forget_set.mark(
             kind,
             target,

@@ -8,6 +8,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from segunlearn.dicom.orthanc import OrthancChanges, find_orthanc
 from segunlearn.errors import NotFoundError, SegUnlearnError, UnavailableError
 from segunlearn.records.coverage import Subject
 from segunlearn.records.forget_states import REASONS
+from segunlearn.records.ledger import Ledger
 from segunlearn.records.outbox import Outbox, PacsSeen
-from segunlearn.records.targets import same_issuer, split_person
+from segunlearn.records.targets import person_name, same_issuer, split_person
 
 logger = logging.getLogger(__name__)
 
@@ -185,6 +187,15 @@ def _archived(studies: DicomDatastore, kind: str, target_id: str) -> bool:
     return bool(archive.studies_of_patient(*split_person(target_id)))
 
 
+def studies_of_person(ledger: Ledger, patient_id: str, issuer: str) -> set[str]:
+    """Studies of a person that any version was trained on; of every issuer where it is empty."""
+    seen = ledger.versions_that_saw(person=person_name(patient_id, issuer))
+    known = {(s.study, *split_person(s.person)) for v in seen for s in ledger.studies_of(v[0])}
+    return {
+        study for study, patient, own in known if patient == patient_id and same_issuer(own, issuer)
+    }
+
+
 class ForgetService:
     """Forget set, ledger, outbox and the PACS of one app.
 
@@ -272,6 +283,7 @@ class ForgetService:
                     proposing(self._records.forget_set, seen),
                     secret=load_or_create_key(self._home.site_key),
                     studies=self._studies_of_model,
+                    studies_of_person=partial(studies_of_person, self._records.ledger),
                     find_changes=lambda: self._changes(studies),
                     interval=self._interval,
                 )

@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 
 from segunlearn.app.datastores.index import pause_after
 from segunlearn.dicom.archive import Archive, SeriesRecord
-from segunlearn.dicom.identifiers import Pseudonyms, is_uid
+from segunlearn.dicom.identifiers import Pseudonyms, is_pattern, is_uid
 from segunlearn.dicom.key_objects import Reference, references_of, word
 from segunlearn.dicom.orthanc import OrthancChanges
 from segunlearn.dicom.rejection import Proposal, deleted, measured, proposals_of
@@ -63,6 +63,8 @@ class PacsSync:
         Key of the site; the UIDs of our documents are derived from it.
     studies
         Studies that models were trained on; it is proposed to forget those that vanish.
+    studies_of_person
+        Studies known of a PatientID and issuer, where the PACS cannot be asked for the id.
     find_changes
         Looks for Orthanc's change counter, once; it saves searching while nothing changes.
     interval
@@ -78,6 +80,7 @@ class PacsSync:
         *,
         secret: bytes,
         studies: Callable[[], Iterable[str]] = tuple,
+        studies_of_person: Callable[[str, str], Iterable[str]] = lambda patient, issuer: (),
         find_changes: Callable[[], OrthancChanges | None] = lambda: None,
         interval: float = 60.0,
     ) -> None:
@@ -85,6 +88,7 @@ class PacsSync:
             raise InvalidInputError(f"the PACS is polled every {interval} s; give more than 0.")
         self._archive, self._outbox, self._seen = archive, outbox, seen
         self._propose, self._secret, self._studies = propose, secret, studies
+        self._studies_of_person = studies_of_person
         self._find_changes, self._interval = find_changes, interval
         self._changes: OrthancChanges | None = None
         self._looked = False
@@ -156,7 +160,9 @@ class PacsSync:
         """Find header and instances of each study of a request, as the PACS has them now."""
         kind, target = payload["target_kind"], payload["target_id"]
         series = target if kind == "series" else ""
-        if kind == "patient":
+        if kind == "patient" and is_pattern(target):
+            studies = sorted(self._studies_of_person(target, payload.get("issuer", "")))
+        elif kind == "patient":
             studies = self._archive.studies_of_patient(target, payload.get("issuer", ""))
         elif kind == "series":
             studies = [self._archive.find_series(target).study_instance_uid]
@@ -171,6 +177,11 @@ class PacsSync:
                     first.study_instance_uid, first.series_instance_uid, first.sop_instance_uid
                 )
                 found.append((header, references))
+        if not found and kind == "patient" and is_pattern(target):
+            raise NotFoundError(
+                "the PACS cannot be asked for a PatientID with * or ?, and holds no study that a "
+                "model knows of it. Mark the patient's studies by their StudyInstanceUID."
+            )
         if not found:
             raise NotFoundError(
                 f"the PACS holds no instances of this {kind}, so no document can point to them. "

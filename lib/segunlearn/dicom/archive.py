@@ -14,7 +14,7 @@ from typing import Any
 from pydicom.dataset import Dataset
 
 from segunlearn.dicom.folder import FolderClient
-from segunlearn.dicom.identifiers import validate_uid
+from segunlearn.dicom.identifiers import is_pattern, validate_uid
 from segunlearn.dicom.search import (
     SeriesRecord,
     count_instances,
@@ -204,9 +204,10 @@ class Archive:
     def studies_of_patient(self, patient_id: str, issuer: str = "") -> list[str]:
         """List StudyInstanceUIDs of a patient; the PatientID matches exactly, without wildcards.
 
-        With an issuer, studies of other issuers are left out; those that name none are not.
+        With an issuer, studies of other issuers are left out; those that name none are not. For an
+        id that holds a wildcard nothing is asked, for all that matches it would be listed.
         """
-        if not patient_id.strip():
+        if not patient_id.strip() or is_pattern(patient_id):
             return []
         found: dict[str, None] = {}
         fields = ("PatientID", "IssuerOfPatientID")

@@ -38,6 +38,11 @@ def is_uid(value: object, *, strict: bool = True) -> bool:
     return isinstance(value, str) and len(value) <= 64 and pattern.fullmatch(value) is not None
 
 
+def is_pattern(value: str) -> bool:
+    """Whether a search takes a text for a pattern (PS3.4 C.2.2.2.4), which cannot be escaped."""
+    return "*" in value or "?" in value
+
+
 def validate_uid(value: object, *, what: str = "UID", strict: bool = True) -> str:
     """Return the UID unchanged, or raise.
 

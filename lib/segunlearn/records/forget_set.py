@@ -214,7 +214,7 @@ class ForgetSet:
         study = instance_id("study", study, opaque=opaque) if study else ""
         patient = Target("patient", *split_person(person))
         if person and not opaque:  # of files it may be a name, longer than a PatientID
-            patient = make_target("patient", person)
+            patient = make_target("patient", person, opaque=True)  # nobody is asked for it
         with self._store.write() as connection:
             if state in LIVE:
                 self._hold_off_runs(connection)

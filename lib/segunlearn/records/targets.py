@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
-from segunlearn.dicom.identifiers import validate_uid
+from segunlearn.dicom.identifiers import is_pattern, validate_uid
 from segunlearn.errors import InvalidIdentifierError, InvalidInputError
 
 TargetKind = Literal["patient", "study", "series", "structure"]
@@ -127,12 +127,14 @@ def make_target(
         See :class:`Target`.
     opaque
         Studies and series come from a folder of files and their ids are names, not UIDs: 1 to
-        128 printable characters without slashes.
+        128 printable characters without slashes. Nobody searches a PACS for its patients, so these
+        may hold ``*`` and ``?``.
 
     Raises
     ------
     InvalidIdentifierError
-        The id is not one of its kind. A patient's id is never repeated in the message.
+        The id is not one of its kind, or a PatientID that cannot be searched for. A patient's id
+        is never repeated in the message.
     InvalidInputError
         Unknown kind, or an issuer or model that does not belong to it.
     """
@@ -148,6 +150,12 @@ def make_target(
         patient, own_issuer = split_person(target_id)
         if issuer and own_issuer and _squeeze(issuer) != own_issuer:
             raise InvalidInputError("two issuers of one patient id were given; give one.")
+        if is_pattern(patient) and not opaque:
+            raise InvalidIdentifierError(
+                "this PatientID holds * or ?, which a PACS takes for wildcards, so it cannot be "
+                "asked for this patient alone. Mark the patient's studies by their "
+                "StudyInstanceUID."
+            )
         return Target(kind, _patient(patient), _patient(_squeeze(issuer) or own_issuer, empty=True))
     if kind == "structure":
         return Target(kind, _name(target_id, "a structure", 64), model=_name_or_empty(model))

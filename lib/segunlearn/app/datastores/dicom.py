@@ -30,7 +30,7 @@ from segunlearn.app.locks import exclusive
 from segunlearn.app.options import Home
 from segunlearn.cases import Case
 from segunlearn.dicom.archive import Archive
-from segunlearn.dicom.identifiers import is_uid
+from segunlearn.dicom.identifiers import is_pattern, is_uid
 from segunlearn.dicom.search import SeriesRecord, text
 from segunlearn.dicom.segmentation_writing import Algorithm, write_segmentation
 from segunlearn.dicom.site import SiteKey
@@ -190,11 +190,15 @@ class DicomDatastore(StudiesDatastore):
     def persons_numbered(self, patient_id: str) -> set[str]:
         """Return the persons of a PatientID, told apart by issuer, as the archive knows them.
 
+        None for an id that holds a wildcard; see ``Archive.studies_of_patient``.
+
         Raises
         ------
         UnavailableError
             The archive cannot be reached.
         """
+        if is_pattern(patient_id):
+            return set()
         series = self.archive.iter_series(
             modalities=self._modalities, filters={"PatientID": patient_id}
         )

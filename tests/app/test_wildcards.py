@@ -1,0 +1,128 @@
+"""PatientIDs with ``*`` or ``?``: legal, but to a PACS they are wildcards, so none is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from pydicom.dataset import Dataset
+
+from large_pacs import LargePacs, study_uid
+from live_server import live_server
+from records_entries import ledger_entry
+from segunlearn.app.datastores import DicomDatastore, open_datastore
+from segunlearn.app.forget_service import StudiesCatalogue, studies_of_person
+from segunlearn.app.forgetting import reporting
+from segunlearn.app.options import AppOptions, Home
+from segunlearn.app.pacs_sync import PacsSync
+from segunlearn.records.forget_set import ForgetSet
+from segunlearn.records.ledger import Ledger
+from segunlearn.records.ledger_entries import LedgerCase
+from segunlearn.records.outbox import Outbox, PacsSeen
+from segunlearn.records.store import Store, open_store
+
+SECRET = bytes(range(32))
+WILD = ("*", "SYN-*", "SYN-?", "?")
+
+
+@pytest.fixture(scope="module")
+def pacs() -> LargePacs:
+    return LargePacs(2000)
+
+
+@pytest.fixture(scope="module")
+def studies(pacs: LargePacs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DicomDatastore]:
+    with live_server(pacs.app()) as url:
+        options = AppOptions.from_conf({"home": str(tmp_path_factory.mktemp("home"))})
+        opened = open_datastore(
+            f"{url}/dw", options, Home(options.home), label_values=dict, keep=list
+        )
+        assert isinstance(opened, DicomDatastore)
+        yield opened
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = open_store(tmp_path / "store.db")
+    yield opened
+    opened.close()
+
+
+def test_the_stand_in_matches_as_a_pacs_does(pacs: LargePacs, studies: DicomDatastore) -> None:
+    """PS3.4 C.2.2.2.4; else the other tests here would show nothing."""
+    listed = studies.archive.iter_series(filters={"PatientID": "?YN-1*"})
+    assert {s.patient_id[:5] for s in listed} == {"SYN-1"}
+    listed = studies.archive.iter_series(filters={"PatientID": "SYN-1?"})
+    assert {s.patient_id for s in listed} == {f"SYN-1{n}" for n in range(10)}
+    assert not list(studies.archive.iter_series(filters={"PatientID": "SYN.1"}))
+
+
+@pytest.mark.parametrize("patient", WILD)
+def test_no_pacs_is_asked_for_a_pattern(
+    pacs: LargePacs, studies: DicomDatastore, patient: str
+) -> None:
+    pacs.asked.clear()
+    catalogue = StudiesCatalogue(lambda: studies)
+    assert studies.archive.studies_of_patient(patient) == []
+    assert studies.persons_numbered(patient) == set()
+    assert catalogue.issuers(patient) == set()
+    assert catalogue.holds("patient", patient) is False
+    assert not pacs.asked
+
+
+@pytest.mark.parametrize("known", [(), (study_uid(3), study_uid(4))])
+def test_an_older_mark_is_told_by_the_studies_that_are_known(
+    pacs: LargePacs,
+    studies: DicomDatastore,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    known: tuple[str, ...],
+) -> None:
+    outbox, sent = Outbox(store), list[Dataset]()
+    payload = {
+        "target_kind": "patient", "target_id": "SYN-*", "issuer": "", "state": "requested",
+        "reason": "consent_withdrawn", "needed": "unlearned", "reached": "none",
+        "changed": datetime.now(UTC).isoformat(),
+    }  # fmt: skip
+    with store.write() as connection:
+        outbox.enqueue(connection, lane="patient:SYN-*", request_id="f" * 32, payload=payload)
+    monkeypatch.setattr(studies.archive, "store", sent.extend)
+    sync = PacsSync(
+        studies.archive, outbox, PacsSeen(store), lambda proposal: True, secret=SECRET,
+        studies_of_person=lambda patient, issuer: known if patient == "SYN-*" else (),
+    )  # fmt: skip
+    pacs.asked.clear()
+    result = sync.send_due()
+    assert pacs.asked["studies"] == 0
+    assert sum(pacs.asked.values()) <= 20 * len(known)
+    assert {str(d.StudyInstanceUID) for d in sent} == set(known)
+    assert (result.sent, result.failed) == ((1, 0) if known else (0, 1))
+    if not known:
+        assert "by their StudyInstanceUID" in outbox.status().last_error
+
+
+def test_an_older_mark_is_read_and_withdrawn(store: Store) -> None:
+    outbox = Outbox(store)
+    forget_set = ForgetSet(store, on_change=reporting(outbox))
+    request, _ = forget_set.mark(
+        "patient", "SYN-*", "consent_withdrawn", "", "ann", opaque=True
+    )  # as before such ids were refused
+    assert forget_set.get(request.request_id).target.id == "SYN-*"
+    assert [r.target.id for r in forget_set.list()] == ["SYN-*"]
+    assert forget_set.withdraw(request.request_id, actor="ann", why="").state == "withdrawn"
+
+
+def test_the_studies_that_are_known_are_those_of_the_ledger(store: Store) -> None:
+    ledger = Ledger(store)
+    cases = [
+        ("1.1.1", "1.1", "SYN-*", "train"),
+        ("1.2.1", "1.2", "SYN-*^^^North", "validation"),
+        ("1.3.1", "1.3", "SYN-*^^^South", "train"),
+        ("1.4.1", "1.4", "SYN-4", "train"),
+    ]
+    ledger.append(ledger_entry(1, cases=[LedgerCase(*c) for c in cases]))
+    assert studies_of_person(ledger, "SYN-*", "North") == {"1.1", "1.2"}
+    assert studies_of_person(ledger, "SYN-*", "") == {"1.1", "1.2", "1.3"}
+    assert studies_of_person(ledger, "SYN-?", "") == set()
