@@ -22,6 +22,7 @@ from pydicom.uid import ExplicitVRLittleEndian, RLELossless, generate_uid
 
 from live_server import live_server
 from segunlearn.app import dicomweb
+from segunlearn.app.dicomweb import store
 from segunlearn.app.dicomweb.common import current_client
 from segunlearn.app.dicomweb.frames import native_frames, read_header
 from segunlearn.app.dicomweb.media import parse_media, split_quoted
@@ -669,6 +670,39 @@ def test_paths_in_uids_are_refused(http, studies):
 def test_messages_that_are_no_stow(http, content, kind, status):
     answer = http.post("/studies", content=content, headers={"Content-Type": kind})
     assert answer.status_code == status
+
+
+def test_a_message_of_endless_parts_is_refused(http, monkeypatch):
+    """A part of seven bytes costs kilobytes of memory."""
+    monkeypatch.setattr(store, "MOST_PARTS", 3)
+    empty = b"--cut\r\n\r\n\r\n"
+    answer = http.post("/studies", content=empty * 4 + b"--cut--\r\n", headers=HEADERS)
+    assert answer.status_code == 413
+    assert "3 instances" in answer.json()["detail"]
+    answer = http.post("/studies", content=empty * 3 + b"--cut--\r\n", headers=HEADERS)
+    assert answer.status_code == 409  # each is told as what it is
+    assert len(pydicom.Dataset.from_json(answer.json()).OtherFailuresSequence) == 3
+
+
+def test_small_parts_wait_on_the_disk_together(monkeypatch):
+    monkeypatch.setattr(store, "_IN_MEMORY", 1 << 20)
+    content = message(*[bytes([n]) * 10_000 for n in range(200)])
+    opened = len(list(Path("/proc/self/fd").iterdir()))
+    parts = store.PartFiles(HEADERS["Content-Type"])
+    tracemalloc.start()
+    try:
+        for start in range(0, len(content), 5000):
+            parts.write(content[start : start + 5000])
+        parts.finish()
+        assert tracemalloc.get_traced_memory()[0] < 1.3 * (1 << 20)
+    finally:
+        tracemalloc.stop()
+    assert len(list(Path("/proc/self/fd").iterdir())) <= opened + 1
+    for number, part in enumerate(parts):
+        assert part.read() == bytes([number]) * 10_000
+        part.seek(-10, io.SEEK_END)
+        assert (part.tell(), part.read(20)) == (9990, bytes([number]) * 10)
+    parts.close()
 
 
 def test_nothing_is_changed_or_deleted_over_http(http, originals):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import tempfile
 from collections.abc import Iterator
-from typing import IO
+from itertools import pairwise
+from typing import IO, TYPE_CHECKING
 
 from fastapi import Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -36,12 +38,17 @@ from segunlearn.errors import (
     UnavailableError,
 )
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 logger = logging.getLogger(__name__)
 router = make_router(dependencies=[annotator])
 
 #: Largest message that is taken.
 LARGEST_BYTES = 4 << 30
-#: Parts above this size wait on the disk.
+#: Most parts of a message: each costs some kilobytes of memory, however small it is.
+MOST_PARTS = 20_000
+#: Messages above this size wait on the disk.
 _IN_MEMORY = 16 << 20
 
 # Failure reasons of PS3.18 table I.2-2.
@@ -91,7 +98,9 @@ async def _store(request: Request, client: FolderClient, study: str | None) -> R
 
 
 class PartFiles:
-    """The parts of a multipart body, each in a temporary file.
+    """The parts of a multipart body, one after another in one temporary file.
+
+    A file for each would keep small ones in memory however many they are, and large ones open.
 
     Parameters
     ----------
@@ -110,7 +119,8 @@ class PartFiles:
         boundary = parameters.get("boundary", "")
         if not boundary:
             raise InvalidInputError("Content-Type names no boundary between the parts.")
-        self.files: list[IO[bytes]] = []
+        self._starts: list[int] = []
+        self._size = 0
         self._ended = False
         try:
             self._parser = MultipartParser(
@@ -123,13 +133,17 @@ class PartFiles:
             )
         except (MultipartParseError, UnicodeEncodeError) as error:
             raise InvalidInputError(f"the boundary is not valid ({error}).") from error
+        self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - see close
 
     def _begin(self) -> None:
-        file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - see close
-        self.files.append(file)
+        if len(self._starts) == MOST_PARTS:
+            raise TooLargeError(
+                f"the message holds more than {MOST_PARTS} instances. Send fewer at once."
+            )
+        self._starts.append(self._size)
 
     def _data(self, data: bytes, start: int, end: int) -> None:
-        self.files[-1].write(data[start:end])
+        self._size += self._file.write(data[start:end])
 
     def _end(self) -> None:
         self._ended = True
@@ -141,6 +155,8 @@ class PartFiles:
         ------
         InvalidInputError
             The body is not what its header says.
+        TooLargeError
+            It has too many parts.
         """
         try:
             self._parser.write(chunk)
@@ -155,18 +171,48 @@ class PartFiles:
         InvalidInputError
             It was cut off, or holds no part.
         """
-        if not self._ended or not self.files:
+        if not self._ended or not self._starts:
             raise InvalidInputError(
                 "the multipart body holds no part, or was cut off. Send it again."
             )
 
     def close(self) -> None:
-        """Delete the temporary files."""
-        for file in self.files:
-            file.close()
+        """Delete the temporary file."""
+        self._file.close()
 
     def __iter__(self) -> Iterator[IO[bytes]]:
-        return iter(self.files)
+        for start, end in pairwise([*self._starts, self._size]):
+            yield io.BufferedReader(_Part(self._file, start, end))
+
+
+class _Part(io.RawIOBase):
+    """What lies between two places of a file, as a file of its own."""
+
+    def __init__(self, file: IO[bytes], start: int, end: int) -> None:
+        self._file, self._start, self._size = file, start, end - start
+        self._here = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        beginning = {io.SEEK_SET: 0, io.SEEK_CUR: self._here, io.SEEK_END: self._size}[whence]
+        if beginning + offset < 0:
+            raise ValueError("a place before the beginning")
+        self._here = beginning + offset
+        return self._here
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer)
+        wanted = max(0, min(view.nbytes, self._size - self._here))
+        self._file.seek(self._start + self._here)
+        found = self._file.read(wanted)
+        view[: len(found)] = found
+        self._here += len(found)
+        return len(found)
 
 
 def _store_parts(
