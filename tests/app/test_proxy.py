@@ -3,10 +3,14 @@
 import asyncio
 import base64
 import contextlib
+import json
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import parse_qsl
 
 import httpx
 import numpy as np
@@ -25,6 +29,7 @@ from live_server import live_server
 from segunlearn.app import proxy
 from segunlearn.app.dicomweb.common import current_archive
 from segunlearn.app.proxy import Upstream, current_upstream, forwarded_query, split_service
+from segunlearn.app.proxy_answers import rewrite_addresses
 from segunlearn.dicom.archive import Archive, open_archive
 from segunlearn.errors import InvalidInputError, NotFoundError
 
@@ -66,6 +71,9 @@ def make_pacs(seen: list[Request]) -> FastAPI:
         if request.method == "POST":
             return {"bytes": len(await request.body())}
         root = "http://pacs.inside:8042/dw"
+        if last == "series":
+            left = 4 - int(request.query_params.get("offset", 0))
+            return [{"00200011": {"vr": "IS"}}] * min(left, int(request.query_params["limit"]))
         return {
             "7FE00010": {"vr": "OW", "BulkDataURI": f"{root}/studies/1.2/bulk/1"},
             "00081190": {"vr": "UR", "Value": [f"{root}/studies/1.2"]},
@@ -130,11 +138,11 @@ def test_query_and_accept_arrive(http, seen):
     assert request.headers["accept"] == accept
     assert request.query_params.multi_items() == [
         ("PatientName", "A&B*"),
-        ("limit", "1"),
         ("offset", "0"),
         ("includefield", "00081030"),
         ("includefield", "00080060"),
         ("fuzzymatching", "true"),
+        ("limit", "1"),
     ]
 
 
@@ -313,11 +321,127 @@ def test_a_connection_that_the_pacs_has_given_up_is_no_fault():
             assert stored.status_code == 200
 
 
-def test_an_answer_without_end_is_refused(http, monkeypatch):
-    monkeypatch.setattr(proxy, "LARGEST_JSON", 200)
-    answer = http.get("/qido/studies")
+@pytest.mark.parametrize(
+    ("largest", "path"),
+    [("LARGEST_SEARCH", "/qido/studies"), ("LARGEST_JSON", "/wado/studies/1.2/metadata")],
+)
+def test_an_answer_without_end_is_refused(http, monkeypatch, largest, path):
+    monkeypatch.setattr(proxy, largest, 200)
+    answer = http.get(path)
     assert answer.status_code == 502
+    assert "parts" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("query", "sent"),
+    [
+        ("", ["5000"]),
+        ("limit=101&offset=202", ["101"]),
+        ("limit=100000&offset=5000", ["5000"]),
+        ("limit=1&limit=100000", ["5000"]),
+    ],
+)
+@pytest.mark.parametrize(
+    "path",
+    ["/qido/studies", "/instances", "/wado/studies/1.2/series", "/qido/series/1.2/instances/"],
+)
+def test_no_search_lists_everything(http, seen, path, query, sent):
+    assert http.get(f"{path}?{query}").status_code == 200
+    asked = seen[-1].query_params
+    assert asked.getlist("limit") == sent
+    assert asked.get("offset") == dict(parse_qsl(query)).get("offset")
+
+
+@pytest.mark.parametrize("limit", ["", "0", "-1", "many", "1e9", "٣"])
+def test_a_limit_that_is_none_is_refused(http, seen, limit):
+    answer = http.get("/qido/studies", params={"limit": limit})  # to Orthanc, 0 is all
+    assert answer.status_code == 400
     assert "limit" in answer.json()["detail"]
+    assert seen == []
+
+
+def test_only_searches_have_a_limit(http, seen):
+    for path in ("/wado/studies/1.2/metadata", "/wado/studies/1.2/series/1.3"):
+        http.get(path)
+        assert "limit" not in seen[-1].query_params
+
+
+def test_who_gets_no_more_than_the_limit_is_told(http, monkeypatch):
+    monkeypatch.setattr(proxy, "MOST_RESULTS", 3)
+    full = http.get("/qido/studies/1.2/series?limit=9")
+    assert (len(full.json()), full.headers["warning"][:4]) == (3, "299 ")
+    assert "offset" in full.headers["warning"]
+    for query in ("limit=3", "limit=2", "offset=2"):  # what they asked for, or the last page
+        page = http.get(f"/qido/studies/1.2/series?{query}")
+        assert page.status_code == 200
+        assert "warning" not in page.headers
+
+
+def test_few_large_answers_are_in_work_at_once(http, monkeypatch):
+    """Each needs several times its size."""
+    monkeypatch.setattr(proxy, "_SMALL", 100)
+    working, most = [], []
+
+    def rewriting(content, here):
+        working.append(1)
+        most.append(len(working))
+        time.sleep(0.1)
+        working.pop()
+        return rewrite_addresses(content, here)
+
+    monkeypatch.setattr(proxy, "rewrite_addresses", rewriting)
+    with ThreadPoolExecutor(6) as pool:
+        for answer in pool.map(http.get, ["/qido/studies"] * 6):
+            assert answer.status_code == 200
+    assert max(most) == 2
+
+
+def test_rewriting_needs_few_times_the_size_of_an_answer():
+    one = {f"0010{n:04X}": {"vr": "LO", "Value": [f"value {n}"]} for n in range(60)}
+    one["00081190"] = {"vr": "UR", "Value": ["http://pacs/dw/studies/1.2"]}
+    content = json.dumps([one] * 1000).encode()
+    tracemalloc.start()
+    try:
+        changed, count = rewrite_addresses(content, "http://here")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    one["00081190"]["Value"] = ["http://here/studies/1.2"]
+    assert (json.loads(changed), count) == ([one] * 1000, 1000)
+    assert peak < 4 * len(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(
+            b"",
+            b"[",
+            b"[1,",
+            b"[1 2]",
+            b"[1]x",
+            b"[,]",
+            b"{",
+            b'{"a": "/studies/"',
+            b"\xff/studies/",
+        ),
+        *(b"[" * 100_000 + b'"/studies/"' + b"]" * 100_000, b"text http://pacs/studies/1"),
+    ],
+)
+def test_what_is_no_json_stays(content):
+    assert rewrite_addresses(content, "http://here") == (content, 0)
+
+
+def test_every_form_of_json_is_read():
+    for text in (
+        '[{"BulkDataURI": "http:\\/\\/p\\/studies\\/1"}, "\\ud800" , "ü" ]\n',
+        " [ ] ",
+        "[]",
+    ):
+        changed, count = rewrite_addresses(text.encode(), "http://here")
+        expected = text.replace("http:\\/\\/p", "http://here").replace("\\ud800", "?")
+        assert json.loads(changed) == json.loads(expected)
+        assert count == len(json.loads(text))
 
 
 def test_other_requests_are_answered_while_the_pacs_is_slow(url):

@@ -7,13 +7,14 @@ and only DICOMweb resources can be reached.
 
 from __future__ import annotations
 
-import json
+import asyncio
+import contextlib
 import logging
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import httpx
@@ -24,6 +25,8 @@ from fastapi.responses import StreamingResponse
 from monailabel.config import settings
 
 from segunlearn.app.dicomweb.common import SentenceRoute, annotator, current_archive, reader
+from segunlearn.app.dicomweb.search import LARGEST_ANSWER as MOST_RESULTS
+from segunlearn.app.proxy_answers import rewrite_addresses
 from segunlearn.dicom.archive import Archive
 from segunlearn.errors import (
     ForbiddenError,
@@ -53,6 +56,11 @@ _LIMITS = httpx.Limits(max_connections=64, max_keepalive_connections=16, keepali
 _GIVEN_UP = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 #: Largest answer whose addresses are rewritten, in bytes: it is in memory as a whole.
 LARGEST_JSON = 256 << 20
+#: The same of a search, whose results are ``MOST_RESULTS`` at most.
+LARGEST_SEARCH = 32 << 20
+#: Answers above this size, in bytes, are in work ``_LARGE_AT_ONCE`` at a time.
+_SMALL = 1 << 20
+_LARGE_AT_ONCE = 2
 
 _Connections = tuple[str, str, str, bool]
 
@@ -199,10 +207,35 @@ def forwarded_query(query: str) -> str:
     return urlencode(pairs, quote_via=quote, safe="*,:^")
 
 
+def search_query(query: str, most: int) -> tuple[str, bool]:
+    """Query string of a search with a ``limit``; and whether that is less than was asked for.
+
+    >>> search_query("offset=50", 5000)
+    ('offset=50&limit=5000', True)
+
+    Raises
+    ------
+    InvalidInputError
+        Its limit is no number; or it is 0, which some read as all.
+    """
+    pairs = parse_qsl(query, keep_blank_values=True)
+    asked = [value for key, value in pairs if key == "limit"]
+    for text in asked:
+        if not re.fullmatch(r"0{0,9}[1-9][0-9]{0,8}", text):
+            raise InvalidInputError(f"limit={text!r:.20}: give a whole number, at least 1.")
+    limit = min(int(asked[-1]), most) if asked else most
+    rest = [(key, value) for key, value in pairs if key != "limit"]
+    cut = not asked or int(asked[-1]) > most
+    return urlencode([*rest, ("limit", limit)], quote_via=quote, safe="*,:^"), cut
+
+
 async def _pass_on(request: Request, pacs: Upstream, service: str, resource: str) -> Response:
     prefix = pacs.prefixes.get(service)
     url = "/".join(filter(None, (pacs.root, prefix, resource)))
-    query = forwarded_query(request.url.query)
+    query, cut = forwarded_query(request.url.query), False
+    is_search = request.method == "GET" and resource.rpartition("/")[2] in _RESOURCES
+    if is_search:
+        query, cut = search_query(query, MOST_RESULTS)
     headers = {k: v for k, v in request.headers.items() if k in _TO_PACS}
     headers["Accept-Encoding"] = "identity"
     if pacs.is_google:
@@ -231,11 +264,13 @@ async def _pass_on(request: Request, pacs: Upstream, service: str, resource: str
         _check(answer)
         passed = {k: answer.headers[k] for k in _FROM_PACS if k in answer.headers}
         if "json" in answer.headers.get("content-type", ""):
-            content = await _whole(answer)
-            await answer.aclose()
             here = str(request.base_url).rstrip("/") + PREFIX + "/wado"
+            largest = LARGEST_SEARCH if is_search else LARGEST_JSON
+            content, count = await _rewritten(answer, here, largest, _slots(request))
             passed = {k: v for k, v in passed.items() if k == "content-type"}
-            content = await run_in_threadpool(rewrite_addresses, content, here)
+            if cut and count >= MOST_RESULTS:
+                more = "There may be additional results; ask for them with offset"
+                passed["warning"] = f'299 {request.url.netloc} "{more}"'
             return Response(content, answer.status_code, passed)
     except httpx.HTTPError as error:
         await answer.aclose()
@@ -259,16 +294,29 @@ async def _sent(client: httpx.AsyncClient, message: httpx.Request) -> httpx.Resp
         return await client.send(message, stream=True)
 
 
-async def _whole(answer: httpx.Response) -> bytes:
+async def _rewritten(
+    answer: httpx.Response, here: str, largest: int, slots: asyncio.Semaphore
+) -> tuple[bytes, int]:
+    """Read an answer as a whole and rewrite it; a large one when it is its turn."""
     content = bytearray()
-    async for chunk in answer.aiter_bytes():
-        content += chunk
-        if len(content) > LARGEST_JSON:
-            raise PacsFaultError(
-                f"the answer of the PACS is larger than {LARGEST_JSON >> 20} MiB. Ask for it in "
-                "parts, with limit and offset."
-            )
-    return bytes(content)
+    async with contextlib.AsyncExitStack() as turn:
+        async for chunk in answer.aiter_bytes():
+            if len(content) <= _SMALL < len(content) + len(chunk):
+                await turn.enter_async_context(slots)
+            content += chunk
+            if len(content) > largest:
+                raise PacsFaultError(
+                    f"the answer of the PACS is larger than {largest >> 20} MiB. Ask for it in "
+                    "parts: a search with limit and offset, metadata of one series."
+                )
+        await answer.aclose()
+        return await run_in_threadpool(rewrite_addresses, bytes(content), here)
+
+
+def _slots(request: Request) -> asyncio.Semaphore:
+    state = request.app.state
+    state.pacs_slots = getattr(state, "pacs_slots", None) or asyncio.Semaphore(_LARGE_AT_ONCE)
+    return cast(asyncio.Semaphore, state.pacs_slots)
 
 
 async def _body(answer: httpx.Response) -> AsyncIterator[bytes]:
@@ -300,42 +348,6 @@ def _check(answer: httpx.Response) -> None:
         raise UnavailableError("the PACS is busy. Try again later.")
     if status >= 500:
         raise PacsFaultError(f"the PACS met an error (status {status}); its own log says which.")
-
-
-def rewrite_addresses(content: bytes, here: str) -> bytes:
-    """Let the addresses in an answer (DICOM JSON model) lead through this server.
-
-    A PACS names itself in RetrieveURL and BulkDataURI; browsers often cannot reach it, and must
-    not. What is no JSON stays as it is.
-
-    >>> rewrite_addresses(b'{"BulkDataURI": "http://pacs:8042/dw/studies/1/bulk/2"}', "http://me/w")
-    b'{"BulkDataURI": "http://me/w/studies/1/bulk/2"}'
-    """
-    if b"/studies/" not in content and rb"\/studies\/" not in content:
-        return content
-    try:
-        model = json.loads(content)
-    except ValueError:
-        return content
-    return json.dumps(_rewritten(model, here), ensure_ascii=False).encode()
-
-
-def _rewritten(node: Any, here: str) -> Any:
-    if isinstance(node, list):
-        return [_rewritten(item, here) for item in node]
-    if not isinstance(node, dict):
-        return node
-    changed = {key: _rewritten(value, here) for key, value in node.items()}
-    if isinstance(node.get("BulkDataURI"), str):
-        changed["BulkDataURI"] = _address(node["BulkDataURI"], here)
-    if node.get("vr") == "UR" and isinstance(node.get("Value"), list):
-        changed["Value"] = [_address(v, here) if isinstance(v, str) else v for v in node["Value"]]
-    return changed
-
-
-def _address(url: str, here: str) -> str:
-    head, found, tail = url.partition("/studies/")
-    return f"{here}/studies/{tail}" if found and head.startswith(("http://", "https://")) else url
 
 
 def _client(request: Request, pacs: Upstream) -> httpx.AsyncClient:
