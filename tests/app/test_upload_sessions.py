@@ -11,6 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from monailabel.interfaces.app import MONAILabelApp
 
 from segunlearn.app.home_tidy import tidy
@@ -169,3 +171,21 @@ def test_an_expired_session_is_not_served(
     ):
         with pytest.raises(NotFoundError, match="expired"):
             ask()
+
+
+def test_a_long_series_is_taken_as_a_session(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Starlette reads 1000 files of a form where nobody tells it otherwise."""
+    home.scratch()
+    app: Any = SimpleNamespace(sessions=lambda: UploadSessions(home.sessions, 3600), home=home)
+    monkeypatch.setattr(routes, "current_app", lambda: app)
+    server = FastAPI()
+    server.include_router(routes.router)
+    slices = [("files", (f"{n}.dcm", b"a slice")) for n in range(1001)]
+    with TestClient(server) as client:
+        made = client.put("/session/", files=slices)
+        assert made.status_code == 200, made.text
+        assert len(list(Path(made.json()["session_info"]["image"]).iterdir())) == 1001
+        more = client.put("/session/", files=slices * 5)
+        assert (more.status_code, "5000" in more.text) == (400, True)

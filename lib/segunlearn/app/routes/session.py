@@ -55,7 +55,7 @@ def session_image(app: SegUnlearnApp, session_id: str) -> Path:
     return Path(_session(app, session_id, update=True).image)
 
 
-@router.put("/", summary="Create a session with an image")
+@router.put("/", summary="Create a session with an image", form_limits={"max_files": MAX_FILES})
 def create_session(
     user: User,
     files: Annotated[list[UploadFile], File()],
