@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import pytest
 from dicomweb_client.file import DICOMfileClient
@@ -15,6 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian, RLELossless, generate_uid
 
 from dicom_sources import make_series, new_instance, set_pixels
+from segunlearn.dicom import folder_index
 from segunlearn.dicom.folder import FolderClient, stored_frames
 from segunlearn.errors import (
     ConflictError,
@@ -264,6 +268,42 @@ def test_threads_share_a_client(client: FolderClient) -> None:
         counts = list(pool.map(work, objects))
     assert max(counts) == 15
     assert len(client.search_for_studies()) == 15
+
+
+def test_a_folder_is_looked_through_once_for_all_who_wait(
+    studies: Path, client: FolderClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described: list[Path] = []
+    going_on, describe = Event(), folder_index._describe
+
+    def slowly(path: Path) -> Any:
+        described.append(path)
+        assert going_on.wait(30)
+        return describe(path)
+
+    monkeypatch.setattr(folder_index, "_describe", slowly)
+    with ThreadPoolExecutor(6) as pool:
+        first = [pool.submit(client.search_for_instances) for _ in range(6)]
+        time.sleep(0.3)
+        assert not any(f.done() for f in first)  # there is nothing to go on with
+        going_on.set()
+        assert [len(f.result()) for f in first] == [9] * 6
+        assert len(described) == len(set(described)) == 12  # three are no DICOM
+
+        going_on.clear()
+        save(make_series(shape=(4, 4, 1)).datasets, studies / "new")
+        monkeypatch.setattr(client.index, "_next_scan", time.monotonic())
+        looking = pool.submit(client.search_for_instances)
+        while len(described) < 13:
+            time.sleep(0.01)
+        assert len(client.search_for_instances()) == 9  # what is known, at once
+        forced = pool.submit(client.index.refresh, force=True)
+        time.sleep(0.1)
+        assert not forced.done()
+        going_on.set()
+        forced.result()
+        assert len(looking.result()) == 10
+    assert len(pickle.loads(pickle.dumps(client)).search_for_instances()) == 10  # noqa: S301
 
 
 def test_processes_share_an_index(studies: Path, tmp_path: Path, client: FolderClient) -> None:

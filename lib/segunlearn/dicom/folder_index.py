@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import dcmread
-from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
 
+from segunlearn.dicom.folder_filters import INTEGER_VRS, conditions_of
 from segunlearn.dicom.identifiers import is_uid
 from segunlearn.errors import InvalidInputError, NotFoundError, UnavailableError
 
@@ -75,7 +76,6 @@ _LEVELS = {
     ),
     "instances": ("SOPInstanceUID", _KEYWORDS, "SeriesInstanceUID, InstanceNumber"),
 }
-_INTEGER_VRS = ("IS", "US", "UL")
 _SCHEMA_VERSION = 2
 #: File endings that are never DICOM; all others are looked into.
 _OTHER_FILES = (
@@ -108,6 +108,7 @@ class FolderIndex:
         name = hashlib.sha256("\0".join(map(str, self.roots)).encode()).hexdigest()[:16]
         self._path = index_dir / f"folder-{name}.db"
         self._next_scan = 0.0
+        self._looking = threading.Lock()
         try:
             index_dir.mkdir(parents=True, exist_ok=True)
             with self._connect() as connection:
@@ -117,6 +118,9 @@ class FolderIndex:
                 f"the index of the studies cannot be made in {index_dir} ({error.strerror}). "
                 "Check the rights of the home folder."
             ) from error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.roots, self._path.parent)
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
@@ -155,11 +159,22 @@ class FolderIndex:
         """Look for new, changed and deleted files.
 
         Without ``force`` nothing happens when the last look was a moment ago: five seconds, or
-        ten times as long as that look took.
+        ten times as long as that look took; or when somebody else is looking and an earlier look
+        has ended. Who comes before that waits for it.
         """
-        started = time.monotonic()
-        if not force and started < self._next_scan:
+        if not force and time.monotonic() < self._next_scan:
             return
+        somebody_has_looked = self._next_scan > 0
+        if not self._looking.acquire(blocking=force or not somebody_has_looked):
+            return  # somebody looks just now
+        try:
+            if force or time.monotonic() >= self._next_scan:
+                self._look()
+        finally:
+            self._looking.release()
+
+    def _look(self) -> None:
+        started = time.monotonic()
         with self._connect() as connection:
             known = {
                 row["path"]: (row["modified"], row["bytes"])
@@ -275,7 +290,7 @@ class FolderIndex:
             The filter names an unknown attribute or one that is not indexed.
         """
         uid, keywords, order = _LEVELS[level]
-        conditions, values = _conditions(filters or {}, fuzzymatching)
+        conditions, values = conditions_of(filters or {}, _KEYWORDS, fuzzymatching)
         where = f"{uid} IS NOT NULL"
         if conditions:
             inner = " AND ".join(conditions)
@@ -295,7 +310,7 @@ class FolderIndex:
 
 
 def _sql_type(keyword: str) -> str:
-    return "INTEGER" if dictionary_VR(keyword) in _INTEGER_VRS else "TEXT"
+    return "INTEGER" if dictionary_VR(keyword) in INTEGER_VRS else "TEXT"
 
 
 def _describe(path: Path) -> tuple[Any, ...]:
@@ -328,70 +343,13 @@ def _plain(dataset: Dataset, keyword: str) -> Any:
     value = dataset.get(keyword)
     if value is None or str(value) == "":
         return None
-    if dictionary_VR(keyword) in _INTEGER_VRS:
+    if dictionary_VR(keyword) in INTEGER_VRS:
         try:
             number = int(value)
         except (TypeError, ValueError, OverflowError):
             return None
         return number if abs(number) < 2**63 else None  # SQLite's largest
     return str(value).replace("\0", "").strip() or None
-
-
-def _conditions(filters: Mapping[str, Any], fuzzymatching: bool) -> tuple[list[str], list[Any]]:
-    conditions: list[str] = []
-    values: list[Any] = []
-    for key, criterion in filters.items():
-        keyword = _keyword(key)
-        text = str(criterion)
-        if text in ("", "*"):
-            continue  # universal matching
-        if keyword == "ModalitiesInStudy":
-            inner, inner_values = _match("Modality", text, False)
-            conditions.append(
-                f"StudyInstanceUID IN (SELECT StudyInstanceUID FROM files WHERE {inner})"
-            )
-            values.extend(inner_values)
-            continue
-        condition, found = _match(keyword, text, fuzzymatching)
-        conditions.append(condition)
-        values.extend(found)
-    return conditions, values
-
-
-def _keyword(key: str) -> str:
-    compact = key.replace(",", "").strip("()")
-    keyword = keyword_for_tag(int(compact, 16)) if _is_tag(compact) else key
-    if keyword == "ModalitiesInStudy" or keyword in _KEYWORDS:
-        return keyword
-    known = "is not kept in the index" if tag_for_keyword(keyword) else "is no DICOM attribute"
-    raise InvalidInputError(
-        f"search filter {key!r} {known}. Use one of {', '.join(sorted(_KEYWORDS))}."
-    )
-
-
-def _is_tag(text: str) -> bool:
-    return len(text) == 8 and all(c in "0123456789abcdefABCDEF" for c in text)
-
-
-def _match(keyword: str, text: str, fuzzymatching: bool) -> tuple[str, list[Any]]:
-    vr = dictionary_VR(keyword)
-    if vr in _INTEGER_VRS:
-        if not re.fullmatch(r"-?[0-9]{1,18}", text.strip()):  # what SQLite can hold
-            raise InvalidInputError(f"search filter {keyword}: {text!r} is not a whole number.")
-        return f"{keyword} = ?", [int(text)]
-    if vr in ("DA", "TM") and "-" in text:
-        first, _, last = text.partition("-")
-        return f"{keyword} >= ? AND {keyword} <= ?", [first.strip(), last.strip() or "9" * 14]
-    if vr in ("UI", "CS") and ("\\" in text or "," in text):
-        items = [t.strip() for t in text.replace("\\", ",").split(",") if t.strip()]
-        return f"{keyword} IN ({', '.join('?' * len(items))})", list(items)
-    if vr == "PN" or (("*" in text or "?" in text) and vr != "UI"):
-        pattern = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-        pattern = pattern.replace("*", "%").replace("?", "_")
-        if fuzzymatching and vr == "PN":
-            pattern = f"%{pattern}%"
-        return f"{keyword} LIKE ? ESCAPE '\\'", [pattern]
-    return f"{keyword} = ?", [text]
 
 
 def _person(name: str) -> dict[str, str]:
