@@ -114,6 +114,20 @@ def test_numbers_that_are_none_are_refused(client: FolderClient, number: str) ->
             client.search_for_instances(search_filters={keyword: number})
 
 
+def test_filters_that_sqlite_would_not_take_are_refused(client: FolderClient) -> None:
+    with pytest.raises(InvalidInputError, match="500 characters") as error:
+        client.search_for_studies(search_filters={"PatientName": "a*" * 30_000})
+    assert len(str(error.value)) < 200
+    with pytest.raises(InvalidInputError, match="500 characters"):
+        client.search_for_studies(search_filters={"ModalitiesInStudy": "*" * 501})
+    assert client.search_for_studies(search_filters={"PatientName": "a*" * 250}) == []
+    many = {"(" * n + "00100010": "A*" for n in range(1200)}
+    with pytest.raises(InvalidInputError, match="1200 search filters"):
+        client.search_for_studies(search_filters=many)
+    uids = ",".join(f"1.2.{n}" for n in range(5000))
+    assert client.search_for_studies(search_filters={"StudyInstanceUID": uids}) == []
+
+
 def test_fuzzy_names_and_unknown_filters(client: FolderClient) -> None:
     found = client.search_for_studies(search_filters={"PatientName": "an"}, fuzzymatching=True)
     assert len(found) == 2

@@ -11,6 +11,8 @@ from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
 from segunlearn.errors import InvalidInputError
 
 INTEGER_VRS = ("IS", "US", "UL")
+#: Longest value with wildcards, and most filters: SQLite does not take any number.
+_LONGEST, _MOST = 500, 100
 
 
 def conditions_of(
@@ -32,6 +34,8 @@ def conditions_of(
     InvalidInputError
         A filter names an attribute that is not kept, or its value cannot be matched.
     """
+    if len(filters) > _MOST:
+        raise InvalidInputError(f"{len(filters)} search filters: {_MOST} are taken at most.")
     conditions: list[str] = []
     values: list[Any] = []
     for key, criterion in filters.items():
@@ -78,6 +82,10 @@ def _match(keyword: str, text: str, fuzzymatching: bool) -> tuple[str, list[Any]
         items = [t.strip() for t in text.replace("\\", ",").split(",") if t.strip()]
         return f"{keyword} IN ({', '.join('?' * len(items))})", list(items)
     if vr == "PN" or (("*" in text or "?" in text) and vr != "UI"):
+        if len(text) > _LONGEST:
+            raise InvalidInputError(
+                f"search filter {keyword}: more than {_LONGEST} characters. Shorten it."
+            )
         pattern = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
         pattern = pattern.replace("*", "%").replace("?", "_")
         if fuzzymatching and vr == "PN":
