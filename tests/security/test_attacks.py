@@ -264,6 +264,14 @@ def test_a_foreign_page_reads_and_changes_nothing(place: Place) -> None:
     assert "access-control-allow-origin" not in answer.headers
     for headers in ({"Origin": "https://evil.example"}, {"Origin": "null"}):
         assert place.call("POST", "/train/", json={}, headers=headers).status_code == 403
+    if place.login:  # a browser sends the cookie, and what it told a proxy on the way
+        with requests.Session() as browser:
+            browser.headers["Authorization"] = "Basic dTpw"
+            token = place.auth["Authorization"].removeprefix("Bearer ")
+            browser.post(f"{place.server.url}/login", data={"token": token}, timeout=60)
+            assert browser.get(f"{place.server.url}/whoami", timeout=60).status_code == 200
+            train, foreign = f"{place.server.url}/train/", {"Origin": "https://evil.example"}
+            assert browser.post(train, json={}, headers=foreign, timeout=60).status_code == 403
 
 
 def test_a_name_bent_to_this_machine_is_not_answered(place: Place) -> None:

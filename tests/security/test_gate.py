@@ -127,6 +127,25 @@ def test_a_revoked_token_locks_nobody_out(place: Place) -> None:
     assert [row[0] for row in place.trail()] == ["login_failure", "login"]
 
 
+def test_a_password_for_a_proxy_is_no_token(place: Place) -> None:
+    """A reverse proxy asks for it; browsers then send it along with the session's cookie."""
+    basic = {"Authorization": "Basic dTpw"}
+    with place.client() as browser:
+        assert browser.post("/login", data={"token": place.token("annotator")}).status_code == 303
+        for _ in range(LIMIT + 1):
+            assert browser.get("/whoami", headers=basic).status_code == 200
+        wrong = browser.get("/whoami", headers={"Authorization": "Bearer wrong"})
+        assert wrong.status_code == 401  # who shows a token is asked for that one
+    assert place.trail() == [("login", "the annotator", "done"), ("login_failure", "", "refused")]
+    with place.client() as stranger:
+        for _ in range(LIMIT + 1):
+            assert stranger.get("/whoami", headers=basic).status_code == 401
+        both = [("Authorization", "Basic dTpw"), ("Authorization", "Bearer wrong")]
+        told = [stranger.get("/whoami", headers=both).status_code for _ in range(LIMIT + 1)]
+    assert told[0] == 401
+    assert told[-1] == 429
+
+
 def test_strangers_push_out_nobodys_sign_in(sso: Place) -> None:
     with sso.client() as browser:
         to_issuer = browser.get("/login/oidc?next=/whoami")

@@ -244,10 +244,12 @@ def _cannot_tell(error: SegUnlearnError) -> Response:
 
 
 def _bearer(scope: Scope) -> str | None:
+    """Token that was shown; another scheme is for a proxy on the way, and never checked here."""
     for key, value in scope["headers"]:
         if key == b"authorization":
-            scheme, _, token = value.decode("latin-1").partition(" ")
-            return token.strip() if scheme.lower() == "bearer" else ""
+            scheme, _, token = value.decode("latin-1").strip().partition(" ")
+            if scheme.lower() == "bearer":
+                return str(token.strip())
     return None
 
 
