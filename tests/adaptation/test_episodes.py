@@ -81,6 +81,9 @@ def test_tasks_are_structures_of_sites_that_enough_people_show() -> None:
 def test_sites_with_too_few_people_are_refused() -> None:
     with pytest.raises(InvalidInputError, match=r"no site has 2 people .* The 2 sites have \[1, 1"):
         tasks_of({"a": site(1, 1), "b": site(2, 1)}, CONFIG, (1, 3))
+    empty = [labelled(s) for s in site(2, 3)]
+    with pytest.raises(InvalidInputError, match=r"The 2 sites have \[0, 1\] such people"):
+        tasks_of({"a": site(1, 1), "b": empty}, CONFIG, (1, 3))
 
 
 @pytest.mark.parametrize(

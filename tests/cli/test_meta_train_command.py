@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 
 from app_sources import publish_tiny, put_held_out
 from command_line import segunlearn
+from segunlearn import training
 from segunlearn.adaptation import AdaptSettings, adapt, read_meta_model
 from segunlearn.app import locks, training_run
 from segunlearn.app.options import Home
@@ -22,6 +24,7 @@ from segunlearn.errors import IntegrityError
 from segunlearn.networks import ModelConfig, load_weights
 from segunlearn.records.versions import VersionRegistry, file_sha256
 from segunlearn.unlearning.sets import studies_of
+from segunlearn.volumes import Volume, read_volume, write_volume
 from tiny_training import model_config, write_cases
 
 PEOPLE = ("--person-regex", "^(.....)")
@@ -168,6 +171,25 @@ def test_what_cannot_be_meta_learned_is_refused_before_any_training(
     code = segunlearn(monkeypatch, "meta-train", *given, *home, "--labels", "ball,cube")
     assert code == 2
     assert reason in capsys.readouterr().err
+
+
+def test_people_without_a_structure_do_not_count(
+    sites: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their labels are only read with the cases; still it is told before the first epoch."""
+    shutil.copytree(sites, tmp_path / "sites")
+    labels = sorted((tmp_path / "sites").glob("*/labels/*[12]_0.nii.gz"))
+    assert len(labels) == 4, "one person of each site keeps its structures"
+    for path in labels:
+        label = read_volume(path, label=True)
+        write_volume(Volume(label.array * 0, label.affine), path)
+    monkeypatch.setattr(training.Trainer, "run", no_training)
+    words = ("--data", tmp_path / "sites", "--home", tmp_path / "home", *PEOPLE, "--recipe",
+             "sample", "--labels", "ball,cube", "--device", "cpu")  # fmt: skip
+    assert segunlearn(monkeypatch, "meta-train", *words) == 2
+    err = " ".join(capsys.readouterr().err.split())
+    assert "no site has 2 people with a structure" in err
+    assert "The 2 sites have [1, 1] such people" in err
 
 
 def test_files_of_one_name_at_two_sites_are_refused(

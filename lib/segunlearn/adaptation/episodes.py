@@ -119,7 +119,7 @@ def tasks_of(
     InvalidInputError
         No site has people enough; the message counts what is there.
     """
-    need = min(support_people) + 1
+    need, shown = min(support_people) + 1, list[int]()
     groups: list[tuple[str, ...]] = [(name,) for name in config.labels]
     if len(groups) > 1:
         groups.append(config.labels)
@@ -133,14 +133,32 @@ def tasks_of(
                     people.setdefault(study.person, []).append(study)
             if len(people) >= need:
                 tasks.append(Task(site, structures, values, tuple(map(tuple, people.values()))))
-    if not tasks:
-        counts = sorted(len({s.person for s in studies}) for studies in sites.values())
+        shown.append(len(people))  # the last group is of every structure
+    refuse_few_people(shown, need)
+    return tuple(tasks)
+
+
+def refuse_few_people(shown: Sequence[int], need: int) -> None:
+    """Refuse sites of which none has people enough to learn from.
+
+    Parameters
+    ----------
+    shown
+        Of each site, the people whose labels show a structure.
+    need
+        People of an episode.
+
+    Raises
+    ------
+    InvalidInputError
+        As said; the message counts what is there.
+    """
+    if max(shown, default=0) < need:
         raise InvalidInputError(
             f"no site has {need} people with a structure: {need - 1} to adapt to and one to be "
-            f"judged on. The {len(counts)} sites have {counts} people. Annotate more people of a "
-            "site, or join sites of one scanner."
+            f"judged on. The {len(shown)} sites have {sorted(shown)} such people. Annotate more "
+            "people of a site, or join sites of one scanner."
         )
-    return tuple(tasks)
 
 
 class Episodes:

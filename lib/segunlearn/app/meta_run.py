@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Final, cast
 
-from segunlearn.adaptation.episodes import EpisodeSettings
+from segunlearn.adaptation.episodes import EpisodeSettings, refuse_few_people
 from segunlearn.adaptation.inner import InnerSet
 from segunlearn.adaptation.maml import MamlSettings, Order
 from segunlearn.adaptation.meta_training import (
@@ -31,6 +31,7 @@ from segunlearn.records.runs import Progress
 from segunlearn.records.version_info import META_MODEL
 from segunlearn.records.versions import VersionInfo
 from segunlearn.training import TrainResult, TrainSettings, split
+from segunlearn.training.data import PreparedCase
 from segunlearn.training.parallel import devices_for
 
 #: Kind of its runs, and name of the trainer.
@@ -134,6 +135,14 @@ class MetaTrainingRun(TrainingRun):
 
     def _parameters(self) -> dict[str, Any]:
         return {**super()._parameters(), "meta": self.meta.to_json()}
+
+    def _check_read(self, trained: Sequence[PreparedCase]) -> None:
+        """Refuse sites whose people show no structure; ``check_sites`` read no label."""
+        shown = people_by_site([r.case for r in trained if r.foreground])
+        refuse_few_people(
+            [shown.get(site, 0) for site in people_by_site([r.case for r in trained])],
+            min(self.meta.episodes.support_people) + 1,
+        )
 
     def _publish(self, result: TrainResult) -> VersionInfo:
         cases = [c for c in result.train_cases if c.site]

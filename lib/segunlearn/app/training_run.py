@@ -24,6 +24,7 @@ from segunlearn.records.store import utc_now
 from segunlearn.records.trail import TrailEntry
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 from segunlearn.training import TrainResult, TrainSettings, train
+from segunlearn.training.data import PreparedCase
 
 logger = logging.getLogger(__name__)
 
@@ -145,12 +146,16 @@ class TrainingRun(ResumableRun):
                 run_dir=self._adopt(),
                 parent_weights=self.parent.weights if self.parent else None,
                 parent_sha256=self.parent.sha256 if self.parent else None,
+                check=self._check_read,
                 progress=self.report,
                 cancel=self.should_stop,
             )
             version = self._publish(result)
         logger.info("version %s (%s…) is in service", version.version, version.sha256[:12])
         return version, result
+
+    def _check_read(self, trained: Sequence[PreparedCase]) -> None:
+        """Refuse cases of no use, once their labels were read; here none are."""
 
     def _parameters(self) -> dict[str, Any]:
         """Return what is recorded when it begins."""

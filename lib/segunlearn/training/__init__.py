@@ -59,6 +59,7 @@ def train(
     run_dir: Path,
     parent_weights: Path | None = None,
     parent_sha256: str | None = None,
+    check: Callable[[Sequence[PreparedCase]], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
     cancel: Callable[[], bool] | None = None,
     resume: bool = True,
@@ -83,6 +84,9 @@ def train(
         Start from these weights (same configuration) instead of random ones.
     parent_sha256
         Digest that ``parent_weights`` must have.
+    check
+        Called before the first epoch with the cases that are trained on, as they were read; it may
+        refuse them.
     progress
         Called with phases ``prepare``, ``train`` and ``validate``, at most twice a second. The
         last report of ``prepare`` counts images whose modality was assumed, see ``ASSUMED``.
@@ -131,6 +135,8 @@ def train(
         if assumed := Counter(r.assumed.modality for r in ready if r.assumed is not None):
             figures = {ASSUMED[modality]: float(n) for modality, n in assumed.items()}
             report(Progress("prepare", len(ready), len(ready), figures))
+        if check is not None:
+            check(ready[: len(train_cases)])
         fingerprint = _fingerprint(ready, config, settings, parent)
         checkpoint = Checkpoint(run_dir, fingerprint)
         before = time.monotonic() - started
