@@ -25,9 +25,14 @@ message that is logged; series and studies are named by their pseudonym there.
 
 
 class SegUnlearnError(Exception):
-    """Root of the tree; ``http_status`` is what the server answers."""
+    """Root of the tree; ``http_status`` is what the server answers.
+
+    ``about`` is the file's name where the message does not tell it: it may be a patient's, and
+    messages are logged and recorded. Only the command line shows it.
+    """
 
     http_status = 500
+    about: str = ""
 
 
 class InvalidInputError(SegUnlearnError, ValueError):

@@ -29,6 +29,7 @@ from segunlearn.dicom.site import SiteKey
 from segunlearn.errors import (
     CancelledError,
     ConflictError,
+    GeometryError,
     IntegrityError,
     InvalidInputError,
     LabelError,
@@ -314,6 +315,10 @@ def held_out_people_of_an_older_manifest(place: Place) -> dict[str, Any]:
     return {}
 
 
+def another_grid(place: Place) -> dict[str, Any]:
+    return rewritten(place, lambda label: label[:-1])
+
+
 def marked_study(place: Place) -> dict[str, Any]:
     place.site.mark([place.south[0]], approve=False)
     return {"support": tuple(c.series for c in place.south)}
@@ -345,6 +350,7 @@ BAD: list[tuple[Change, type[SegUnlearnError], str]] = [
     (no_header_and_no_name, InvalidInputError, "no header tells the site"),
     (unknown_labels, LabelError, "holds values from 7 to 8, the model knows 0 to 1"),
     (empty_labels, LabelError, "nothing to adapt to"),
+    (another_grid, GeometryError, r"^support, study \d of 3: .*do not lie on the same voxel grid"),
     (held_out_people, InvalidInputError, "1 people of the support were kept out"),
     (held_out_people_with_their_issuer, InvalidInputError, "1 people of the support were kept"),
     (held_out_people_of_another_key, IntegrityError, "site.key"),
@@ -367,6 +373,19 @@ def test_bad_input_is_an_error_and_publishes_nothing(
     run = place.site.records.runs.latest(kind=SITE_ADAPT)
     assert run is None or run.state == "failed"
     assert place.site.records.ledger.verify() == []
+
+
+def test_the_study_at_fault_is_named_to_whom_asks_and_not_in_the_records(place: Place) -> None:
+    """A file's name may be a patient's: it goes beside the message, which is stored and logged."""
+    another_grid(place)
+    with pytest.raises(GeometryError) as refused:
+        place.adapt()
+    name = place.south[0].image.name
+    assert refused.value.about == name
+    run = place.site.records.runs.latest(kind=SITE_ADAPT)
+    assert run is not None
+    assert "study 1 of 3" in run.message
+    assert place.south[0].series not in run.message
 
 
 def test_a_meta_model_that_was_changed_or_is_of_another_base_is_refused(place: Place) -> None:

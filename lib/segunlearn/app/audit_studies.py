@@ -119,7 +119,8 @@ def read_sets(
     Raises
     ------
     LabelError, GeometryError, InvalidInputError
-        An image or label cannot be used.
+        An image or label cannot be used; the message says which by its place, and ``about`` by its
+        file.
     CancelledError
         ``cancel`` said so.
     """
@@ -127,10 +128,18 @@ def read_sets(
     read: dict[str, tuple[Study, ...]] = {}
     for name, cases in members.items():
         studies = []
-        for case in cases:
+        for number, case in enumerate(cases, start=1):
             if cancel():
                 raise CancelledError(stopped)
-            studies += [cut(study) for study in studies_of([case], config, without=without)]
+            try:
+                studies += [cut(study) for study in studies_of([case], config, without=without)]
+            except InvalidInputError as error:
+                place = f"{name}, study {number} of {len(cases)}: "
+                found = type(error)(f"{place}{error}")
+                files = (case.image, *([case.label] if case.label else []))
+                told = any(file.name in str(error) for file in files)
+                found.about = "" if told else case.image.name
+                raise found from error
             done += 1
             report(done, total)
         read[name] = tuple(studies)

@@ -87,7 +87,8 @@ def main() -> None:
         typer.echo(f"stopped: {error}", err=True)
         sys.exit(130)
     except SegUnlearnError as error:
-        typer.echo(f"error: {error}", err=True)
+        about = f"{error.about}: " if error.about else ""
+        typer.echo(f"error: {about}{error}", err=True)
         sys.exit(2)
     except BrokenPipeError:  # the reader of a pipe went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
