@@ -179,6 +179,12 @@ def test_one_person_cannot_be_left_out(network: nn.Module) -> None:
         leave_one_out(network, None, SUPPORT[:1], CONFIG, TUNE)
 
 
+def test_who_alone_shows_a_structure_cannot_be_left_out(network: nn.Module) -> None:
+    empty = [changed(s, label=torch.zeros_like(s.label)) for s in SUPPORT[1:]]
+    with pytest.raises(LabelError, match=r"only one person of the support shows lesion.*another"):
+        leave_one_out(network, None, (SUPPORT[0], *empty), CONFIG, TUNE)
+
+
 def test_the_gate_lets_nothing_through_that_is_worse() -> None:
     assert gate(LeaveOneOut((0.5, 1.0), (0.75, 0.75)))[0], "as good is not worse"
     assert not gate(LeaveOneOut((float("nan"), 1.0), (0.5, 0.5)))[0]

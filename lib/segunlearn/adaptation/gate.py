@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import nn
 
 from segunlearn.adaptation.adapt import AdaptSettings, adapt, check_support
 from segunlearn.adaptation.meta_model import MetaModel
-from segunlearn.errors import InvalidInputError
+from segunlearn.errors import InvalidInputError, LabelError
 from segunlearn.networks import ModelConfig
 from segunlearn.records.runs import Progress
 from segunlearn.unlearning.loop import (
@@ -63,7 +64,7 @@ def leave_one_out(
     InvalidInputError
         There is one person only: nobody could be left out.
     LabelError
-        A structure is shown by one person only, so nobody else could teach it.
+        One person alone shows a structure: without that one there is nothing to adapt to.
     """
     values = check_support(support, config, settings.structures)
     support = sorted(support, key=lambda s: s.series)
@@ -72,6 +73,13 @@ def leave_one_out(
         raise InvalidInputError(
             "leaving one person out needs two; the support shows one. Annotate a study of another "
             "person, or adopt the adapter without this check on your own judgement."
+        )
+    showing = {s.person for s in support if bool(torch.isin(s.label, torch.tensor(values)).any())}
+    if len(showing) < 2:
+        names = [name for name, value in config.label_values.items() if value in values]
+        raise LabelError(
+            f"only one person of the support shows {', '.join(names)}: without that one there is "
+            "nothing to adapt to. Annotate another person's, or leave the other out."
         )
     base = dice_by_person(network, support, config, values)
     found = []
