@@ -319,6 +319,11 @@ def another_grid(place: Place) -> dict[str, Any]:
     return rewritten(place, lambda label: label[:-1])
 
 
+def a_width_that_no_header_tells(place: Place) -> dict[str, Any]:
+    place.headers.clear()
+    return {"support": tuple(c.series for c in place.south), "width": "scanner"}
+
+
 def marked_study(place: Place) -> dict[str, Any]:
     place.site.mark([place.south[0]], approve=False)
     return {"support": tuple(c.series for c in place.south)}
@@ -351,6 +356,7 @@ BAD: list[tuple[Change, type[SegUnlearnError], str]] = [
     (unknown_labels, LabelError, "holds values from 7 to 8, the model knows 0 to 1"),
     (empty_labels, LabelError, "nothing to adapt to"),
     (another_grid, GeometryError, r"^support, study \d of 3: .*do not lie on the same voxel grid"),
+    (a_width_that_no_header_tells, InvalidInputError, "width scanner: no header tells"),
     (held_out_people, InvalidInputError, "1 people of the support were kept out"),
     (held_out_people_with_their_issuer, InvalidInputError, "1 people of the support were kept"),
     (held_out_people_of_another_key, IntegrityError, "site.key"),

@@ -261,6 +261,11 @@ def _key_of(
 ) -> tuple[str, Width]:
     """Narrowest key that all headers share, or that of the width that was asked for."""
     rungs = [dict(key.rungs()) for key in headers]
+    if not any(rungs) and order.width in WIDTHS:
+        raise InvalidInputError(
+            f"width {order.width}: no header tells the site of these studies (no DICOM, or "
+            "de-identified). Leave the width out, and name the site."
+        )
     if not any(rungs) or order.width == "name":
         if asked is None:
             raise InvalidInputError(
