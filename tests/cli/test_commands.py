@@ -245,6 +245,27 @@ def test_train_says_which_modality_it_assumed_and_why(
     assert shell.json(*words, "--home", tmp_path / "c", "--modality", "MR")["warnings"] == []
 
 
+def test_a_generator_is_made_with_a_warning_of_what_was_assumed(
+    shell: Shell, home: Path, data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(home, tmp_path / "home")
+    words = ("--data", data, "--home", tmp_path / "home", *PEOPLE)
+    quick = ("--steps", 2, "--device", "cpu")
+    (warning,) = shell.json("replay", "train", *words, *quick, "--latent", 4)["warnings"]
+    assert warning.startswith("assumed MR for all 4 images: ")
+    code, _, err = shell("replay", "train", *words, *quick, "--latent", 4, "--seed", 1)
+    assert (code, " ".join(err.split()).count(f"warning: {warning}")) == (0, 1)
+    page, tags = tmp_path / "page.html", tmp_path / "tags.csv"
+    code, _, err = shell("replay", "page", page, *words, "--samples", 0)
+    assert (code, " ".join(err.split()).count(f"warning: {warning}")) == (0, 1)
+    names = re.findall('data-image="([^"]+)"', page.read_text())
+    rows = [f"{name},{'yes' if number % 2 else 'no'}" for number, name in enumerate(names)]
+    tags.write_text("\n".join(["image,feature", *rows]))
+    more = ("replay", "forget-feature", *words, *quick, "--tags", tags)
+    assert shell.json(*more)["warnings"] == [warning]
+    assert shell.json("replay", "train", *words, *quick, "--modality", "MR")["warnings"] == []
+
+
 def test_images_without_a_label_map_are_named(shell: Shell, data: Path, tmp_path: Path) -> None:
     """A typing error in one file's name must not quietly cost a study."""
     shutil.copytree(data, tmp_path / "data")

@@ -20,7 +20,7 @@ from segunlearn.app import locks, training_run
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.cases import People, cases_from_folder
-from segunlearn.errors import IntegrityError
+from segunlearn.errors import CancelledError, IntegrityError
 from segunlearn.networks import ModelConfig, load_weights
 from segunlearn.records.versions import VersionRegistry, file_sha256
 from segunlearn.unlearning.sets import studies_of
@@ -63,6 +63,7 @@ def test_a_meta_training_is_a_version_that_can_be_adapted_and_a_row_of_all_it_sa
     assert version.version == told["version"]
     assert told["meta_model"]["methods"] == ["generator+maml", "generator", "generator+steps"]
     assert told["meta_model"]["sites"] == 2
+    assert [w[:28] for w in told["warnings"]] == ["assumed MR for all 6 images:"]
     assert told["meta_model"]["sha256"] == file_sha256(version.path / "meta.safetensors")
     row = next(iter(Records(home, "").ledger.rows()))
     assert row.version_sha256 == version.sha256
@@ -190,6 +191,22 @@ def test_people_without_a_structure_do_not_count(
     err = " ".join(capsys.readouterr().err.split())
     assert "no site has 2 people with a structure" in err
     assert "The 2 sites have [1, 1] such people" in err
+
+
+def test_which_modality_was_assumed_is_told(
+    sites: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object, **__: object) -> NoReturn:
+        raise CancelledError("enough")
+
+    words = ("--data", sites, "--home", tmp_path, *PEOPLE, "--recipe", "sample", "--labels",
+             "ball,cube", "--device", "cpu")  # fmt: skip
+    monkeypatch.setattr(training.Trainer, "run", stop)
+    assert segunlearn(monkeypatch, "meta-train", *words) == 130
+    said = "warning: assumed MR for all 6 images"
+    assert " ".join(capsys.readouterr().err.split()).count(said) == 1
+    assert segunlearn(monkeypatch, "meta-train", *words, "--modality", "MR") == 130
+    assert "assumed" not in capsys.readouterr().err
 
 
 def test_files_of_one_name_at_two_sites_are_refused(

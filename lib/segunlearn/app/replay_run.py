@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Final
@@ -35,6 +36,7 @@ from segunlearn.replay.memory import images_of, reconstruction_errors
 from segunlearn.replay.report import feature_report, training_report
 from segunlearn.replay.tagging import Sample, latents_of
 from segunlearn.replay.training import GeneratorSettings, train_generator
+from segunlearn.training import ASSUMED
 from segunlearn.training.data import Throttle
 from segunlearn.transforms import preprocess
 from segunlearn.unlearning import Study
@@ -189,18 +191,29 @@ class GeneratorRun(ResumableRun):
         )
 
     def studies(self, cases: Sequence[Case]) -> tuple[Study, ...]:
-        """Read and preprocess images; labels are not needed, and where there are none are empty."""
-        found, throttle = [], Throttle()
+        """Read and preprocess images; labels are not needed, and where there are none are empty.
+
+        The last progress counts images whose modality was assumed, see ``training.ASSUMED``.
+        """
+        found, throttle, assumed = [], Throttle(), Counter[str]()
         for number, case in enumerate(cases):
             if self.run_id and self.should_stop():
                 raise CancelledError("the run was stopped while it read images.")
             volume = read_volume(case.image, modality=case.modality)
             self._digests[case.series] = volume.digest()
-            image = preprocess(volume, self.config).tensor
-            label = torch.zeros(image.shape[1:], dtype=torch.uint8)
-            found.append(Study(case.series, case.study, case.person, image, label))
-            if self.run_id and throttle.due(last=number + 1 == len(cases)):
-                self.tell(Progress("read studies", number + 1, len(cases)))
+            ready = preprocess(volume, self.config)
+            if ready.assumed is not None:
+                assumed[ASSUMED[ready.assumed.modality]] += 1
+            label = torch.zeros(ready.tensor.shape[1:], dtype=torch.uint8)
+            found.append(Study(case.series, case.study, case.person, ready.tensor, label))
+            last = number + 1 == len(cases)
+            if throttle.due(last=last):
+                figures = {name: float(n) for name, n in assumed.items()} if last else {}
+                progress = Progress("read studies", number + 1, len(cases), figures)
+                if self.run_id:
+                    self.tell(progress)
+                elif self.on_progress is not None:
+                    self.on_progress(progress)
         return tuple(found)
 
 

@@ -360,6 +360,32 @@ def with_loss(bar: Callable[[str, int, int], None]) -> Callable[[RunProgress], N
     return show
 
 
+def with_assumed(
+    show: Callable[[RunProgress], None], warnings: list[str], *, quiet: bool
+) -> Callable[[RunProgress], None]:
+    """Tell which modalities were assumed as soon as a run says so: before its hours of work.
+
+    Parameters
+    ----------
+    show
+        Shows the progress.
+    warnings
+        Gets each sentence once.
+    quiet
+        Print none of them.
+    """
+    from segunlearn.training import ASSUMED
+
+    def told(progress: RunProgress) -> None:
+        ct, mr = (int(progress.metrics.get(ASSUMED[kind], 0)) for kind in ("CT", "MR"))
+        new = [s for s in assumed_for_images(ct, mr) if s not in warnings]
+        warnings.extend(new)
+        warn([] if quiet else new)
+        show(progress)
+
+    return told
+
+
 @contextmanager
 def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C into a polite stop; a second one ends the program at once."""

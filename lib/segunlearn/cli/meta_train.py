@@ -39,6 +39,7 @@ from segunlearn.cli.common import (
     stop_on_interrupt,
     version_of,
     warn,
+    with_assumed,
     with_loss,
     without_forgotten,
 )
@@ -157,8 +158,10 @@ def meta_train(
         raise InvalidInputError("--labels: --from-active keeps the labels of the active version.")
     if (data is None) == (not studies):
         raise InvalidInputError("give either --data or --studies: where the labelled cases lie.")
+    warnings: list[str] = []
     if data is not None:
-        cases = _of_folders(data, modality, people, person_regex)
+        cases = _of_folders(data, modality, people, person_regex, warnings)
+        warn([] if as_json else warnings)
     elif parent is not None:
         found = cases_of_studies(studies, place, model, parent, people, person_regex)
         cases = with_sites(found, lambda c: SiteKey.parse(c.site), Aliases.read(place.sites))
@@ -186,7 +189,8 @@ def meta_train(
         check_still_active(place, model, parent)
         run = MetaTrainingRun(
             model=model, home=place, records=records, settings=settings, parent=parent,
-            requested_by="command line", on_progress=with_loss(bar), stopped=interrupted, meta=meta,
+            requested_by="command line", stopped=interrupted, meta=meta,
+            on_progress=with_assumed(with_loss(bar), warnings, quiet=as_json),
             details=held_out_details(held_out, pseudonyms),
         )  # fmt: skip
         version, result = run.execute(select)
@@ -194,7 +198,7 @@ def meta_train(
         "version": version.version, "sha256": version.sha256, "run_id": run.run_id,
         "best_dice": result.best_dice, "train_cases": len(result.train_cases),
         "val_cases": len(result.val_cases), "held_out_people": len(held_out),
-        "meta_model": version.details["meta_model"],
+        "meta_model": version.details["meta_model"], "warnings": warnings,
     }  # fmt: skip
     if as_json:
         print_json(figures)
@@ -206,13 +210,15 @@ def meta_train(
     )
 
 
-def _of_folders(root: Path, modality: str, people: Path | None, regex: str | None) -> list[Case]:
-    """Cases of every site's folder, with the folder's name as their site."""
+def _of_folders(
+    root: Path, modality: str, people: Path | None, regex: str | None, warnings: list[str]
+) -> list[Case]:
+    """Cases of every site's folder, with the folder's name as their site; says what is left out."""
     rule, cases = people_of(people, regex), []
     for folder in sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else ():
         told: list[str] = []
         found = cases_from_folder(folder, rule, modality=modality_of(modality), say=told.append)
-        warn([f"{folder.name}: {sentence}" for sentence in told])
+        warnings += [f"{folder.name}: {sentence}" for sentence in told]
         cases += [replace(case, site=folder.name) for case in found]
     if not cases:
         raise InvalidInputError(

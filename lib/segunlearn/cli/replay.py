@@ -33,6 +33,7 @@ from segunlearn.cli.common import (
     records_of,
     stop_on_interrupt,
     version_of,
+    with_assumed,
     with_loss,
     without_forgotten,
 )
@@ -110,8 +111,9 @@ def train(
         shape={"latent": latent}, unseen=others,
     )  # fmt: skip
 
-    info = _executed(run, lambda: _usable(cases, base, records), as_json)
-    _tell(run, info, {"memory": info.details["memory"], "images": len(run.cases)}, as_json)
+    info, warnings = _executed(run, lambda: _usable(cases, base, records), as_json)
+    figures = {"memory": info.details["memory"], "images": len(run.cases), "warnings": warnings}
+    _tell(run, info, figures, as_json)
 
 
 @replay.command("list")
@@ -190,6 +192,7 @@ def page(
         cases = labelled_cases(
             data, studies, place, model, "", people, person_regex, modality, labelled=False
         )
+        run.on_progress = with_assumed(lambda _: None, [], quiet=False)
         found = run.studies(_usable(cases, base, records)[:most])
         images = images_of(generator, found, run.config)
         names = [records.pseudonyms.of(s.series) for s in found]
@@ -258,8 +261,8 @@ def forget_feature(
         settings=FeatureSettings(steps=steps, weight=weight, seed=seed),
         tagged=by_series, samples=found.samples, feature=feature,
     )  # fmt: skip
-    info = _executed(run, lambda: cases, as_json)
-    _tell(run, info, dict(info.details), as_json)
+    info, warnings = _executed(run, lambda: cases, as_json)
+    _tell(run, info, {**info.details, "warnings": warnings}, as_json)
 
 
 def _usable(cases: Sequence[Case], base: VersionInfo, records: Records) -> list[Case]:
@@ -318,7 +321,8 @@ def _by_attribute(
 
 def _executed(
     run: GeneratorRun, select: Callable[[], Sequence[Case]], as_json: bool
-) -> VersionInfo:
+) -> tuple[VersionInfo, list[str]]:
+    """Do the run; gives the generator, and warnings about the images."""
     from segunlearn.app.locks import training_lock
 
     with (
@@ -326,8 +330,10 @@ def _executed(
         stop_on_interrupt() as interrupted,
         progress_bar(as_json) as bar,
     ):
-        run.on_progress, run.stopped = with_loss(bar), interrupted
-        return run.execute(select)
+        warnings: list[str] = []
+        run.on_progress = with_assumed(with_loss(bar), warnings, quiet=as_json)
+        run.stopped = interrupted
+        return run.execute(select), warnings
 
 
 def _tell(run: GeneratorRun, info: VersionInfo, figures: dict[str, Any], as_json: bool) -> None:

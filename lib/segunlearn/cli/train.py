@@ -30,7 +30,6 @@ from segunlearn.cli.common import (
     PeopleOption,
     RegexOption,
     StoreOption,
-    assumed_for_images,
     axes_of,
     console,
     home_of,
@@ -42,6 +41,7 @@ from segunlearn.cli.common import (
     stop_on_interrupt,
     version_of,
     warn,
+    with_assumed,
     without_forgotten,
 )
 from segunlearn.errors import InvalidInputError
@@ -110,7 +110,7 @@ def train(
     from segunlearn.app.training_run import TrainingRun
     from segunlearn.networks import ModelConfig
     from segunlearn.records.runs import Progress
-    from segunlearn.training import ASSUMED, planning
+    from segunlearn.training import planning
 
     place, chosen = home_of(home), planning.recipe(recipe.value)
     changes: dict[str, Any] = {"seed": seed, "device": device}
@@ -160,13 +160,9 @@ def train(
     ):
         check_still_active(place, model, like)
         warnings: list[str] = []
-        assumed = (ASSUMED["CT"], ASSUMED["MR"])
 
         def show(progress: Progress) -> None:
             figures = progress.metrics
-            if not warnings:  # said once, before the hours of training
-                warnings.extend(assumed_for_images(*(int(figures.get(k, 0)) for k in assumed)))
-                warn([] if as_json else warnings)
             text = progress.phase
             if "epoch" in figures:
                 text += f"  epoch {figures['epoch']:.0f}/{settings.epochs}"
@@ -177,7 +173,8 @@ def train(
 
         run = TrainingRun(
             model=model, home=place, records=records, settings=settings, parent=parent,
-            requested_by="command line", on_progress=show, stopped=interrupted,
+            requested_by="command line", stopped=interrupted,
+            on_progress=with_assumed(show, warnings, quiet=as_json),
             details=held_out_details(held_out, pseudonyms),
         )  # fmt: skip
         version, result = run.execute(select)
