@@ -19,6 +19,7 @@ from torch import nn
 
 from segunlearn.errors import IntegrityError, InvalidInputError, NotFoundError
 from segunlearn.records.durable import write_durably
+from segunlearn.records.version_info import is_model_name
 
 Normalisation = Literal["auto", "zscore", "ct"]
 
@@ -92,7 +93,7 @@ class ModelConfig:
 
     def _faults(self) -> list[str]:
         faults = []
-        if not self.name or not self.name.replace("_", "").replace("-", "").isalnum():
+        if not is_model_name(self.name):
             faults.append(f"name {self.name!r} must be letters, digits, '-' and '_'")
         if not self.labels or len(set(self.labels)) != len(self.labels) or not all(self.labels):
             faults.append(f"labels {self.labels} must be one or more different names")

@@ -25,12 +25,22 @@ from segunlearn.app.options import DEFAULT_HOME, Home
 from segunlearn.cases import Case, People, cases_from_folder
 from segunlearn.errors import ConflictError, InvalidInputError, NotFoundError
 from segunlearn.records.runs import Progress as RunProgress
+from segunlearn.records.version_info import is_model_name
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 
 if TYPE_CHECKING:  # they load torch
     from segunlearn.app.records import Records
     from segunlearn.transforms import Assumption
 
+
+def _model_name(text: str) -> str:
+    """Refuse a name of a model before folders and locks are made of it."""
+    if not is_model_name(text):
+        raise InvalidInputError(f"--model {text!r}: use letters, digits, '-' and '_'.")
+    return text
+
+
+ModelOption = Annotated[str, typer.Option(help="Name of the model.", callback=_model_name)]
 HomeOption = Annotated[
     Path,
     typer.Option(envvar="SEGUNLEARN_HOME", help="Folder of the store, the models and the caches."),
@@ -38,7 +48,8 @@ HomeOption = Annotated[
 DataOption = Annotated[
     Path, typer.Option(help="Folder with images/ and labels/ (NIfTI or NRRD, same file names).")
 ]
-ModelOption = Annotated[str, typer.Option(help="Name of the model.")]
+#: Largest seed: of the server's options, too, and what every library takes.
+MOST_SEED = 2**31 - 1
 StoreOption = Annotated[
     str, typer.Option(help="URL of the store; without it, SQLite in the home folder.")
 ]

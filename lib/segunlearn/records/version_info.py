@@ -20,6 +20,11 @@ WEIGHTS = "weights.safetensors"
 META_MODEL = "meta.safetensors"
 
 
+def is_model_name(text: str) -> bool:
+    """Whether a model may be called so: letters, digits, ``-`` and ``_``, as folders are."""
+    return text.replace("_", "").replace("-", "").isalnum()
+
+
 @dataclass(frozen=True)
 class VersionInfo:
     """One published version.
