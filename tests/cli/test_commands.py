@@ -511,6 +511,16 @@ def write_bad_people(folder: Path) -> Path:
     return path
 
 
+def write_gaps(folder: Path) -> Path:
+    """Masks as drawing programs write them: the highest grey is a structure."""
+    for case in write_cases(folder, 3):
+        assert case.label is not None
+        label = read_volume(case.label, label=True)
+        values = np.array([0, 255, 100], np.uint8)[label.array]
+        write_volume(Volume(values, label.affine), case.label)
+    return folder
+
+
 BAD_TRAINING: dict[str, tuple[Callable[[Path, Path], tuple[object, ...]], str]] = {
     "no folder": (lambda d, t: ("--data", t / "none"), "no folder 'images'"),
     "no labels": (lambda d, t: ("--data", t, *PEOPLE), "none with a label map"),
@@ -531,6 +541,10 @@ BAD_TRAINING: dict[str, tuple[Callable[[Path, Path], tuple[object, ...]], str]] 
     "bad device": (lambda d, t: ("--data", d, *PEOPLE, "--device", "abacus"), "no device"),
     "bad rate": (lambda d, t: ("--data", d, *PEOPLE, "--learning-rate", "0"), "learning_rate"),
     "no parent": (lambda d, t: ("--data", d, *PEOPLE, "--from-active"), "no version"),
+    "gaps in labels": (
+        lambda d, t: ("--data", write_gaps(t / "gaps"), *PEOPLE),
+        "label values found: 100, 255; number the structures 1, 2, … without gaps, or name them",
+    ),
     **{f"model {name!r}": (
         lambda d, t, name=name: ("--data", d, *PEOPLE, "--model", name), f"--model {name!r}: use",
     ) for name in ("../../esc", "", "a b", "/esc")},

@@ -231,10 +231,17 @@ def names_in(data: Path, cases: Sequence[Case]) -> tuple[str, ...]:
 
     from segunlearn.volumes import read_volume
 
-    highest = 0
+    found: set[int] = set()
     for case in cases:
         if case.label is not None:
-            highest = max(highest, int(np.max(read_volume(case.label, label=True).array)))
-    if highest == 0:
+            found.update(np.unique(read_volume(case.label, label=True).array).tolist())
+    values = sorted(found - {0})
+    if not values:
         raise InvalidInputError(f"{data}: every label map is empty. Annotate something first.")
-    return tuple(f"label_{i}" for i in range(1, highest + 1))
+    if values != list(range(1, len(values) + 1)):
+        shown = ", ".join(map(str, values[:10])) + (", …" if len(values) > 10 else "")
+        raise InvalidInputError(
+            f"{data}: label values found: {shown}; number the structures 1, 2, … without gaps, or "
+            "name them (--labels)."
+        )
+    return tuple(f"label_{i}" for i in values)
