@@ -15,13 +15,13 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pydicom
 import pytest
 
-from segunlearn import cli
+from segunlearn import cli, inference
 from segunlearn.app.locks import training_lock
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
@@ -584,6 +584,10 @@ def test_names_come_from_the_data_sets_description(
     assert "no readable 'labels'" in shell.refused(*words, "--json")
 
 
+def no_segmenting(*_: object, **__: object) -> NoReturn:
+    pytest.fail("it segments what it cannot write")
+
+
 def test_inference_mistakes_are_one_sentence(
     shell: Shell, home: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -599,6 +603,11 @@ def test_inference_mistakes_are_one_sentence(
     assert "end it in" in shell.refused("infer", image, "-o", tmp_path / "m.png", *here)
     assert "overwrite" in shell.refused("infer", image, "-o", image, *here)
     assert "DICOM series" in shell.refused("infer", image, "-o", tmp_path / "m.dcm", *here)
+    (tmp_path / "folder.nii.gz").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference.Segmenter, "predict", no_segmenting)
+        taken = ("-o", tmp_path / "folder.nii.gz")
+        assert "is a folder" in shell.refused("infer", image, *taken, *here)
     assert "0 DICOM series" in shell.refused("infer", data, *out, *here)
     ct_folder(tmp_path / "two", 1)
     ct_folder(tmp_path / "two", 2)

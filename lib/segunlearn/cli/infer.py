@@ -69,6 +69,8 @@ def infer(
     as_dicom = output.suffix.lower() == ".dcm"
     if not as_dicom and not output.name.endswith(SUFFIXES):
         raise InvalidInputError(f"{output.name}: end it in {', '.join(SUFFIXES)} or .dcm.")
+    if output.is_dir():
+        raise InvalidInputError(f"{output.name}: is a folder. Name a file to write.")
     if output.resolve() == source.resolve():
         raise InvalidInputError(f"{output.name}: would overwrite the image. Name another file.")
     if as_dicom and source.is_file():
