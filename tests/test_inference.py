@@ -343,6 +343,9 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device(torch.device("cpu")) == torch.device("cpu")
     with pytest.raises(InvalidInputError, match="'banana' is no device"):
         choose_device("banana")
+    for other in ("mps", "meta"):
+        with pytest.raises(InvalidInputError, match=f"'{other}' is no device .*; use auto"):
+            choose_device(other)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device() == torch.device("cpu")
     with pytest.raises(InvalidInputError, match="no usable GPU"):

@@ -71,6 +71,10 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise InvalidInputError(f"{device!r} is no device; use auto, cpu or cuda:0.") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise InvalidInputError(
+            f"{str(device)!r} is no device that is made use of; use auto, cpu or cuda:0."
+        )
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise InvalidInputError(f"{device!r}: this machine has no usable GPU; use auto or cpu.")
     return chosen

@@ -541,6 +541,7 @@ BAD_TRAINING: dict[str, tuple[Callable[[Path, Path], tuple[object, ...]], str]] 
     "bad device": (lambda d, t: ("--data", d, *PEOPLE, "--device", "abacus"), "no device"),
     "bad rate": (lambda d, t: ("--data", d, *PEOPLE, "--learning-rate", "0"), "learning_rate"),
     "no parent": (lambda d, t: ("--data", d, *PEOPLE, "--from-active"), "no version"),
+    "another kind of device": (lambda d, t: ("--data", d, *PEOPLE, "--device", "meta"), "use auto"),
     "gaps in labels": (
         lambda d, t: ("--data", write_gaps(t / "gaps"), *PEOPLE),
         "label values found: 100, 255; number the structures 1, 2, … without gaps, or name them",
@@ -562,6 +563,20 @@ def test_training_mistakes_are_one_sentence(
     assert expected in err
     assert VersionRegistry(tmp_path / "home" / "models" / "segmentation").versions() == []
     assert not list(tmp_path.rglob("*esc*"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "--data", "d"), ("meta-train", "--data", "d"), ("unlearn",),
+        ("adapt", "--studies", "s"), ("replay", "train"), ("replay", "page", "p.html"),
+        ("replay", "forget-feature"), ("restore", "r"),
+    ],
+)  # fmt: skip
+def test_seeds_are_numbers_that_every_library_takes(shell: Shell, words: tuple[str, ...]) -> None:
+    code, _, err = shell(*words, "--seed", "99999999999999999999")
+    assert code == 2
+    assert "less than or equal to 2147483647" in err
 
 
 def test_a_damaged_label_is_named_once(shell: Shell, data: Path, tmp_path: Path) -> None:
@@ -632,6 +647,9 @@ def test_evaluation_mistakes_are_one_sentence(
         "evaluate", "--data", tmp_path, *here, "--held-out", "--person-regex", "(.*)"
     )
     assert "no version" in shell.refused("evaluate", "--data", data, "--home", tmp_path / "none")
+    endless = ("--tolerance", "inf")
+    assert "--tolerance inf: " in shell.refused("evaluate", "--data", data, *here, *endless)
+    assert image.shape == label.shape
 
 
 def test_info_of_an_empty_home(shell: Shell, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +43,18 @@ def test_headers_say_which_images_have_the_feature(
     assert segunlearn(monkeypatch, "replay", "forget-feature", *site, *more) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["with"], told["without"]) == (with_feature, 5 - with_feature)
+
+
+def test_tags_in_another_encoding_and_latents_beyond_memory_are_refused(
+    site: tuple[object, ...], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    tags = tmp_path / "tags.csv"
+    tags.write_bytes("image,feature\nMüller,yes\n".encode("latin-1"))
+    assert segunlearn(monkeypatch, "replay", "forget-feature", *site, "--tags", tags) == 2
+    assert "tags.csv: is not UTF-8" in capsys.readouterr().err.replace("\n", "")
+    assert segunlearn(monkeypatch, "replay", "train", *site, "--latent", 999999999) == 2
+    assert "or equal to 4096" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import typer
 
 from segunlearn.cli.common import (
     DEFAULT,
+    MOST_SEED,
     DeviceOption,
     HomeOption,
     JsonOption,
@@ -109,7 +110,7 @@ def adapt(
             help="Adapt again every site whose adapter was forgotten or is of old weights.",
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the patches.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the patches.")] = 0,
     home: HomeOption = DEFAULT,
     people: PeopleOption = None,
     person_regex: RegexOption = None,

@@ -63,6 +63,8 @@ def evaluate(
     from segunlearn.evaluation import evaluate as run
     from segunlearn.inference import Segmenter
 
+    if not math.isfinite(tolerance):
+        raise InvalidInputError(f"--tolerance {tolerance}: give a length in mm, for example 1.")
     place = home_of(home)
     info = version_of(place, model, version)
     records = Records(place, store)

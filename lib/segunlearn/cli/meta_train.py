@@ -20,6 +20,7 @@ from segunlearn.app.from_active import (
 from segunlearn.cases import Case, cases_from_folder
 from segunlearn.cli.common import (
     DEFAULT,
+    MOST_SEED,
     DeviceOption,
     HomeOption,
     JsonOption,
@@ -126,7 +127,7 @@ def meta_train(
         bool,
         typer.Option(help="Add made-up looks and label conventions; needed below some 20 sites."),
     ] = True,
-    seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of every random choice.")] = 0,
     store: StoreOption = "",
     device: DeviceOption = "auto",
     as_json: JsonOption = False,

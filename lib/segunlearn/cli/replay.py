@@ -13,6 +13,7 @@ from segunlearn.app.from_active import keep_out
 from segunlearn.cases import Case, cases_from_folder
 from segunlearn.cli.common import (
     DEFAULT,
+    MOST_SEED,
     DeviceOption,
     HomeOption,
     JsonOption,
@@ -72,14 +73,14 @@ def train(
     model: ModelOption = "segmentation",
     steps: Annotated[int, typer.Option(min=1, help="Steps of the training.")] = 1500,
     batch_size: Annotated[int, typer.Option(min=1, help="Images of a step.")] = 16,
-    latent: Annotated[int, typer.Option(min=1, help="Numbers of a latent vector.")] = 64,
+    latent: Annotated[int, typer.Option(min=1, max=4096, help="Numbers of a latent vector.")] = 64,
     unseen: Annotated[
         Path | None,
         typer.Option(
             help="Folder of images of other people, to measure what the generator remembers."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of every random choice.")] = 0,
     store: StoreOption = "",
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -169,7 +170,7 @@ def page(
     model: ModelOption = "segmentation",
     samples: Annotated[int, typer.Option(min=0, max=512, help="Generated images shown.")] = 200,
     most: Annotated[int, typer.Option(min=1, help="Real images shown, at most.")] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Of the generated images.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the generated images.")] = 0,
     store: StoreOption = "",
 ) -> None:
     """Write a page on which a person clicks the images that show a feature.
@@ -227,7 +228,7 @@ def forget_feature(
     weight: Annotated[
         float, typer.Option(min=0.01, help="Of what takes out, beside what keeps.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of every random choice.")] = 0,
     store: StoreOption = "",
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -252,7 +253,10 @@ def forget_feature(
         )
         cases = _usable(cases, base, records)
     if tags is not None:
-        found = read_tags(tags.read_text(encoding="utf-8-sig"))
+        try:
+            found = read_tags(tags.read_text(encoding="utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise InvalidInputError(f"{tags}: is not UTF-8; save it as CSV in UTF-8.") from error
     else:
         found = Tags(_by_attribute(attribute, studies, place, model, cases))
     cases, by_series = _tagged(cases, found, records)

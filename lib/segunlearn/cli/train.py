@@ -21,6 +21,7 @@ from segunlearn.app.from_active import (
 from segunlearn.cases import Case, cases_from_folder, persons_of, split_by_person
 from segunlearn.cli.common import (
     DEFAULT,
+    MOST_SEED,
     DataOption,
     DeviceOption,
     HomeOption,
@@ -80,7 +81,7 @@ def train(
             min=0.0, max=0.9, help="Share of the people kept out, for 'evaluate --held-out'."
         ),
     ] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of every random choice.")] = 0,
     from_active: Annotated[
         bool,
         typer.Option(

@@ -12,6 +12,7 @@ import typer
 from segunlearn.cli.audit import LevelName
 from segunlearn.cli.common import (
     DEFAULT,
+    MOST_SEED,
     DeviceOption,
     HomeOption,
     JsonOption,
@@ -89,7 +90,9 @@ QuickOption = Annotated[
 WithReferenceOption = Annotated[
     bool, typer.Option("--with-reference", help="Audit against full references; takes longer.")
 ]
-SeedOption = Annotated[int, typer.Option(min=0, help="Of every random choice but the key.")]
+SeedOption = Annotated[
+    int, typer.Option(min=0, max=MOST_SEED, help="Of every random choice but the key.")
+]
 PlanOption = Annotated[
     bool, typer.Option("--plan", help="Only say what it would take; also without --run.")
 ]
