@@ -505,6 +505,18 @@ def test_the_program_tells_its_version(shell: Shell) -> None:
     assert re.fullmatch(r"segunlearn \d+\.\d+\S*\n", out)
 
 
+def test_a_file_that_no_record_may_name_is_named_at_the_terminal(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(**_: object) -> NoReturn:
+        error = InvalidInputError("support, study 2 of 5: no grid.")
+        error.about = "p001.nii.gz"
+        raise error
+
+    monkeypatch.setattr(cli, "app", broken)
+    assert shell.refused("adapt") == "error: p001.nii.gz: support, study 2 of 5: no grid.\n"
+
+
 def write_bad_people(folder: Path) -> Path:
     path = folder / "people.csv"
     path.write_text("name,who\na,b\n")

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from segunlearn.app.from_active import held_out_of
 from segunlearn.cases import cases_from_folder, persons_of
+from segunlearn.cli.assumed import assumed_for_images
 from segunlearn.cli.common import (
     DEFAULT,
     DataOption,
@@ -22,7 +23,6 @@ from segunlearn.cli.common import (
     PeopleOption,
     RegexOption,
     StoreOption,
-    assumed_for_images,
     axes_of,
     home_of,
     modality_of,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from pydicom.dataset import Dataset
 
+from segunlearn.cli.assumed import assumed_sentence
 from segunlearn.cli.common import (
     DEFAULT,
     DeviceOption,
@@ -16,7 +17,6 @@ from segunlearn.cli.common import (
     MirrorOption,
     ModalityOption,
     ModelOption,
-    assumed_sentence,
     axes_of,
     console,
     home_of,

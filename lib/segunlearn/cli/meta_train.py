@@ -18,6 +18,7 @@ from segunlearn.app.from_active import (
     with_fitted,
 )
 from segunlearn.cases import Case, cases_from_folder
+from segunlearn.cli.assumed import with_assumed
 from segunlearn.cli.common import (
     DEFAULT,
     MOST_SEED,
@@ -40,7 +41,6 @@ from segunlearn.cli.common import (
     stop_on_interrupt,
     version_of,
     warn,
-    with_assumed,
     with_loss,
     without_forgotten,
 )

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from segunlearn.app.from_active import keep_out
 from segunlearn.cases import Case, cases_from_folder
+from segunlearn.cli.assumed import with_assumed
 from segunlearn.cli.common import (
     DEFAULT,
     MOST_SEED,
@@ -34,7 +35,6 @@ from segunlearn.cli.common import (
     records_of,
     stop_on_interrupt,
     version_of,
-    with_assumed,
     with_loss,
     without_forgotten,
 )

@@ -19,6 +19,7 @@ from segunlearn.app.from_active import (
     with_fitted,
 )
 from segunlearn.cases import Case, cases_from_folder, persons_of, split_by_person
+from segunlearn.cli.assumed import with_assumed
 from segunlearn.cli.common import (
     DEFAULT,
     MOST_SEED,
@@ -42,7 +43,6 @@ from segunlearn.cli.common import (
     stop_on_interrupt,
     version_of,
     warn,
-    with_assumed,
     without_forgotten,
 )
 from segunlearn.errors import InvalidInputError
