@@ -502,7 +502,8 @@ for number in range(0, 10_000, 2):  # a state of the disk lasts for longer than 
         def trace(frame, event, argument):
             global lines
             name = frame.f_globals.get("__name__", "")
-            if not name.startswith(("segunlearn.adapters", "segunlearn.records.durable")):
+            ours = "segunlearn.adapters", "segunlearn.records.durable", "segunlearn.replacing"
+            if not name.startswith(ours):
                 return None
             if event == "line":
                 if lines == number:

@@ -15,11 +15,12 @@ from large_pacs import LargePacs, series_uid, study_uid
 from live_server import live_server
 from segunlearn.app.activelearning import First, RandomChoice
 from segunlearn.app.datastores import DicomDatastore, listing, open_datastore
-from segunlearn.app.datastores.index import CachedIndex, pause_after
+from segunlearn.app.datastores.index import CachedIndex
 from segunlearn.app.datastores.listing import SeriesList
 from segunlearn.app.datastores.studies import PATIENCE
 from segunlearn.app.forget_service import QUESTIONS_A_VIEW, StudiesCatalogue
 from segunlearn.app.options import AppOptions, Home
+from segunlearn.app.pauses import pause_after
 from segunlearn.dicom.search import SeriesRecord
 from segunlearn.errors import NotFoundError, UnavailableError
 from segunlearn.volumes import read_volume

@@ -55,6 +55,7 @@ def note_store(home: Home, url: str) -> None:
     if not (home.root / NOTE).is_file():
         home.root.mkdir(parents=True, exist_ok=True)
         write_json_durably(home.root / NOTE, {"store": address(home, url)})
+        (home.root / NOTE).chmod(0o600)
 
 
 def address(home: Home, url: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydicom.dataset import Dataset
 
-from segunlearn.app.datastores.index import pause_after
+from segunlearn.app.pauses import pause_after
 from segunlearn.dicom.archive import Archive, SeriesRecord
 from segunlearn.dicom.identifiers import Pseudonyms, is_pattern, is_uid
 from segunlearn.dicom.key_objects import Reference, references_of, word

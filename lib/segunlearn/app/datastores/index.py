@@ -7,24 +7,14 @@ import threading
 import time
 from collections.abc import Callable
 from math import inf
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
+from segunlearn.app.pauses import pause_after
 from segunlearn.errors import SegUnlearnError
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-#: Reading a list that takes longer than this is work for its source, in seconds.
-QUICK_SECONDS: Final = 0.5
-
-
-def pause_after(took: float, seconds: float) -> float:
-    """Seconds to leave a list alone that took ``took`` to read and may be ``seconds`` old.
-
-    What takes long is read one twentieth of the time at most.
-    """
-    return seconds if took <= QUICK_SECONDS else max(seconds, 20 * took)
 
 
 class Remembered(Generic[T]):

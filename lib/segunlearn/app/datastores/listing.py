@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from segunlearn.app.datastores.index import QUICK_SECONDS, pause_after
+from segunlearn.app.pauses import QUICK_SECONDS, pause_after
 from segunlearn.dicom.search import SeriesRecord
 from segunlearn.errors import SegUnlearnError, UnavailableError
 
