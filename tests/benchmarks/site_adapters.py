@@ -29,12 +29,11 @@ from report import ROOT, bar, write
 sys.path.insert(0, str(ROOT / "tests"))
 from app_sources import publish_tiny, put_meta_model
 from segunlearn.adaptation import MetaModel
-from segunlearn.adaptation.adapt import AdaptMethod
 from segunlearn.adaptation.generator import Generator, film_layers
 from segunlearn.adaptation.inner import inner_names
 from segunlearn.adapters.site import SiteAdapter
 from segunlearn.app.adapter_run import AdaptRun
-from segunlearn.app.adapter_support import AdaptOrder
+from segunlearn.app.adapter_support import BEST, AdaptOrder
 from segunlearn.app.models import ActiveModel
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
@@ -66,7 +65,7 @@ def with_meta_model(home: Home) -> None:
     put_meta_model(info, made.to_bytes())
 
 
-def adapt(home: Home, folder: Path, method: AdaptMethod) -> dict[str, Any]:
+def adapt(home: Home, folder: Path, method: str) -> dict[str, Any]:
     """Adapt from three studies with labels, each person held out once."""
     folder = folder / method
     folder.mkdir()
@@ -138,13 +137,12 @@ def main() -> None:
         home = Home(Path(folder) / "home")
         publish_tiny(home.root, config=CONFIG)
         with_meta_model(home)
-        methods: tuple[AdaptMethod, ...] = ("fine_tune", "generator+maml")
-        adapting = {method: adapt(home, Path(folder), method) for method in methods}
+        adapting = {m: adapt(home, Path(folder), m) for m in ("fine_tune", "generator+maml", BEST)}
         serving = serve(home, repeats)
     processor = serving["inference_processor_seconds"]
     more = processor["adapter"] / processor["base"] - 1
     activation = serving["activation_ms"]
-    seconds = max(of["seconds"] for of in adapting.values())
+    seconds = max(of["seconds"] for m, of in adapting.items() if m != BEST)  # it is two in one
     peak = max(of["peak_gib"] for of in adapting.values())
     write(
         "site_adapters",
