@@ -26,7 +26,9 @@ FITS = """() => {
       found.push(e.outerHTML.slice(0, 90));
   }
   for (let e = panel?.parentElement; e && e !== document.body; e = e.parentElement)
-    if (e.scrollHeight > e.clientHeight + 1) found.push('the host scrolls around the panel');
+    if (e.scrollHeight > e.clientHeight + 1)
+      found.push(`the host scrolls around the panel: ${e.scrollHeight} of ${e.clientHeight} px in `
+        + e.outerHTML.slice(0, 90));
   const at = document.querySelector('dialog.sul-dialog')?.getBoundingClientRect();
   if (at && Math.min(at.left, at.top, innerWidth - at.right, innerHeight - at.bottom) < 0)
     found.push('the dialog leaves the page');
@@ -113,7 +115,7 @@ class Tab:
 
     def accessible(self) -> None:
         """Nothing serious in what is ours, by axe-core; and it fits into the page."""
-        for _ in range(20):  # while the page is still being laid out
+        for _ in range(round(100 * crowding())):  # while the page is still being laid out
             outside = self.page.evaluate(FITS)
             if not outside:
                 break

@@ -397,10 +397,11 @@ def remove(hospital: Hospital, person: Person, server: ViewerServer) -> None:
     shutil.rmtree(hospital.dicom / person.name)
     found = f"{server.url}/dicomweb/studies?StudyInstanceUID={person.study}"
     unseen = 0  # looks in a row: the list of studies is read again by whoever asks, and then old
-    for _ in range(150):
+    for _ in range(300):
         unseen = 0 if httpx.get(found, timeout=30).content.strip(b"[] \n") else unseen + 1
         listed = httpx.get(f"{server.url}/datastore/?output=all", timeout=30)
-        unseen = unseen if listed.status_code == 200 else 0  # between two states
+        known = listed.status_code != 200 or person.series in listed.text  # or between two states
+        unseen = 0 if known else unseen
         httpx.get(f"{server.url}/forget/status?study={person.study}", timeout=30)
         if unseen == 5:
             return
