@@ -27,7 +27,7 @@ from segunlearn.records.ledger import Ledger
 from segunlearn.records.ledger_entries import LedgerCase, LedgerEntry
 from segunlearn.records.outbox import Outbox, PacsSeen
 from segunlearn.records.runs import Progress, Runs
-from segunlearn.records.store import Store, open_store
+from segunlearn.records.store import Store
 
 STUDY, SERIES, PERSON = "1.2.840.1", "1.2.840.1.1", "4711"
 TRAINED = "1.2.840.9"
@@ -61,13 +61,6 @@ class Catalogue:
         patient, _, issuer = target_id.partition("^^^")
         known = patient in (STUDY, SERIES, PERSON, "liver") and issuer in ("", *self.issued_by)
         return None if self.down else known
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = open_store(tmp_path / "store.db")
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

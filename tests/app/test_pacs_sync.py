@@ -31,7 +31,7 @@ from segunlearn.dicom.retraction import RetractionNote, build_retractions, parse
 from segunlearn.errors import ForbiddenError, InvalidInputError, NotFoundError, UnavailableError
 from segunlearn.records.forget_set import ForgetSet
 from segunlearn.records.outbox import Outbox, PacsSeen
-from segunlearn.records.store import Store, open_store
+from segunlearn.records.store import Store
 
 pytestmark = pytest.mark.pacs
 SECRET = bytes(range(32))
@@ -50,13 +50,6 @@ def pacs(server: OrthancProcess) -> OrthancProcess:
     for patient in requests.get(f"{server.rest}/patients", timeout=20).json():
         requests.delete(f"{server.rest}/patients/{patient}", timeout=20)
     return server
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = open_store(tmp_path / "store.db")
-    yield opened
-    opened.close()
 
 
 class Site:

@@ -19,17 +19,10 @@ from segunlearn.dicom.archive import SeriesRecord, open_archive
 from segunlearn.errors import NotFoundError, UnavailableError
 from segunlearn.records.forget_set import ForgetRequest, ForgetSet
 from segunlearn.records.outbox import Outbox, PacsSeen
-from segunlearn.records.store import Store, open_store
+from segunlearn.records.store import Store
 
 SECRET = bytes(range(32))
 BIRTH_DATE = "19500231"
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = open_store(tmp_path / "store.db")
-    yield opened
-    opened.close()
 
 
 class FakeArchive:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 from pydicom.dataset import Dataset
@@ -21,7 +20,7 @@ from segunlearn.records.forget_set import ForgetSet
 from segunlearn.records.ledger import Ledger
 from segunlearn.records.ledger_entries import LedgerCase
 from segunlearn.records.outbox import Outbox, PacsSeen
-from segunlearn.records.store import Store, open_store
+from segunlearn.records.store import Store
 
 SECRET = bytes(range(32))
 WILD = ("*", "SYN-*", "SYN-?", "?")
@@ -41,13 +40,6 @@ def studies(pacs: LargePacs, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         )
         assert isinstance(opened, DicomDatastore)
         yield opened
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = open_store(tmp_path / "store.db")
-    yield opened
-    opened.close()
 
 
 def test_the_stand_in_matches_as_a_pacs_does(pacs: LargePacs, studies: DicomDatastore) -> None:

@@ -53,7 +53,6 @@ def refuse_other_store(home: Home, url: str) -> None:
 def note_store(home: Home, url: str) -> None:
     """Note the store of a home that has none noted yet; it has just been opened."""
     if not (home.root / NOTE).is_file():
-        home.root.mkdir(parents=True, exist_ok=True)
         write_json_durably(home.root / NOTE, {"store": address(home, url)})
         (home.root / NOTE).chmod(0o600)
 

@@ -10,6 +10,7 @@ import secrets
 from pathlib import Path
 
 from segunlearn.errors import IntegrityError, InvalidIdentifierError, UnavailableError
+from segunlearn.replacing import sync_folder
 
 #: Bytes of a site's pseudonym key.
 KEY_BYTES = 32
@@ -133,7 +134,7 @@ def load_or_create_key(path: Path) -> bytes:
                 except FileExistsError:
                     pass  # another process was first: its key is the site's key
                 else:
-                    _fsync_folder(path.parent)
+                    sync_folder(path.parent)
             finally:
                 part.unlink(missing_ok=True)
         key = path.read_bytes()
@@ -148,11 +149,3 @@ def load_or_create_key(path: Path) -> bytes:
             "Put the right file back; a new key would change every pseudonym."
         )
     return key
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
