@@ -44,8 +44,8 @@ class Task:
     steps
         Of the unlearning methods.
     references
-        Models trained in full without each forget set; with three, each is judged with the noise
-        of the other two.
+        Models trained in full without each forget set; each is judged with the noise of the
+        others, so with two there is none to see.
     thorough
         Forget sets on which relearning is tried at three rates and distillation is, too.
     """
@@ -180,6 +180,6 @@ def _chase(data: Path) -> Task:
         hard=0,  # of seven children, two chosen for memory are hardly others than two at random
         epochs=80,
         short_epochs=10,
-        references=3,
+        references=5,
         thorough=frozenset({"2 children"}),
     )
