@@ -9,6 +9,7 @@ HOME_DIR ?= home
 VIEWER  ?= .viewer
 STUDIES ?= sample-data/studies
 SLICER_VENV ?= .venv-slicer
+PEFT_VENV ?= .venv-peft
 BIN     := $(VENV)/bin
 WORKERS ?= 2
 GPU     := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
@@ -17,7 +18,7 @@ PIP     := $(BIN)/python -m pip --disable-pip-version-check install --quiet --co
 
 SBOM_VENV ?= .venv-sbom
 
-.PHONY: help run viewer ohif ohif-tools slicer-tools slicer-pictures demo test check lint setup sample sbom audit clean
+.PHONY: help run viewer ohif ohif-tools slicer-tools slicer-pictures peft-tools demo test check lint setup sample sbom audit clean
 
 help:
 	@echo "make run     set up, make sample studies and a sample model, serve on http://127.0.0.1:$(PORT)/"
@@ -83,12 +84,24 @@ $(SLICER_VENV)/.ready: tests/slicer/constraints.txt
 
 slicer-tools: $(SLICER_VENV)/.ready
 
+# peft beside the packages of $(VENV): there MONAI would import transformers at every start.
+$(PEFT_VENV)/.ready: constraints.txt $(VENV)/.ready
+	@$(PYTHON) -m venv --clear $(PEFT_VENV)
+	@echo "Installing peft for the test of what our adapters are to it …"
+	@echo "import site; site.addsitedir('$(abspath $(VENV))/lib/python3.11/site-packages')" \
+	  >$(PEFT_VENV)/lib/python3.11/site-packages/segunlearn_environment.pth
+	@$(PEFT_VENV)/bin/python -m pip --disable-pip-version-check install --quiet \
+	  --no-warn-conflicts --constraint constraints.txt peft
+	@touch $@
+
+peft-tools: $(PEFT_VENV)/.ready
+
 slicer-pictures: setup slicer-tools
 	mkdir -p build/slicer
 	cd tests/slicer/offscreen && SEGUNLEARN_SHOTS=$(CURDIR)/build/slicer \
 	  SEGUNLEARN_PYTHON=$(abspath $(BIN))/python $(abspath $(SLICER_VENV))/bin/python -m pytest -q
 
-test: setup slicer-tools
+test: setup slicer-tools peft-tools
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: setup
@@ -119,4 +132,4 @@ audit: sbom
 	@$(BIN)/python container/audit.py build/audit.json
 
 clean:
-	rm -rf $(VENV) $(SLICER_VENV) $(SBOM_VENV) build/sbom.json build/audit.json sample-data/studies sample-data/nifti sample-data/.ready $(HOME_DIR) .demo
+	rm -rf $(VENV) $(SLICER_VENV) $(PEFT_VENV) $(SBOM_VENV) build/sbom.json build/audit.json sample-data/studies sample-data/nifti sample-data/.ready $(HOME_DIR) .demo
