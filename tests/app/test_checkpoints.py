@@ -14,13 +14,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from segunlearn.app import checkpoints, forget_command
+from segunlearn.app import checkpoints
 from segunlearn.app.datastores import FolderDatastore
 from segunlearn.app.forget_service import ForgetService
 from segunlearn.app.locks import audit_lock
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.cases import Case
+from segunlearn.cli import forget_command
 from segunlearn.records.runs import Runs
 
 CASES = [
@@ -258,7 +259,8 @@ def test_the_command_line_deletes_too(
     root = typer.Typer()
     root.add_typer(forget_command.forget, name="forget")
     done = CliRunner().invoke(
-        root, ["forget", "mark", *words, "--reason", "quality", "--home", str(tmp_path)]
+        root,
+        ["forget", "mark", "--even-if-unknown", *words, "--reason=quality", f"--home={tmp_path}"],
     )
     assert done.exit_code == 0, done.output
     assert not folder.exists()

@@ -213,7 +213,7 @@ def test_the_table_is_that_of_the_design() -> None:
     design = """
     requested approved | approved working | working fulfilled | working refused | refused working
     fulfilled restored | fulfilled purged | requested withdrawn | approved withdrawn
-    approved fulfilled | proposed requested | proposed dismissed
+    approved fulfilled | proposed requested | proposed dismissed | refused withdrawn
     """
     pairs = {tuple(pair.split()) for pair in design.replace("\n", " | ").split("|") if pair.strip()}
     assert pairs == {

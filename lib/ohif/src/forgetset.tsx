@@ -6,7 +6,8 @@ import { useDraft, useStore } from "./store";
 import { whyNotWithdraw } from "./study";
 import type { ForgetRequest, Run } from "./types";
 import {
-  KINDS, NOT_ADMIN, REASONS, STATES, isUnlearned, lawOf, shortId, standingOf, stateOf, when,
+  KINDS, NOT_ADMIN, REASONS, STATES, WITHDRAWABLE, isUnlearned, lawOf, shortId, standingOf, stateOf,
+  when,
 } from "./words";
 
 const FIRST = 10;
@@ -50,7 +51,7 @@ function Actions({ request }: { request: ForgetRequest }): JSX.Element {
             act={() => openDialog({ kind: "purge", request })} />
         </React.Fragment>
       ) : null}
-      {state === "requested" || state === "approved" ? (
+      {WITHDRAWABLE.includes(state) ? (
         <Act label="Withdraw" name="sul-withdraw" about={about} why={whyNotWithdraw(request)}
           act={() => openDialog({ kind: "withdraw", request })} />
       ) : null}

@@ -6,6 +6,7 @@ import { displaySet, displaySets, notify, showPanel } from "./host";
 import { get } from "./store";
 import type { Target } from "./store";
 import { refresh } from "./refresh";
+import { WITHDRAWABLE } from "./words";
 
 interface MenuArguments {
   StudyInstanceUID?: string;
@@ -39,7 +40,7 @@ async function withdrawFromMenu(found: MenuArguments): Promise<void> {
   showPanel();
   await refresh();
   const request = get().requests.find(
-    (r) => r.target.id === target.id && ["requested", "approved"].includes(r.state),
+    (r) => r.target.id === target.id && WITHDRAWABLE.includes(r.state),
   );
   if (request) openDialog({ kind: "withdraw", request });
   else notify("info", `This ${target.kind} has no mark of its own that can be taken back.`);

@@ -7,7 +7,7 @@ import { React } from "./react";
 import { get, setSupport, useStore } from "./store";
 import type { About, Series } from "./store";
 import type { Cover, ForgetRequest, Me, Status } from "./types";
-import { KINDS, NOT_MARKER, REASONS, shortId } from "./words";
+import { KINDS, NOT_MARKER, REASONS, WITHDRAWABLE, shortId } from "./words";
 
 function Covers({ covers }: { covers: Cover[] }): JSX.Element {
   return (
@@ -26,7 +26,7 @@ function Covers({ covers }: { covers: Cover[] }): JSX.Element {
 /** The request of a target of its own that can still be taken back. */
 function withdrawable(covers: Cover[] | undefined, kind: string): ForgetRequest | undefined {
   const own = covers?.find(
-    (c) => c.target_kind === kind && ["requested", "approved"].includes(c.state),
+    (c) => c.target_kind === kind && WITHDRAWABLE.includes(c.state),
   );
   return own && get().requests.find((r) => r.request_id === own.request_id);
 }

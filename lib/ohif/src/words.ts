@@ -10,6 +10,9 @@ export const REASONS: Record<Reason, string> = {
   other: "Other (say which)",
 };
 
+/** States in which a mark can be taken back: nothing has been changed in a model. */
+export const WITHDRAWABLE: readonly RequestState[] = ["requested", "approved", "refused"];
+
 /** What a request stands for: its state, or that it is only hidden, whatever its state. */
 export type Standing = RequestState | "hidden";
 

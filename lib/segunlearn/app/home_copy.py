@@ -97,7 +97,7 @@ def copy_home(home: Home, target: Path, *, wait: float = 5.0) -> Copied:
     if home.root.resolve() in [target.resolve(), *target.resolve().parents]:
         raise InvalidInputError(f"{target}: lies inside the home. Name a folder elsewhere.")
     with ExitStack() as stack:
-        for model in sorted(p.name for p in (home.root / "models").glob("*") if p.is_dir()):
+        for model in home.models():
             stack.enter_context(training_lock(home, model, "backup", wait))
         if any(True for _ in journals(home)):
             raise ConflictError(

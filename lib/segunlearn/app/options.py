@@ -182,6 +182,10 @@ class Home:
         """Registry folder of a model."""
         return self.root / "models" / name
 
+    def models(self) -> list[str]:
+        """Names of the models that have a registry folder, in order."""
+        return sorted(p.name for p in (self.root / "models").glob("*") if p.is_dir())
+
     @property
     def database(self) -> Path:
         """SQLite store."""

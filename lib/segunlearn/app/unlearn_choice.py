@@ -14,7 +14,6 @@ from segunlearn.app.audit_targets import (
     cases_of,
     lineage_of,
     name_of,
-    version_of,
 )
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
@@ -107,6 +106,11 @@ class UnlearnChoice:
     unmeasured: tuple[ForgetRequest, ...] = ()
     others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+    @property
+    def is_sealed(self) -> bool:
+        """Whether weights are left to seal for ``elsewhere``."""
+        return any(v.weights_state != "destroyed" for v in self.outdated)
+
     def check_expected(self, expected: Sequence[str]) -> None:
         """Compare every request that a plan of this names with those that one has named.
 
@@ -153,7 +157,7 @@ def choose_unlearning(
         Nothing is approved, a named request is in another state, or the generator to replay knows
         what is to be forgotten.
     NotFoundError
-        No such request, no version to unlearn from, or no generator to replay.
+        No such request, or no generator to replay.
     InvalidInputError, LabelError
         The served version knows a structure that is named; only other models know what is named;
         it is known from replayed images without labels; or the sets cannot be made, see
@@ -170,7 +174,8 @@ def choose_unlearning(
             there.append(request)
         if left := tuple(m for m in models if m != model):
             others[request.request_id] = left
-    active = version_of(registry, "")
+    active = registry.active()
+    in_service = active.version if active is not None else ""
     here = [r for r in asked if r not in there]
     if there and (order.requests or not here):
         raise InvalidInputError(_only_there(there[0], model, others[there[0].request_id]))
@@ -179,20 +184,20 @@ def choose_unlearning(
     for request, cases_, versions in served:
         if not cases_:
             never.append(request)
-        elif active.version in {v.version for v in versions}:
+        elif in_service in {v.version for v in versions}:
             known.append(request)
         else:
             elsewhere.append(request)
     for request in [r for r in here if r not in studies]:
         versions = versions_that_know_structure(records, registry, request.target.id)
-        why_not = _not_here(request, registry, versions, active)
+        why_not = _not_here(request, registry, versions, in_service)
         if not why_not:
             elsewhere.append(request)
             served.append((request, [], versions))
         elif order.requests or not studies:
             raise InvalidInputError(why_not)
     original, sets, also, unmeasured = None, None, [], []
-    if known:
+    if known and active is not None:
         original = _original(registry, active)
         unmeasured = _unmeasured(known, records, original, cases)
         known = [r for r in known if r not in unmeasured]
@@ -309,7 +314,7 @@ def _not_here(
     request: ForgetRequest,
     registry: VersionRegistry,
     know: Sequence[VersionInfo],
-    active: VersionInfo,
+    active: str,
 ) -> str:
     """Say why a request about a structure cannot be fulfilled now; empty when it can."""
     structure, model = request.target.id, request.target.model
@@ -318,11 +323,11 @@ def _not_here(
             f"forget request {request.request_id} is about a structure of the model {model}, not "
             f"of {registry.root.name}. Unlearn it there."
         )
-    if active.version not in {v.version for v in know}:
+    if active not in {v.version for v in know}:
         return ""
     return (
         f"forget request {request.request_id} is about the structure {structure}, which "
-        f"{active.version} was taught: studies and people are taken out of weights here, a "
+        f"{active} was taught: studies and people are taken out of weights here, a "
         "structure by training again. Every training takes it for background from its mark on: "
         "train from random weights (segunlearn train --again), then come back; the versions that "
         "know it are sealed then."

@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 ROLE: Final = "unlearning"
 #: Text for the history of what is restored, where nobody says why.
 RESTORED: Final = "restored on request"
+#: Why a request is fulfilled that was about nothing in service.
+NEVER_TRAINED_ON: Final = "never trained on"
+ONLY_OUT_OF_SERVICE: Final = "only versions out of service knew it"
 
 
 @dataclass(frozen=True)

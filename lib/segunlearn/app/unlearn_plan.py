@@ -23,6 +23,10 @@ _FORGOTTEN_AGAIN: Final = (
     "stays forgotten: the version that comes back knows it, so that it is "
     "unlearned from that again and audited; nothing is restored unless it passes"
 )
+_OUTDATED: Final = {
+    True: "older versions that know it are sealed",
+    False: "the versions that knew it are destroyed already: nothing is left to seal",
+}
 _WORDS: Final[Mapping[str, str]] = {
     "hidden": "Hides the study; whoever has the weights can bring it back. Never called erasure.",
     "unlearned": "Also weights that are attacked should not give it back; the audit says whether.",
@@ -49,10 +53,7 @@ def plan_of(choice: UnlearnChoice, records: Records, order: UnlearnOrder) -> Pla
             for r in choice.requests
         ),
         *(_line(r, "only hidden so far: is unlearned with them") for r in choice.also),
-        *(
-            _line(r, "older versions that know it are sealed" + _then(choice, r))
-            for r in choice.elsewhere
-        ),
+        *(_line(r, _OUTDATED[choice.is_sealed] + _then(choice, r)) for r in choice.elsewhere),
         *(
             _line(r, f"only {', '.join(choice.others[r.request_id])} knows it: unlearn it there")
             for r in choice.there

@@ -149,7 +149,7 @@ def known_in(
         As for :func:`versions_that_know_target`.
     """
     home = audits.home
-    for model in sorted(p.name for p in (home.root / "models").glob("*") if p.is_dir()):
+    for model in home.models():
         registry = VersionRegistry(home.model(model))
         found = versions_that_know_target(audits, records, registry, request, hides=hides)
         yield from ((model, version) for version in found)

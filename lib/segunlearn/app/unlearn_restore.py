@@ -18,7 +18,7 @@ from segunlearn.app.audit_targets import Targets
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
 from segunlearn.app.unlearn_choice import UnlearnChoice
-from segunlearn.app.unlearn_finish import Finisher
+from segunlearn.app.unlearn_finish import NEVER_TRAINED_ON, ONLY_OUT_OF_SERVICE, Finisher
 from segunlearn.app.unlearn_order import UnlearnOrder
 from segunlearn.app.unlearn_reach import show_what_was_forgotten
 from segunlearn.app.unlearn_replay import replayed_cases
@@ -38,10 +38,10 @@ class Restore:
     requests
         Ids of those that were unlearned together, and so come back together.
     replaced_by
-        SHA-256 of the version that was published instead.
+        SHA-256 of the version that was published instead; empty where nothing was sealed.
     original
-        The version that knew them; None where only versions out of service did: what is in service
-        goes on.
+        The version that knew them; None where none did, or only versions out of service: what is
+        in service goes on.
     again
         Requests that stay forgotten, and whose studies the original would show.
     retire
@@ -84,6 +84,8 @@ def restore_of(
     left = [d for d in finisher.deposits.of_request(request_id) if d.model == model]
     if not (left and request.state == "restored"):  # with another model, and not yet with this one
         fulfilled(records, request_id)
+    if _nothing_comes_back(finisher, records, request):
+        return Restore((request_id,), "", None, (), (), ())
     deposits = deposits_of(finisher, model, request)
     group = set.intersection(*(set(d.requests) for d in deposits))
     names = dict.fromkeys(e.version for d in deposits for e in d.entries)
@@ -180,6 +182,17 @@ def fulfilled(records: Records, request_id: str) -> ForgetRequest:
     return request
 
 
+def _nothing_comes_back(finisher: Finisher, records: Records, request: ForgetRequest) -> bool:
+    """Whether nothing in service knew it and nothing was sealed: a restore is only its word."""
+    if finisher.deposits.of_request(request.request_id):
+        return False
+    ends = [s for s in records.forget_set.history(request.request_id) if s.to_state == "fulfilled"]
+    return any(
+        step.from_state == "approved" or step.why in (NEVER_TRAINED_ON, ONLY_OUT_OF_SERVICE)
+        for step in ends
+    )
+
+
 def deposits_of(finisher: Finisher, model: str, request: ForgetRequest) -> list[Deposit]:
     """Deposits of a request that can be opened, newest first.
 
@@ -195,8 +208,8 @@ def deposits_of(finisher: Finisher, model: str, request: ForgetRequest) -> list[
     if not found:
         raise NotFoundError(
             f"forget request {request.request_id} has no deposit of model {model!r}: no "
-            "version knew it, or a purge destroyed the one it had with others. There is "
-            "nothing to restore."
+            "version of this model knew it, or a purge destroyed the one it had with others. There "
+            "is nothing to restore."
         )
     openable = [d for d in found if deposits.is_openable(d.deposit_id)]
     if not openable:

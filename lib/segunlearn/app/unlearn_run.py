@@ -23,7 +23,14 @@ from segunlearn.app.unlearn_choice import (
     choose_unlearning,
     versions_that_know_cases,
 )
-from segunlearn.app.unlearn_finish import RESTORED, ROLE, Finisher, registry_active
+from segunlearn.app.unlearn_finish import (
+    NEVER_TRAINED_ON,
+    ONLY_OUT_OF_SERVICE,
+    RESTORED,
+    ROLE,
+    Finisher,
+    registry_active,
+)
 from segunlearn.app.unlearn_journal import Journal
 from segunlearn.app.unlearn_make import Made, make
 from segunlearn.app.unlearn_order import UnlearnOrder
@@ -172,10 +179,10 @@ class UnlearnRun(WatchedRun):
                     "what it names. Start the unlearning again."
                 )
             # runs without a version may have read it, so that it is not fulfilled from approved
-            self._to_work(request.request_id, "never trained on")
+            self._to_work(request.request_id, NEVER_TRAINED_ON)
             forget_set.transition(
                 request.request_id, "fulfilled", actor=actor, role=ROLE,
-                why="never trained on", reached="retrained",
+                why=NEVER_TRAINED_ON, reached="retrained",
             )  # fmt: skip
             done.append(request.request_id)
         if choice.elsewhere:
@@ -206,12 +213,15 @@ class UnlearnRun(WatchedRun):
             run_id, "unlearn", self.order.model, ids, self.requested_by or ROLE, active,
             retire=retire,
             reached="unlearned", exact=tuple(r for r in ids if r not in measured),
-            decided=True, why="only versions out of service knew it",
+            decided=True, why=ONLY_OUT_OF_SERVICE,
         ).written(self.home)  # fmt: skip
         for request_id in ids:
             self._to_work(request_id, "only versions out of service know it")
         Finisher(self.home, self.records).finish(journal)
-        self.records.runs.finish(run_id, "done", "older versions were sealed")
+        self.records.runs.finish(
+            run_id, "done",
+            "older versions were sealed" if choice.is_sealed else "nothing was left to seal",
+        )  # fmt: skip
         return list(ids)
 
     def _unlearn(

@@ -211,6 +211,8 @@ class UnlearnTask(StudiesTask):
             if forsaken():
                 raise CancelledError("the server is gone; the unlearning did not begin.")
 
+        if self._model.registry.active() is None:
+            return []  # no version knows anything: nothing is unlearned
         labels = self._model.version().config["labels"]
         values = {name: i + 1 for i, name in enumerate(labels)}
         found = self._every_study().trainable(values=values, progress=fetched)

@@ -49,12 +49,14 @@ class Undo:
     def restore(self, request_id: str, why: str = "") -> dict[str, Any]:
         """Bring the version back that knew what was forgotten, and serve it.
 
-        Requests that were unlearned together come back together.
+        Requests that were unlearned together come back together. One about what nothing in service
+        knew only ends: its studies may be trained on again.
 
         Returns
         -------
         dict
-            ``version``, ``requests``, and ``lost``: versions made since, which are not served.
+            ``version`` in service, empty without any, ``requests``, and ``lost``: versions made
+            since, which are not served.
 
         Raises
         ------
@@ -67,10 +69,11 @@ class Undo:
         with training_lock(self.home, self.model, "restore", 5.0):
             settle(self.home, self.records, self.model, locked=True)
             found = self.would_restore(request_id)
-            served = self.registry.get(registry_active(self.registry))
+            served = self.registry.active()
             if found.again and found.original is not None:
                 raise ConflictError(_forgotten_again(request_id, found.original, found.again))
-            version = found.original.version if found.original is not None else served.version
+            serves = found.original or served
+            version = serves.version if serves is not None else ""
             run_id = self._start("restore", found.requests, version)
             candidate = self.registry.get(found.replaced_by).version if found.original else ""
             journal = Journal(
@@ -79,8 +82,10 @@ class Undo:
                 decided=True, why=why or RESTORED, stay=found.stay,
             ).written(self.home)  # fmt: skip
             Finisher(self.home, self.records).finish(journal)
-            self.records.runs.finish(run_id, "done", f"{version} is in service")
-        lost = [] if served.sha256 == found.replaced_by or not found.original else [served.version]
+            self.records.runs.finish(run_id, "done", f"{version or 'no version'} is in service")
+        lost = []
+        if found.original is not None and served is not None and served.sha256 != found.replaced_by:
+            lost = [served.version]
         return {"version": version, "requests": list(found.requests), "lost": lost}
 
     def would_restore(self, request_id: str) -> Restore:
@@ -174,13 +179,14 @@ class Undo:
     def would_destroy(self, request: ForgetRequest) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Versions whose weights a purge destroys, and other requests that lose their way back."""
         versions = self._known(request)
+        left = tuple(v for v in versions if self.registry.get(v).weights_state != "destroyed")
         finisher = Finisher(self.home, self.records)
         bound = finisher.bound_to(self.model, (request.request_id,), versions)
         elsewhere = {
             f"{d.model}/{e.version}" for r in bound for d in finisher.deposits.of_request(r)
             for e in d.entries if d.model != self.model
         }  # fmt: skip
-        return (*versions, *sorted(elsewhere)), tuple(sorted(bound - {request.request_id}))
+        return (*left, *sorted(elsewhere)), tuple(sorted(bound - {request.request_id}))
 
     def _known(self, request: ForgetRequest) -> tuple[str, ...]:
         found = known_in(Audits(self.home), self.records, request)

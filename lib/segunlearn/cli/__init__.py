@@ -8,7 +8,6 @@ import sys
 import typer
 
 from segunlearn import __version__
-from segunlearn.app.forget_command import forget, ledger
 from segunlearn.app.serve_command import serve
 from segunlearn.cli.adapt import adapt
 from segunlearn.cli.adapters import adapters
@@ -16,6 +15,7 @@ from segunlearn.cli.audit import audit
 from segunlearn.cli.backup import backup, restore_home
 from segunlearn.cli.demo import demo
 from segunlearn.cli.evaluate import evaluate
+from segunlearn.cli.forget_command import forget, ledger
 from segunlearn.cli.infer import infer
 from segunlearn.cli.info import info
 from segunlearn.cli.meta_train import meta_train

@@ -269,7 +269,10 @@ def restore(
     if as_json:
         print_json(found)
         return
-    typer.echo(f"{found['version']} is in service again, with the bytes it had.")
+    if asked.original is None:
+        typer.echo("what is in service goes on; the studies may be trained on again.")
+    else:
+        typer.echo(f"{found['version']} is in service again, with the bytes it had.")
     _print_restored(found["requests"], found["lost"])
 
 
@@ -327,7 +330,8 @@ def _print_restore(asked: Restore, as_json: bool) -> None:
         found = {"version": version, "requests": list(asked.requests), "again": again}
         print_json({**found, "dry_run": True})
         return
-    typer.echo(f"would come back: {version or 'older versions; what is in service goes on'}")
+    older = "older versions" if asked.replaced_by else "nothing, as nothing was sealed"
+    typer.echo(f"would come back: {version or older + '; what is in service goes on'}")
     typer.echo(f"would be restored: {', '.join(asked.requests)}")
     if again:
         typer.echo(

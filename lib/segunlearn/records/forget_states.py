@@ -41,7 +41,7 @@ TRANSITIONS: Final[Mapping[str, frozenset[str]]] = {
     "approved": frozenset({"working", "fulfilled", "withdrawn"}),
     "withdrawn": frozenset(),
     "working": frozenset({"fulfilled", "refused"}),
-    "refused": frozenset({"working"}),
+    "refused": frozenset({"working", "withdrawn"}),  # withdrawn: addition, nothing was changed
     "fulfilled": frozenset({"restored", "purged"}),
     "restored": frozenset(),
     "purged": frozenset(),

@@ -32,6 +32,7 @@ _LEVELS = {
 }  # fmt: skip
 #: States in which the server unlearns what is named, and, where nothing is, takes all.
 _NAMED, _WAITING = ("approved", "working", "refused"), ("approved", "working")
+_WITHDRAWABLE = ("requested", "approved", "refused")
 #: The server plans at most so many at once.
 _MOST = 1000
 
@@ -155,7 +156,7 @@ class ForgetPart:
         states = {request["state"] for request in chosen}
         self.approve.setEnabled(bool(may and few and states & {"requested", "proposed"}))
         self.dismiss.setEnabled(bool(may and few and "proposed" in states))
-        self.withdraw.setEnabled(bool(free and few and states & {"requested", "approved"}))
+        self.withdraw.setEnabled(bool(free and few and states & set(_WITHDRAWABLE)))
         self.restore.setEnabled(bool(may and one and idle and states == {"fulfilled"}))
         self.purge.setEnabled(bool(may and one and idle and states == {"fulfilled"}))
         ready = may and idle and few and bool(self._to_unlearn())
@@ -207,7 +208,7 @@ class ForgetPart:
         )  # fmt: skip
 
     def _withdraw(self) -> None:
-        ids = in_state(self.selected(), "requested", "approved")
+        ids = in_state(self.selected(), *_WITHDRAWABLE)
         number = texts.count(len(ids), "request", "requests")
         self._asking.ask(
             f"Withdraw {number}? Their studies may be used for training again, unless another mark "

@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from segunlearn.app import forget_command
+from segunlearn.cli import forget_command
 from segunlearn.records.forget_set import ForgetSet
 from segunlearn.records.ledger import Ledger, LedgerCase, LedgerEntry
 from segunlearn.records.outbox import Outbox
@@ -19,6 +19,7 @@ from segunlearn.records.store import Store, open_store
 from segunlearn.records.trail import Trail
 
 STUDY = "1.2.840.1"
+MARK = ("forget", "mark", "--even-if-unknown")
 
 
 @pytest.fixture
@@ -61,13 +62,13 @@ def test_an_account_without_a_name_can_mark(shell: Shell, monkeypatch: pytest.Mo
         raise KeyError("getpwuid(): uid not found: 54321")
 
     monkeypatch.setattr("getpass.getuser", nameless)
-    done = shell.run("forget", "mark", "--study", STUDY, "--reason", "quality")
+    done = shell.run(*MARK, "--study", STUDY, "--reason", "quality")
     assert done.exit_code == 0, done.output
     assert shell.json("forget", "list")[0]["marked_by"] == "unknown account (command line)"
 
 
 def test_life_of_a_request(shell: Shell, store: Store) -> None:
-    first = shell.run("forget", "mark", "--study", STUDY, "--reason", "quality", "--note", "blur")
+    first = shell.run(*MARK, "--study", STUDY, "--reason", "quality", "--note", "blur")
     assert first.exit_code == 0
     assert "marked" in first.stdout
     (request,) = shell.json("forget", "list")
@@ -101,7 +102,7 @@ def test_life_of_a_request(shell: Shell, store: Store) -> None:
 
 
 def test_ids_of_files_have_no_documents(shell: Shell, store: Store) -> None:
-    words = ("forget", "mark", "--series", "hippocampus_001", "--reason", "quality")
+    words = (*MARK, "--series", "hippocampus_001", "--reason", "quality")
     assert shell.run(*words).exit_code == 2
     assert shell.run(*words, "--files").exit_code == 0
     assert Outbox(store).list() == []
@@ -213,4 +214,22 @@ def test_a_number_of_several_issuers_needs_the_issuer(shell: Shell, store: Store
     assert "St. Anna, St. Bernd" in refused.stderr
     assert shell.json("forget", "list") == []
     assert shell.run(*words, "4711^^^St. Anna").exit_code == 0
-    assert shell.run(*words, "4712").exit_code == 0
+    # a typing error would be "never trained on", and fulfilled at once
+    refused = shell.run(*words, "4712")
+    assert refused.exit_code == 2
+    assert "no version was trained on this patient; nothing was marked" in refused.stderr
+    assert "4712" not in refused.stderr
+    assert len(shell.json("forget", "list")) == 1
+    assert shell.run(*words, "4712", "--even-if-unknown").exit_code == 0
+    assert "marked before" in shell.run(*words, "4712").stdout
+
+
+@pytest.mark.parametrize("kind", ["study", "series", "structure"])
+def test_what_no_version_was_trained_on_is_not_marked_by_mistake(shell: Shell, kind: str) -> None:
+    words = ("forget", "mark", "--reason", "quality", f"--{kind}", "1.2.3.4")
+    refused = shell.run(*words)
+    assert refused.exit_code == 2
+    assert f"no version was trained on this {kind}; nothing was marked" in refused.stderr
+    assert shell.json("forget", "list") == []
+    assert shell.run(*words, "--even-if-unknown").exit_code == 0
+    assert "marked before" in shell.run(*words).stdout

@@ -15,11 +15,11 @@ from rich.table import Table
 
 from segunlearn.app.options import DEFAULT_HOME, Home
 from segunlearn.cli.common import actor
-from segunlearn.errors import InvalidInputError, SegUnlearnError
+from segunlearn.errors import InvalidInputError, NotFoundError, SegUnlearnError
 from segunlearn.records.forget_set import ForgetRequest
 from segunlearn.records.forget_states import Reason
 from segunlearn.records.numbered import NUMBERED
-from segunlearn.records.targets import check_issuer, make_target
+from segunlearn.records.targets import Target, check_issuer, make_target, person_name
 from segunlearn.records.versions import VersionRegistry
 
 if TYPE_CHECKING:
@@ -79,15 +79,28 @@ def mark(
     note: Annotated[str, typer.Option(help="Text; needed with --reason other.")] = "",
     needed: Annotated[Needed | None, typer.Option(help="Assurance level.")] = None,
     files: Annotated[bool, typer.Option("--files", help="Ids are file names, not UIDs.")] = False,
+    even_if_unknown: Annotated[
+        bool, typer.Option("--even-if-unknown", help="Also what no version was trained on.")
+    ] = False,
     home: HomeOption = DEFAULT_HOME,
     url: StoreOption = "",
     as_json: Json = False,
 ) -> None:
-    """Mark a study, series, patient or structure; from now on it is left out of training."""
+    """Mark a study, series, patient or structure; from now on it is left out of training.
+
+    The studies themselves are not looked at. What no version was trained on is refused, as a typing
+    error would be "forgotten" at once; --even-if-unknown marks it all the same.
+    """
     kind, target = _one_target(study=study, series=series, patient=patient, structure=structure)
     with records(home, url, files=files) as found:
+        made = make_target(kind, target, model=model, opaque=files)
+        if not (even_if_unknown or _is_known(found, Home(home.expanduser().resolve()), made)):
+            raise NotFoundError(
+                f"no version was trained on this {kind}; nothing was marked. Check the identifier, "
+                "or add --even-if-unknown to keep it out of every training to come."
+            )
         if kind == "patient":
-            check_issuer(make_target(kind, target, opaque=files), found.ledger.issuers_of(target))
+            check_issuer(made, found.ledger.issuers_of(target))
         request, created = found.forget_set.mark(
             kind,
             target,
@@ -101,6 +114,19 @@ def mark(
         )
     said = "marked" if created else f"was marked before, now {request.state}"
     _say([request], as_json, f"{request.request_id}: {said}.")
+
+
+def _is_known(records: Records, home: Home, target: Target) -> bool:
+    """Whether a version was trained on a target, or it is marked already."""
+    if target in records.forget_set.live_targets():
+        return True
+    if target.kind == "structure":
+        models = [target.model] if target.model else home.models()
+        versions = (v for m in models for v in VersionRegistry(home.model(m)).versions())
+        return any(target.id in v.config["labels"] for v in versions)
+    named = person_name(target.id, target.issuer) if target.kind == "patient" else target.id
+    by = {"patient": "person"}.get(target.kind, target.kind)
+    return bool(records.ledger.versions_that_saw(**{by: named}))
 
 
 @forget.command("list")
