@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segunlearn.errors import GeometryError, InvalidInputError
+from segunlearn.nifti_forms import itk_affine
 from segunlearn.replacing import replacing
 from segunlearn.volume_bounds import check_claim, check_nrrd
 
@@ -88,16 +89,7 @@ class Volume:
         hundredth of a degree: the first slice stays where it is. A stack that leans more than
         ``LEAN`` keeps its own affine.
         """
-        x, y, z = self.affine[:3, :3].T
-        normal = np.cross(x, y)
-        normal /= np.linalg.norm(normal)
-        along = float(z @ normal)
-        aside = float(np.linalg.norm(z - along * normal))
-        if aside > LEAN * abs(along) and aside * self.shape[2] > LEAN_MM:
-            return self.affine
-        affine = self.affine.copy()
-        affine[:3, 2] = along * normal
-        return affine
+        return _upright(self.affine, self.shape[2])
 
     def digest(self) -> str:
         """SHA-256 over shape, affine (rounded to 1e-4) and voxels, hexadecimal.
@@ -111,6 +103,19 @@ class Volume:
         sha.update(affine.astype("<f8").tobytes())
         sha.update(np.ascontiguousarray(self.array, dtype=dtype).tobytes())
         return sha.hexdigest()
+
+
+def _upright(affine: npt.NDArray[np.float64], slices: int) -> npt.NDArray[np.float64]:
+    x, y, z = affine[:3, :3].T
+    normal = np.cross(x, y)
+    normal /= np.linalg.norm(normal)
+    along = float(z @ normal)
+    aside = float(np.linalg.norm(z - along * normal))
+    if aside > LEAN * abs(along) and aside * slices > LEAN_MM:
+        return affine
+    straight = affine.copy()
+    straight[:3, 2] = along * normal
+    return straight
 
 
 def strip_suffix(path: Path) -> str:
@@ -142,6 +147,8 @@ def read_volume(path: Path, *, label: bool = False, modality: str = "OT") -> Vol
     ------
     InvalidInputError
         The file is missing, damaged, of another kind, not finite, or a label with fractions.
+    GeometryError
+        See ``segunlearn.nifti_forms.itk_affine``.
     """
     path = Path(path)
     if not path.is_file():
@@ -151,9 +158,7 @@ def read_volume(path: Path, *, label: bool = False, modality: str = "OT") -> Vol
             image = nib.load(path)
             _check_nifti(path, image)
             array = np.asanyarray(image.dataobj)  # type: ignore[attr-defined]
-            affine = np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
-            unit = int(image.header["xyzt_units"]) & 7  # type: ignore[index]
-            affine[:3] *= _MM.get(unit, 1.0)
+            affine = _nifti_affine(path, image)
         elif path.name.endswith(".nrrd"):
             array, affine = _read_nrrd(path)
         else:
@@ -194,6 +199,21 @@ def _check_nifti(path: Path, image: Any) -> None:
     itemsize = image.header.get_data_dtype().itemsize
     packed = path.name.endswith(".gz")
     check_claim(path.name, image.shape, itemsize, path.stat().st_size, packed)
+
+
+def _nifti_affine(path: Path, image: Any) -> npt.NDArray[np.float64]:
+    """Voxel index to mm in RAS: the file's sform, unless ITK puts the image elsewhere."""
+    mm = np.diag([_MM.get(int(image.header["xyzt_units"]) & 7, 1.0)] * 3 + [1.0])
+    affine = np.asarray(mm @ image.affine, dtype=np.float64)
+    itk = itk_affine(path.name, image.header)
+    if itk is None:
+        return affine
+    itk = mm @ itk
+    slices = image.shape[2] if len(image.shape) > 2 else 1
+    with np.errstate(all="ignore"):  # a sform may be empty, beside a qform that counts
+        near = (affine, _upright(affine, slices))
+    agree = (np.allclose(own, itk, rtol=0.0, atol=GRID_TOLERANCE_MM) for own in near)
+    return affine if any(agree) else itk
 
 
 def _read_nrrd(path: Path) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.float64]]:
