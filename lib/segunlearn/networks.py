@@ -36,7 +36,8 @@ class ModelConfig:
     name
         Name of the model in the registry and on the server.
     labels
-        Names of the structures; the value of ``labels[i]`` in a label map is ``i + 1``.
+        Names of the structures; the value of ``labels[i]`` in a label map is ``i + 1``. A new
+        model's differ not in case alone (``training.planning.plan``); one that is there may.
     spatial_dims
         3, or 2 for a network that treats a volume slice by slice.
     in_channels

@@ -225,6 +225,25 @@ def test_before_a_first_training_segments_keep_the_names_that_the_viewer_gave(
     assert store.structures() == LABELS
 
 
+def test_names_that_differ_in_case_alone_are_one_structure(
+    tmp_path: Path, studies: list[Study], opener: Opener
+) -> None:
+    """Each reader of a SEG compares names without case: the first of two was never taught."""
+    write_dicom(tmp_path / "studies", studies)
+    for number, (study, name) in enumerate(zip(studies, ("Liver", "liver", "LIVER "), strict=True)):
+        drawn = replace(study.label, array=(study.label.array > 0).astype(np.uint8))
+        segmentation = write_segmentation(drawn, study.datasets, {1: name})
+        segmentation.save_as(tmp_path / f"studies/seg{number}.dcm", enforce_file_format=True)
+    store = opener(tmp_path / "studies", values={})
+    names = store.structures()
+    assert [name.strip().casefold() for name in names] == ["liver"]
+    cases = store.trainable(values={name: i + 1 for i, name in enumerate(names)}).cases
+    assert len(cases) == 3
+    for case in cases:
+        assert case.label is not None
+        assert set(np.unique(read_volume(case.label, label=True).array)) == {0, 1}
+
+
 def test_a_label_without_structures_is_a_label(
     store: StudiesDatastore, studies: list[Study], tmp_path: Path
 ) -> None:

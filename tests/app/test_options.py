@@ -45,6 +45,7 @@ def test_the_home_comes_from_the_environment(
     [
         ({"hom": "x"}, "no such option"),
         ({"labels": "liver,liver"}, "differ"),
+        ({"labels": "Liver,liver"}, "differ"),
         ({"model": "../x"}, "model"),
         ({"kind": "png"}, "dicom or files"),
         ({"modalities": "ct"}, "modalities"),

@@ -59,6 +59,15 @@ def test_cases_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
         plan([], ("liver",))
 
 
+def test_names_that_differ_in_case_alone_are_refused_for_a_new_model(tmp_path: Path) -> None:
+    """A model that has them already is read all the same: its studies must be forgettable."""
+    case = write_image(tmp_path / "one.nii.gz", (20, 20, 20), np.eye(4))
+    with pytest.raises(InvalidInputError, match=r"Liver, liver .*case"):
+        plan([case], ("Liver", "liver "))
+    made = replace(plan([case], ("Liver", "spleen")), labels=("Liver", "liver"))
+    assert ModelConfig.from_json(made.to_json()) == made
+
+
 def test_a_file_without_a_modality_is_told_by_its_voxels() -> None:
     rng = np.random.default_rng(0)
     ct = np.full((20, 20, 20), -1000.0, np.float32)

@@ -108,8 +108,11 @@ class AppOptions:
             )
         if self.kind not in get_args(Kind):
             raise InvalidInputError(f"--conf kind {self.kind!r}: use auto, dicom or files.")
-        if len(set(self.labels)) != len(self.labels) or not all(self.labels):
-            raise InvalidInputError(f"--conf labels {','.join(self.labels)!r}: names must differ.")
+        different = {name.strip().casefold() for name in self.labels}
+        if len(different) != len(self.labels) or not all(self.labels):
+            raise InvalidInputError(
+                f"--conf labels {','.join(self.labels)!r}: names must differ, and not only in case."
+            )
         if not self.modalities or not all(re.fullmatch("[A-Z]{2,16}", m) for m in self.modalities):
             raise InvalidInputError(
                 f"--conf modalities {','.join(self.modalities)!r}: name at least one, as in CT,MR."

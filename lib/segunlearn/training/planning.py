@@ -137,8 +137,14 @@ def plan(
     Raises
     ------
     InvalidInputError
-        There are no cases, or they have different numbers of channels.
+        There are no cases, they have different numbers of channels, or two names differ in case
+        at most.
     """
+    if len({label.strip().casefold() for label in labels}) < len(labels):
+        raise InvalidInputError(
+            f"two of the structures {', '.join(labels)} have one name: names are compared without "
+            "case. Rename one, or give both one value."
+        )
     found = fingerprint(cases)
     finest = recipe.coarseness * min(found.spacing)
     spacing = tuple(max(s, finest) for s in found.spacing)

@@ -384,11 +384,14 @@ class DicomDatastore(StudiesDatastore):
     # -- labels --------------------------------------------------------------------------------
 
     def structures(self) -> tuple[str, ...]:
-        """Segment names of the finished labels, by segment number and name."""
+        """Segment names of the finished labels, by segment number and name; without case one."""
         found = set()
         for record in self._label_index.get().get(FINAL, {}).values():
             found |= {(int(k), str(v)) for k, v in record.info["segments"].items()}
-        return tuple(self.values()) or tuple(dict.fromkeys(name for _, name in sorted(found)))
+        names: dict[str, str] = {}
+        for _, name in sorted(found):
+            names.setdefault(name.strip().casefold(), name)
+        return tuple(self.values()) or tuple(names.values())
 
     def as_segmentation(
         self,
