@@ -165,6 +165,21 @@ def test_a_series_that_was_still_arriving_is_proposed_when_it_is_whole(tmp_path:
         app.records.store.close()
 
 
+@pytest.mark.parametrize("strategy", ["random", "first"])
+def test_neither_scouts_nor_mosaics_are_proposed(tmp_path: Path, strategy: str) -> None:
+    studies = [make_study(n) for n in range(3)]
+    for study, kind in zip(studies, ("LOCALIZER", "MOSAIC", "AXIAL"), strict=True):
+        study.datasets = study.datasets[:1] if kind != "AXIAL" else study.datasets
+        for ds in study.datasets:
+            ds.ImageType = ["ORIGINAL", "PRIMARY", kind]
+    write_dicom(tmp_path / "studies", studies)
+    conf = {"home": str(tmp_path / "home"), "labels": ",".join(LABELS)}
+    app = SegUnlearnApp(str(tmp_path), str(tmp_path / "studies"), conf)
+    seen = {app.next_sample({"strategy": strategy})["id"] for _ in range(4)}
+    assert seen == {studies[2].series}
+    app.records.store.close()
+
+
 def test_without_memory_nothing_is_scored_and_the_reason_is_told(
     app: SegUnlearnApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:

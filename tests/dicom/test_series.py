@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pydicom.data
 import pytest
 import SimpleITK as sitk
 from hypothesis import given
@@ -95,6 +96,30 @@ def test_rescale_may_differ_from_slice_to_slice() -> None:
     for z, ds in enumerate(source.datasets):
         ds.RescaleSlope, ds.RescaleIntercept = 1 + z, -z
         source.array[:, :, z] = (source.array[:, :, z] + 1024) * (1 + z) - z
+    assert_shows(source.datasets, source)
+
+
+@pytest.mark.parametrize("keyword", ["RescaleSlope", "RescaleIntercept"])
+def test_a_slice_that_does_not_tell_its_rescale_is_refused(keyword: str) -> None:
+    """One of four slices would be 1024 HU off."""
+    source = make_series(slope=2.0)
+    delattr(source.datasets[2], keyword)
+    assert f"tells {keyword} of 4 of its 5 frames" in refused(source.datasets)
+    source.datasets[2].add_new(keyword, "DS", None)
+    assert f"tells {keyword} of 4 of its 5 frames" in refused(source.datasets)
+    frames = make_enhanced(make_series(slope=2.0), parts=2)
+    frames[1].SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence[0][keyword].clear()
+    assert f"tells {keyword} of" in refused(frames)
+
+
+def test_a_rescale_that_nobody_tells_or_that_changes_nothing_is_none() -> None:
+    source = make_series(intercept=0.0)
+    del source.datasets[2].RescaleIntercept
+    del source.datasets[2].RescaleSlope
+    assert_shows(source.datasets, source)
+    for ds in source.datasets:
+        ds.pop("RescaleIntercept", None)
+        ds.pop("RescaleSlope", None)
     assert_shows(source.datasets, source)
 
 
@@ -202,13 +227,42 @@ def test_slices_shifted_sideways() -> None:
 
 
 def test_localizer() -> None:
-    axial, sagittal = make_series("axial"), make_series("sagittal")
+    axial, sagittal = make_series("axial", modality="MR"), make_series("sagittal", modality="MR")
     mixed = [axial.datasets[0], sagittal.datasets[0]]
     for ds in mixed:
         ds.SeriesInstanceUID = axial.datasets[0].SeriesInstanceUID
         ds.FrameOfReferenceUID = axial.datasets[0].FrameOfReferenceUID
         ds.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
     assert "is a localizer and mixes 2 orientations" in refused(mixed)
+
+
+@pytest.mark.parametrize(("modality", "images"), [("CT", 1), ("CT", 5), ("MR", 1), ("PT", 1)])
+def test_a_localizer_of_one_plane(modality: str, images: int) -> None:
+    source = make_series("coronal", shape=(7, 6, images), modality=modality)
+    for ds in source.datasets:
+        ds.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    assert "holds a localizer" in refused(source.datasets)
+
+
+def test_a_stack_of_localizer_slices_of_another_modality_is_a_volume() -> None:
+    source = make_series(modality="MR")
+    for ds in source.datasets:
+        ds.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    assert_shows(source.datasets, source)
+
+
+def test_the_scout_that_pydicom_brings() -> None:
+    folder = Path(pydicom.data.__file__).parent / "test_files/dicomdirtests/98892001/CT2N"
+    assert "holds a localizer" in refused([dcmread(folder / "6293")])
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_a_mosaic_is_no_slice(images: int) -> None:
+    source = make_series(shape=(96, 96, images), modality="MR")
+    for ds in source.datasets:
+        ds.ImageType = ["ORIGINAL", "PRIMARY", "DIFFUSION", "NONE", "ND", "MOSAIC"]
+        ds.ImagePositionPatient = source.datasets[0].ImagePositionPatient
+    assert "tiles of many slices" in refused(source.datasets)
 
 
 def test_a_copy_of_an_instance_is_dropped() -> None:

@@ -30,7 +30,7 @@ class Frame:
     thickness
         SliceThickness or SpacingBetweenSlices in mm, NaN when neither is given.
     slope, intercept
-        Rescale to the output units (HU for CT).
+        Rescale to the output units (HU for CT), NaN when not given.
     """
 
     dataset: int
@@ -135,8 +135,8 @@ def frames_of(datasets: Sequence[Dataset], i: int) -> Iterator[Frame]:
                 datasets, "PixelSpacing", find("PixelMeasuresSequence", "PixelSpacing"), 2
             ),
             thickness=next((t for t in thickness if np.isfinite(t) and t > 0), float("nan")),
-            slope=slope if np.isfinite(slope) and slope != 0 else 1.0,
-            intercept=intercept if np.isfinite(intercept) else 0.0,
+            slope=slope if slope != 0 else float("nan"),
+            intercept=intercept,
         )
 
 

@@ -22,8 +22,8 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 
 from segunlearn.dicom.frames import Frame, deep_value, frames_of, refuse, refusing
+from segunlearn.dicom.series_checks import check_image_type, check_images, check_rescale, image_type
 from segunlearn.errors import UnsupportedSeriesError
-from segunlearn.volume_bounds import MAX_VOXELS
 from segunlearn.volumes import Volume
 
 #: Largest difference of a direction cosine between frames of one series.
@@ -32,25 +32,6 @@ ORIENTATION_TOLERANCE = 2e-3
 TILT_TOLERANCE_DEG = 0.2
 #: Positions closer than this (mm along the normal) are one position.
 SAME_POSITION_MM = 1e-2
-
-#: SOP classes with geometry that are no images of a volume, and what they are.
-_NOT_IMAGES = {
-    "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
-    "1.2.840.10008.5.1.4.1.1.66.7": "a label map segmentation",
-    "1.2.840.10008.5.1.4.1.1.66": "raw data",
-    "1.2.840.10008.5.1.4.1.1.30": "a parametric map",
-    "1.2.840.10008.5.1.4.1.1.481.2": "an RT dose",
-    "1.2.840.10008.5.1.4.1.1.77.1.6": "a whole slide microscopy image",
-    "1.2.840.10008.5.1.4.1.1.4.2": "MR spectroscopy",
-}
-
-#: What all instances of a series share (PS3.3 A.1.2); an instance without it says nothing.
-_SHARED = (
-    ("SeriesInstanceUID", "series", "Give one."),
-    ("PatientID", "patients", "One of them is in a wrong series: export it again."),
-    ("FrameOfReferenceUID", "frames of reference", "Send each as a series of its own."),
-    ("Modality", "modalities", "Send each as a series of its own."),
-)
 
 #: Attributes that explain why a series shows one position several times.
 _TEMPORAL = (
@@ -148,7 +129,9 @@ class _Pixels:
         if frame.dataset not in self._decoded:
             self._decoded[frame.dataset] = _decode(self._datasets, frame.dataset)
         raw = self._decoded[frame.dataset][frame.index]
-        return np.asarray(raw * frame.slope + frame.intercept, dtype=np.float32)
+        slope = frame.slope if np.isfinite(frame.slope) else 1.0
+        intercept = frame.intercept if np.isfinite(frame.intercept) else 0.0
+        return np.asarray(raw * slope + intercept, dtype=np.float32)
 
 
 def _geometry(
@@ -156,9 +139,11 @@ def _geometry(
 ) -> SeriesGeometry:
     if not datasets:
         raise UnsupportedSeriesError("the series has no instances. Send it to the archive again.")
-    _check_images(datasets)
+    check_images(datasets)
     kept = _without_copies(datasets)
     frames = [f for i in kept for f in frames_of(datasets, i)]
+    check_image_type(datasets, len(frames))
+    check_rescale(datasets, frames)
     orientation = _orientation(datasets, frames)
     row, column = _axes(datasets, orientation)
     normal = np.cross(row, column)
@@ -203,52 +188,6 @@ def _without_copies(datasets: Sequence[Dataset]) -> list[int]:
     return list(seen.values())
 
 
-def _check_images(datasets: Sequence[Dataset]) -> None:
-    for keyword, words, then in _SHARED:
-        values = {str(d.get(keyword, "") or "").strip() for d in datasets} - {""}
-        if len(values) > 1:
-            raise refuse(datasets, f"holds images of {len(values)} {words}", then)
-    for dataset in datasets:
-        kind = _NOT_IMAGES.get(str(dataset.get("SOPClassUID", "")))
-        if kind is not None:
-            raise refuse(datasets, f"is {kind}, no image", "Choose a CT or MR image series.")
-        if "Rows" not in dataset or "Columns" not in dataset:
-            raise refuse(datasets, "holds no images", "Choose a CT or MR image series.")
-        photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
-        if int(dataset.get("SamplesPerPixel", 1) or 1) != 1 or photometric not in (
-            "MONOCHROME1",
-            "MONOCHROME2",
-        ):
-            raise refuse(datasets, f"is in colour ({photometric})", "Choose the grey-value series.")
-        stored, high = dataset.get("BitsStored"), dataset.get("HighBit")
-        if stored and high is not None and int(high) != int(stored) - 1:
-            raise refuse(
-                datasets,
-                f"stores values in the upper bits (HighBit {high} with {stored} bits stored)",
-                "Export it again.",
-            )
-        if dataset.get("ModalityLUTSequence"):
-            raise refuse(
-                datasets, "stores values through a modality lookup table", "Export it rescaled."
-            )
-    sizes = {(int(d.Rows), int(d.Columns)) for d in datasets}
-    if len(sizes) > 1:
-        raise refuse(
-            datasets,
-            f"has images of {len(sizes)} sizes ({_listed(sizes)})",
-            "Send images of one size as one series.",
-        )
-    if len(sizes) == 1 and min(next(iter(sizes))) < 1:
-        raise refuse(datasets, "has images without rows or columns", "Export it again.")
-    voxels = sum(int(d.Rows) * int(d.Columns) * _frames_of(d) for d in datasets)
-    if voxels > MAX_VOXELS:
-        raise refuse(datasets, f"tells of {voxels} voxels", f"At most {MAX_VOXELS} are read.")
-
-
-def _frames_of(dataset: Dataset) -> int:
-    return max(1, int(dataset.get("NumberOfFrames", 1) or 1))
-
-
 def _orientation(datasets: Sequence[Dataset], frames: Sequence[Frame]) -> npt.NDArray[np.float64]:
     """Return one orientation for all frames; which frame came first does not matter."""
     first = frames[0].orientation
@@ -257,8 +196,8 @@ def _orientation(datasets: Sequence[Dataset], frames: Sequence[Frame]) -> npt.ND
     ]
     if different:
         planes = len({tuple(np.round(f.orientation, 2)) for f in frames})
-        image_type = datasets[frames[0].dataset].get("ImageType") or []
-        kind = "is a localizer and " if "LOCALIZER" in image_type else ""
+        localizer = "LOCALIZER" in image_type(datasets[frames[0].dataset])
+        kind = "is a localizer and " if localizer else ""
         raise refuse(
             datasets,
             f"{kind}mixes {max(planes, 2)} orientations",
@@ -383,7 +322,3 @@ def _decode(datasets: Sequence[Dataset], i: int) -> npt.NDArray[Any]:
             "Send it uncompressed or in a lossless standard syntax.",
         ) from error
     return np.asarray(array).reshape(-1, int(dataset.Rows), int(dataset.Columns))
-
-
-def _listed(sizes: set[tuple[int, int]]) -> str:
-    return ", ".join(f"{r}x{c}" for r, c in sorted(sizes)[:4])
