@@ -45,6 +45,7 @@ def study(number: int, *, seed: int = 0, bend: float = 0.35) -> Study:
         f"person-{number}",
         torch.from_numpy(image.astype(np.float32))[None, :, :, None],
         torch.from_numpy(label.astype(np.uint8))[:, :, None],
+        spacing=(1.0, 1.0, 1.0),
     )
 
 

@@ -78,6 +78,12 @@ class Grid:
             to_source[axis, 3] = size - 1 - offset if self.flips[i] else offset
         return self.source_affine @ to_source
 
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distance of neighbouring voxels of the model's grid along R, A, S, in mm."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return (float(x), float(y), float(z))
+
     def orient(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Swap and flip ``(X, Y, Z[, C])`` of the input into RAS order."""
         array = np.transpose(array, (*self.axes, *range(3, array.ndim)))

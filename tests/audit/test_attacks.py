@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,10 +46,13 @@ from segunlearn.audit.relearning import (
 )
 from segunlearn.audit.scores import StudyScore, attack_scores, person_means, score, study_loss
 from segunlearn.audit.versions_compared import two_versions
+from segunlearn.cases import Case
 from segunlearn.errors import InvalidInputError, LabelError, UnsupportedNetworkError
+from segunlearn.evaluation import score_case
 from segunlearn.networks import ModelConfig, build_network
 from segunlearn.unlearning.loop import dice_ce, log_probabilities
-from segunlearn.unlearning.sets import Draw
+from segunlearn.unlearning.sets import Draw, studies_of
+from segunlearn.volumes import Volume, write_volume
 
 RELEARNING = RelearningSettings(people=(2, 8), rates=(1e-3,), steps=4, every=2)
 
@@ -83,6 +87,40 @@ def test_scores_know_the_surface_and_say_when_they_were_not_asked() -> None:
     assert (plain.dice, plain.loss) == (full.dice, full.loss)
     with pytest.raises(InvalidInputError, match="was not measured"):
         person_means([plain], "surface_dice")
+
+
+class Threshold(nn.Module):
+    """Says 1 where the image is bright."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.none = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([0.5 - x, x - 0.5], 1) * 40 + self.none
+
+
+def test_surfaces_are_in_the_millimetres_of_the_image(tmp_path: Path) -> None:
+    """The grid of a 2D model keeps the slices as they are, whatever its spacing says."""
+    config = dataclasses.replace(task.CONFIG, normalisation="ct", ct_window=(0.0, 1.0))
+    affine = np.diag([1.0, 1.0, 5.0, 1.0])
+    image, truth = np.zeros((2, 32, 32, 10), np.float32)
+    image[8:24, 8:24, 3:8] = 1
+    truth[8:24, 8:24, 4:9] = 1  # one slice higher
+    files = [tmp_path / f"{name}.nii" for name in ("image", "label")]
+    for path, array in zip(files, (image, truth), strict=True):
+        write_volume(Volume(array, affine), path)
+    (study,) = studies_of([Case("a", "a", "a", *files)], config)
+
+    (found,) = score(Threshold(), [study], config, surfaces=True)
+
+    mask, label = (Volume(a.astype(np.uint8), affine) for a in (image, truth))
+    (expected,) = score_case(mask, label, {"lesion": 1})
+    assert expected.hd95_mm == pytest.approx(5.0)
+    assert found.hd95_mm == pytest.approx(expected.hd95_mm)
+    assert found.surface_dice == pytest.approx(expected.surface_dice)
+    with pytest.raises(InvalidInputError, match="spacing"):
+        score(Threshold(), [dataclasses.replace(study, spacing=None)], config, surfaces=True)
 
 
 def test_an_over_fitted_net_is_an_open_book_and_a_never_trained_one_is_not() -> None:

@@ -164,7 +164,7 @@ class Measurements:
             "data": self._data,
             "measure": measure,
             "parameters": {**parameters, "unseen": self._settings.attacked_unseen},
-            "surfaces": self._settings.surfaces,
+            "surfaces": self._settings.surfaces and self._spacings,
         }
         digest = hashlib.sha256(json.dumps(mark, sort_keys=True).encode()).hexdigest()
         path = self._dir / f"{model}-{measure}.json"
@@ -178,6 +178,10 @@ class Measurements:
         self._done += 1
         self._report(Progress(f"{model}: {measure}", self._done, self._total))
         return dict(figures)
+
+    @property
+    def _spacings(self) -> list[Any]:
+        return [s.spacing for studies in self._sets.by_name().values() for s in studies]
 
     @property
     def _unseen(self) -> tuple[Study, ...]:

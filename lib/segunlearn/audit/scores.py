@@ -68,6 +68,8 @@ def score(
 
     Raises
     ------
+    InvalidInputError
+        Surfaces are asked for, and a study has no spacing.
     CancelledError
         ``cancel`` said so.
     """
@@ -80,8 +82,8 @@ def score(
         surface = distance = None
         if surfaces:
             pairs = [((mask == v).numpy(), (study.label == v).numpy()) for v in values]
-            surface = float(np.mean([surface_dice(a, b, config.spacing) for a, b in pairs]))
-            distance = float(np.mean([hd95(a, b, config.spacing) for a, b in pairs]))
+            surface = float(np.mean([surface_dice(a, b, _spacing(study)) for a, b in pairs]))
+            distance = float(np.mean([hd95(a, b, _spacing(study)) for a, b in pairs]))
             distance = distance if math.isfinite(distance) else None
         scores.append(
             StudyScore(
@@ -94,6 +96,15 @@ def score(
             )
         )
     return tuple(scores)
+
+
+def _spacing(study: Study) -> tuple[float, float, float]:
+    if study.spacing is None:
+        raise InvalidInputError(
+            "a study does not tell the spacing of its grid, so surfaces cannot be compared in mm. "
+            "Give it one, or leave the surfaces out."
+        )
+    return study.spacing
 
 
 def study_loss(logs: torch.Tensor, label: torch.Tensor) -> float:

@@ -34,6 +34,9 @@ class Study:
         ``(C, X, Y, Z)`` float32, RAS, normalised.
     label
         ``(X, Y, Z)`` integers, 0 is background.
+    spacing
+        Of their grid, mm; None where nobody needs distances. In 2D the slices have that of the
+        image, whatever the model's is.
     """
 
     series: str
@@ -41,6 +44,7 @@ class Study:
     person: str
     image: torch.Tensor
     label: torch.Tensor
+    spacing: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.image.ndim != 4 or self.image.shape[1:] != self.label.shape:
@@ -96,7 +100,8 @@ def studies_of(
             raise LabelError(f"{case.image.name}: has no label map; annotate it or leave it out.")
         ready = preprocess(read_volume(case.image, modality=case.modality), config)
         label = preprocess_label(read_volume(case.label, label=True), config, ready.grid)
-        study = Study(case.series, case.study, case.person, ready.tensor, label)
+        names = (case.series, case.study, case.person)
+        study = Study(*names, ready.tensor, label, ready.grid.spacing)
         for structure in without:
             study = study.without(config.label_values[structure])
         studies.append(cut_to_patch(study, config) if centre_crop else study)
