@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import highdicom
@@ -17,6 +18,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from dicom_sources import ORIENTATIONS, Source, make_enhanced, make_series, written
+from segunlearn.dicom.dates import instant, iso_date_time
 from segunlearn.dicom.segmentation import (
     Algorithm,
     describe_segmentation,
@@ -191,6 +193,54 @@ def test_header_names_patient_study_codes_author_and_algorithm() -> None:
     assert {i.ReferencedSOPInstanceUID for i in referenced} == {
         d.SOPInstanceUID for d in source.datasets
     }
+
+
+@pytest.fixture
+def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def local(hour: int, minute: int, *, day: int = 25) -> datetime:
+    """As ``datetime.now()`` tells a time of UTC in October 2026."""
+    moment = datetime(2026, 10, day, hour, minute, tzinfo=UTC)
+    return datetime.fromtimestamp(moment.timestamp())
+
+
+@pytest.mark.usefixtures("berlin")
+@pytest.mark.parametrize("study_date", ["20260701", "20261201", ""])
+def test_in_the_hour_that_comes_twice_the_later_mask_stays_the_later(study_date: str) -> None:
+    source = make_series(shape=(8, 8, 3))
+    for ds in source.datasets:
+        ds.StudyDate, ds.StudyTime = study_date, study_date and "101500"
+    found = []
+    for hour, minute in ((23, 50), (24, 50), (25, 10), (26, 5)):
+        made = local(hour % 24, minute, day=24 + hour // 24)
+        seg = write_segmentation(some_label(source), source.datasets, NAMES, created=made)
+        found.append(instant(describe_segmentation(written(seg)).created))
+        # the study's own time is no other one by the offset that the SEG tells
+        zone = seg.get("TimezoneOffsetFromUTC")
+        assert (zone is not None) == (hour in (24, 25))
+        own = [iso_date_time(seg.StudyDate, seg.StudyTime, z) for z in (zone, None)]
+        assert instant(own[0]) == instant(own[1])
+    assert [f[8:16] for f in found] == ["24T23:50", "25T00:50", "25T01:10", "25T02:05"]
+
+
+@pytest.mark.usefixtures("berlin")
+def test_times_are_in_the_time_zone_of_the_image() -> None:
+    """The offset that an instance tells is that of all its dates, also of the copied ones."""
+    source = make_series()
+    for ds in source.datasets:
+        ds.TimezoneOffsetFromUTC = "-0500"
+    made = datetime(2026, 7, 1, 3, 30)
+    seg = written(write_segmentation(some_label(source), source.datasets, NAMES, created=made))
+    assert seg.TimezoneOffsetFromUTC == "-0500"
+    for kind in ("Content", "Series", "InstanceCreation"):
+        assert (seg[f"{kind}Date"].value, seg[f"{kind}Time"].value) == ("20260630", "203000")
+    assert describe_segmentation(seg).created == "2026-07-01T01:30:00.000000Z"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import re
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
+from pydicom.dataset import Dataset
+
 _DATE = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})")
 _TIME = re.compile(r"(\d{2}):?(\d{2})?:?(\d{2})?(?:\.(\d{1,6}))?")
 _OFFSET = re.compile(r"([+-])(\d{2})(\d{2})")
@@ -50,12 +52,28 @@ def iso_date_time(date: Any, time: Any = None, offset: Any = None) -> str:
         moment += timedelta(
             hours=parts[0], minutes=parts[1], seconds=parts[2], microseconds=fraction
         )
-    zone = _OFFSET.fullmatch(str(offset or "").strip())
+    zone = zone_of(offset)
     if zone is None:
         return moment.isoformat(timespec="microseconds")
-    shift = timedelta(hours=int(zone.group(2)), minutes=int(zone.group(3)))
-    moment = moment.replace(tzinfo=timezone(shift if zone.group(1) == "+" else -shift))
+    moment = moment.replace(tzinfo=zone)
     return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def zone_of(offset: Any) -> timezone | None:
+    """Read TimezoneOffsetFromUTC (0008,0201), ``+HHMM``; None where it tells no time zone.
+
+    Examples
+    --------
+    >>> print(zone_of("-0500"), zone_of("+9900"), zone_of(None))
+    UTC-05:00 None None
+    """
+    told = _OFFSET.fullmatch(str(offset or "").strip())
+    if told is None:
+        return None
+    shift = timedelta(hours=int(told.group(2)), minutes=int(told.group(3)))
+    if shift >= timedelta(days=1):
+        return None
+    return timezone(shift if told.group(1) == "+" else -shift)
 
 
 def instant(moment: str) -> str:
@@ -83,3 +101,38 @@ def instant(moment: str) -> str:
     except (ValueError, OverflowError, OSError):
         return moment
     return local.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def beside_study(moment: datetime, header: Dataset) -> tuple[datetime, str]:
+    """Say how a time is written into an instance that takes its study's dates from a header.
+
+    An offset from UTC is that of all dates of an instance (PS3.3 C.12.1.1.8), so it is the
+    study's. Where the study tells none, none is needed: a time is local time of this machine. In
+    the hour that comes twice at the end of summer time it has the offset of the study's day.
+
+    Parameters
+    ----------
+    moment
+        Without a time zone it is local time of this machine, with ``fold``.
+    header
+        Of an image of the study.
+
+    Returns
+    -------
+    datetime, str
+        Date and time without a zone, and TimezoneOffsetFromUTC (0008,0201), empty for none.
+    """
+    zone = zone_of(header.get("TimezoneOffsetFromUTC"))
+    local = moment.astimezone().replace(tzinfo=None)
+    first, second = (local.replace(fold=fold).astimezone(UTC) for fold in (0, 1))
+    if zone is None and first == second:
+        return local, ""
+    if zone is None:
+        try:
+            study = iso_date_time(header.get("StudyDate"), header.get("StudyTime"))
+            told = datetime.fromisoformat(study).astimezone()
+        except (ValueError, OverflowError, OSError):  # no date, or one out of the calendar
+            told = moment.astimezone()
+        zone = zone_of(f"{told:%z}"[:5])
+    there = moment.astimezone(zone)
+    return there.replace(tzinfo=None), f"{there:%z}"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import datetime
 
 from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from highdicom.ko import KeyObjectSelection, KeyObjectSelectionDocument
@@ -29,6 +29,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import KeyObjectSelectionDocumentStorage
 
 from segunlearn import __version__
+from segunlearn.dicom.dates import zone_of
 from segunlearn.dicom.given_values import REFUSED, copy_given
 from segunlearn.dicom.key_objects import (
     Reference,
@@ -210,7 +211,7 @@ def build_retraction(
             "the PACS lists none. It can be built when the study has arrived."
         )
     own[0].update(_patient_and_study(header))
-    changed = note.changed.astimezone(_zone(header))
+    changed = note.changed.astimezone(zone_of(header.get("TimezoneOffsetFromUTC")))
     code, meaning = TITLES[note.state]
     content = KeyObjectSelection(
         document_title=CodedConcept(value=code, scheme_designator=SCHEME, meaning=meaning),
@@ -360,16 +361,6 @@ def _patient_and_study(header: Dataset) -> Dataset:
         setattr(found, keyword, "" if keyword in REFUSED else header.get(keyword) or "")
     found.SpecificCharacterSet = "ISO_IR 192"  # whatever the names hold; headers came as Unicode
     return found
-
-
-def _zone(header: Dataset) -> timezone | None:
-    """Time zone of the study's own dates (0008,0201), else None for that of this machine."""
-    match = re.fullmatch(r"([+-])(\d{2})(\d{2})", str(header.get("TimezoneOffsetFromUTC") or ""))
-    if match is None:
-        return None
-    sign = -1 if match.group(1) == "-" else 1
-    offset = sign * timedelta(hours=int(match.group(2)), minutes=int(match.group(3)))
-    return timezone(offset) if abs(offset) < timedelta(hours=24) else UTC
 
 
 def _device_observer(device_uid: str) -> ObserverContext:

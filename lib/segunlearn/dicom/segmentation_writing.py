@@ -34,6 +34,7 @@ from pydicom.valuerep import DSfloat
 
 from segunlearn import __version__
 from segunlearn.dicom.anatomy import coded_label
+from segunlearn.dicom.dates import beside_study
 from segunlearn.dicom.frames import name_series, refusing
 from segunlearn.dicom.given_values import copy_given
 from segunlearn.dicom.series import SeriesGeometry, geometry_from_datasets
@@ -107,7 +108,7 @@ def write_segmentation(
     series_instance_uid, series_number
         Series of the SEG; a new one by default.
     created
-        Time of the content, local time of this machine; now by default.
+        Time of the content, without a zone local time of this machine; now by default.
 
     Returns
     -------
@@ -284,6 +285,7 @@ def _construct(
 ) -> Segmentation:
     """Hand highdicom clean headers: it refuses what real series hold."""
     first = sources[geometry.frames[0].dataset]
+    created, offset = beside_study(created, first)
     series = str(first.SeriesInstanceUID)
     reference = str(first.get("FrameOfReferenceUID") or "") or generate_uid(entropy_srcs=[series])
     multi_frame = any(
@@ -339,6 +341,10 @@ def _construct(
     if len(segmentation.PixelData) > length:  # highdicom 0.28 pads with the character "0"
         segmentation.PixelData = segmentation.PixelData[:length] + b"\0"
     copy_given(first, segmentation)
+    if offset:
+        segmentation.TimezoneOffsetFromUTC = offset
+        segmentation.InstanceCreationDate = segmentation.ContentDate
+        segmentation.InstanceCreationTime = segmentation.ContentTime
     return segmentation
 
 
