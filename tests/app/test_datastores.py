@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from monailabel.endpoints.user.auth import User
+from pydicom import dcmread
 from pydicom.uid import generate_uid
 
 from app_sources import LABELS, Study, make_study, write_dicom, write_files
@@ -25,8 +26,13 @@ from segunlearn.app.options import AppOptions, Home
 from segunlearn.app.routes import datastore as routes
 from segunlearn.app.scoring import DiceScoring
 from segunlearn.cases import Case
+from segunlearn.dicom.folder import RESULTS_FOLDER
 from segunlearn.dicom.search import SeriesRecord
-from segunlearn.dicom.segmentation import read_segmentation, write_segmentation
+from segunlearn.dicom.segmentation import (
+    read_segmentation,
+    references_series,
+    write_segmentation,
+)
 from segunlearn.errors import (
     ConflictError,
     ForbiddenError,
@@ -597,6 +603,29 @@ def test_a_label_that_lies_in_another_study_than_its_image_is_read(
     assert store.list_images() == [study.series]
     label = read_volume(Path(store.get_label_uri(study.series, "final")), label=True)
     np.testing.assert_array_equal(label.array, np.where(study.label.array == 2, 2, 0))
+
+
+def test_a_segmentation_that_is_still_being_copied_is_read_once_it_is_whole(
+    tmp_path: Path, studies: list[Study], opener: Opener
+) -> None:
+    write_dicom(tmp_path / "studies", studies[:2])
+    store = opener(tmp_path / "studies")
+    for study in studies[:2]:
+        store.save_label(study.series, saved(study, tmp_path), "final", {})
+    (file,) = [
+        p
+        for p in (tmp_path / "studies" / RESULTS_FOLDER).rglob("*.dcm")
+        if references_series(dcmread(p))[0] == studies[0].series
+    ]
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-500])
+    store = opener(tmp_path / "studies")
+    selection = store.trainable()
+    assert [c.series for c in selection.cases] == [studies[1].series]
+    assert "was cut off" in selection.skipped[studies[0].series]
+    file.write_bytes(whole)
+    label = read_volume(Path(store.get_label_uri(studies[0].series, "final")), label=True)
+    np.testing.assert_array_equal(label.array, studies[0].label.array)
 
 
 def test_a_series_that_is_no_volume_is_left_out_with_its_reason(

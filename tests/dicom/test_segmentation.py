@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.uid import RLELossless
 
 from dicom_sources import ORIENTATIONS, Source, make_enhanced, make_series, written
 from segunlearn.dicom.dates import instant, iso_date_time
@@ -386,6 +388,56 @@ def test_true_fractions_are_refused() -> None:
     fractions = np.linspace(0, 1, source.array.size).reshape(*source.array.shape, 1)
     with pytest.raises(UnsupportedSeriesError, match=r"is fractional .*PROBABILITY"):
         read_segmentation(written(by_highdicom(source, fractions, "FRACTIONAL")), source.datasets)
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.9, 1.0])
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP", "FRACTIONAL", "RLE"])
+def test_a_segmentation_that_was_cut_off_is_refused(kind: str, kept: float) -> None:
+    """A copy that has not ended must not become a label with less in it."""
+    source = make_series(shape=(9, 7, 5))
+    label = some_label(source, values=(0, 1)).array.astype(np.uint8)
+    segmentation = written(by_highdicom(source, label, "LABELMAP" if kind == "RLE" else kind))
+    if kind == "RLE":
+        segmentation.compress(RLELossless, encoding_plugin="pydicom")
+    pixels = segmentation.PixelData
+    bits = segmentation.BitsAllocated * segmentation.NumberOfFrames * 9 * 7
+    whole = len(pixels) if kind == "RLE" else -(-bits // 8)  # without padding
+    segmentation["PixelData"].value = pixels[: int(kept * whole)]
+    if kept == 1.0:
+        np.testing.assert_array_equal(
+            read_segmentation(segmentation, source.datasets)[0].array, label
+        )
+        return
+    with pytest.raises(UnsupportedSeriesError, match="decoded" if kind == "RLE" else "was cut off"):
+        read_segmentation(segmentation, source.datasets)
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+def test_a_number_of_frames_that_is_not_there_takes_no_memory(kind: str) -> None:
+    source = make_series()
+    label = some_label(source, values=(0, 1)).array.astype(np.uint8)
+    segmentation = written(by_highdicom(source, label, kind))
+    segmentation.NumberOfFrames = 2_000_000_000
+    with pytest.raises(UnsupportedSeriesError, match="2000000000 frames and"):
+        read_segmentation(segmentation, source.datasets)
+
+
+def test_one_structure_of_many_takes_no_memory_for_the_others() -> None:
+    source = make_series(shape=(200, 200, 20))
+    stripes = np.repeat(np.arange(1, 41), 5).astype(np.uint8)
+    array = np.ascontiguousarray(np.broadcast_to(stripes[:, None, None], source.array.shape))
+    names = {n: f"s{n}" for n in range(1, 41)}
+    segmentation = written(write_segmentation(Volume(array, source.affine), source.datasets, names))
+    grid = Volume(source.array, source.affine)
+    list(segmentation.PerFrameFunctionalGroupsSequence)  # pydicom's own share
+    tracemalloc.start()
+    try:
+        label, _ = read_segmentation(segmentation, grid, label_names={1: "s3"})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(label.array, array == 3)
+    assert peak < 20 * array.size, "40 masks, and 40 times the image's pixels, need 80"
 
 
 def test_an_image_is_no_segmentation() -> None:

@@ -7,35 +7,28 @@ fall on voxels of the image; otherwise it is refused, for resampling a mask sile
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
-from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-)
 
 from segunlearn.dicom.dates import instant, iso_date_time
-from segunlearn.dicom.frames import frames_of, number
+from segunlearn.dicom.segmentation_frames import (
+    LABEL_MAP_STORAGE,
+    Voxels,
+    named,
+    placed_frames,
+    voxels_under,
+)
 from segunlearn.dicom.series import geometry_from_datasets
 from segunlearn.errors import GeometryError, LabelError, SegUnlearnError, UnsupportedSeriesError
 from segunlearn.volumes import Volume
 
 SEGMENTATION_STORAGE = "1.2.840.10008.5.1.4.1.1.66.4"
-LABEL_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
-
-#: Transfer syntaxes whose single bits are packed from the lowest bit of each byte on.
-_PACKED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian)
-
-#: How far a pixel of a SEG may lie beside a voxel of the image, in voxels: in the plane of the
-#: image, and along its slices, where true positions may differ from the even grid (``series``).
-IN_PLANE_TOLERANCE = 0.1
-SLICE_TOLERANCE = 0.3
 
 
 @dataclass(frozen=True)
@@ -108,8 +101,7 @@ def describe_segmentation(header: Dataset) -> SegmentationRecord:
         Not a SEG, or without identifiers.
     """
     with _refusing(header):
-        if not is_segmentation(header):
-            raise UnsupportedSeriesError(f"{_name(header)} is no segmentation.")
+        _check_segmentation(header)
         return SegmentationRecord(
             study_instance_uid=str(header.StudyInstanceUID),
             series_instance_uid=str(header.SeriesInstanceUID),
@@ -167,18 +159,10 @@ def read_segments(dataset: Dataset, source: Volume | Sequence[Dataset]) -> list[
         Not a SEG, damaged, or fractional with values between none and all.
     """
     with _refusing(dataset):
-        grid = _grid(dataset, source)
-        masks: dict[int, npt.NDArray[np.bool_]] = {
-            segment: np.zeros(grid.shape, dtype=np.bool_) for segment in _segment_names(dataset)
-        }
-        for segment, pixels, to_voxel in _placed_frames(dataset, grid):
-            if segment not in masks:
-                raise UnsupportedSeriesError(
-                    f"{_name(dataset)} has a frame of segment {segment}, which it does not "
-                    "describe. Export it again."
-                )
-            _put(dataset, masks[segment], pixels, to_voxel)
-        names = _segment_names(dataset)
+        grid, names = _grid(dataset, source), _segment_names(dataset)
+        masks = {segment: np.zeros(grid.shape, dtype=np.bool_) for segment in names}
+        for segment, voxels in _frames_on(grid, dataset, names, masks):
+            masks[segment][voxels] = True
         return [Segment(n, names[n], masks[n]) for n in sorted(masks)]
 
 
@@ -212,55 +196,73 @@ def read_segmentation(
     GeometryError, UnsupportedSeriesError
         As for :func:`read_segments`.
     """
-    segments = read_segments(dataset, source)
-    grid = _grid(dataset, source)
-    values = _values_of(dataset, segments, label_names)
-    array = np.zeros(grid.shape, dtype=np.int16)
-    owner: dict[int, str] = {}
-    for segment in segments:
-        if segment.number not in values:
-            continue
-        value = values[segment.number]
-        clash = array[segment.mask]
-        if clash.any():
-            other = int(clash[clash != 0][0])
+    with _refusing(dataset):
+        grid, names = _grid(dataset, source), _segment_names(dataset)
+        values = _values_of(dataset, names, label_names)
+        segment_of = {value: segment for segment, value in values.items()}
+        array = np.zeros(grid.shape, dtype=np.int16)
+        clashes: Counter[tuple[int, int]] = Counter()
+        for segment, voxels in _frames_on(grid, dataset, names, values):
+            before = array[voxels]
+            other = before[(before != 0) & (before != values[segment])]
+            for value, count in zip(*np.unique(other, return_counts=True), strict=True):
+                first = segment_of[int(value)]
+                clashes[min(first, segment), max(first, segment)] += int(count)
+            array[voxels] = values[segment]
+        for (one, two), count in sorted(clashes.items())[:1]:
             raise LabelError(
-                f"{_name(dataset)}: segments {owner[other]!r} and {segment.name!r} overlap in "
-                f"{int((clash != 0).sum())} voxels, and a label map holds one label a voxel. "
-                "Ask for one of them, or read them apart with read_segments."
+                f"{named(dataset)}: segments {names[one]!r} and {names[two]!r} overlap in "
+                f"{count} voxels, and a label map holds one label a voxel. Ask for one of them, or "
+                "read them apart with read_segments."
             )
-        array[segment.mask] = value
-        owner[value] = segment.name
-    names = dict(label_names) if label_names is not None else owner
-    return Volume(array, grid.affine, "SEG"), names
+        told = {values[n]: names[n] for n in values} if label_names is None else dict(label_names)
+        return Volume(array, grid.affine, "SEG"), told
+
+
+def _frames_on(
+    grid: Volume, dataset: Dataset, names: Mapping[int, str], wanted: Collection[int]
+) -> Iterator[tuple[int, Voxels]]:
+    """Yield the voxels under each frame of the wanted segments, one frame in memory at a time."""
+    for segment, pixels, to_voxel in placed_frames(dataset, grid.affine):
+        if segment not in names:
+            raise UnsupportedSeriesError(
+                f"{named(dataset)} has a frame of segment {segment}, which it does not describe. "
+                "Export it again."
+            )
+        if segment in wanted:
+            yield segment, voxels_under(dataset, grid.shape, pixels, to_voxel)
 
 
 def _values_of(
-    dataset: Dataset, segments: Sequence[Segment], label_names: Mapping[int, str] | None
+    dataset: Dataset, names: Mapping[int, str], label_names: Mapping[int, str] | None
 ) -> dict[int, int]:
     """Segment number to value in the label map."""
     if label_names is None:
-        return {s.number: s.number for s in segments}
+        return {segment: segment for segment in sorted(names)}
     wanted = {name.strip().casefold(): value for value, name in label_names.items()}
     values: dict[int, int] = {}
-    for segment in segments:
-        value = wanted.get(segment.name.strip().casefold())
+    for segment, name in sorted(names.items()):
+        value = wanted.get(name.strip().casefold())
         if value is None:
             continue
         if value in values.values():
-            raise LabelError(
-                f"{_name(dataset)} has two segments named {segment.name!r}. Rename one."
-            )
-        values[segment.number] = value
+            raise LabelError(f"{named(dataset)} has two segments named {name!r}. Rename one.")
+        values[segment] = value
     if not values:
         raise LabelError(
-            f"{_name(dataset)} holds none of the labels {sorted(label_names.values())}, but "
-            f"{sorted({s.name for s in segments})}. Use the model's label names."
+            f"{named(dataset)} holds none of the labels {sorted(label_names.values())}, but "
+            f"{sorted(set(names.values()))}. Use the model's label names."
         )
     return values
 
 
+def _check_segmentation(dataset: Dataset) -> None:
+    if not is_segmentation(dataset):
+        raise UnsupportedSeriesError(f"{named(dataset)} is no segmentation. Choose a SEG.")
+
+
 def _grid(dataset: Dataset, source: Volume | Sequence[Dataset]) -> Volume:
+    _check_segmentation(dataset)
     if isinstance(source, Volume):
         return Volume(np.empty((*source.shape,), dtype=np.uint8), source.affine)
     geometry = geometry_from_datasets(source)
@@ -269,122 +271,10 @@ def _grid(dataset: Dataset, source: Volume | Sequence[Dataset]) -> Volume:
     series = str(source[0].get("SeriesInstanceUID", ""))
     if mine and theirs and mine != theirs and series not in references_series(dataset):
         raise GeometryError(
-            f"{_name(dataset)} was made for another series and lies in another frame of reference "
+            f"{named(dataset)} was made for another series and lies in another frame of reference "
             f"than series {series}. Choose the series it was drawn on."
         )
     return Volume(np.empty(geometry.shape, dtype=np.uint8), geometry.affine)
-
-
-def _placed_frames(
-    dataset: Dataset, grid: Volume
-) -> Iterator[tuple[int, npt.NDArray[np.bool_], npt.NDArray[np.float64]]]:
-    """Yield segment number, pixels ``(rows, columns)`` and the affine pixel -> voxel."""
-    if not is_segmentation(dataset):
-        raise UnsupportedSeriesError(f"{_name(dataset)} is no segmentation. Choose a SEG.")
-    kind = str(dataset.get("SegmentationType", "") or "BINARY")
-    label_map = str(dataset.SOPClassUID) == LABEL_MAP_STORAGE or kind == "LABELMAP"
-    if "DimensionOrganizationType" in dataset and "TILED" in str(dataset.DimensionOrganizationType):
-        raise UnsupportedSeriesError(
-            f"{_name(dataset)} is a tiled microscopy segmentation. Choose one of a CT or MR image."
-        )
-    pixels = _decode(dataset)
-    to_voxel = np.linalg.inv(grid.affine)
-    lps_to_ras = np.diag([-1.0, -1.0, 1.0, 1.0])
-    for frame in frames_of([dataset], 0):
-        row, column = frame.orientation[:3], frame.orientation[3:]
-        place = np.eye(4)
-        place[:3, 0] = row * frame.spacing[1]
-        place[:3, 1] = column * frame.spacing[0]
-        place[:3, 2] = np.cross(row, column)
-        place[:3, 3] = frame.position
-        affine = to_voxel @ lps_to_ras @ place
-        image = pixels[frame.index]
-        if label_map:
-            for value in np.unique(image[image > 0]):
-                if int(value) != number(dataset.get("PixelPaddingValue")):
-                    yield int(value), image == value, affine
-            continue
-        yield _segment_of(dataset, frame.index), _as_mask(dataset, kind, image), affine
-
-
-def _as_mask(dataset: Dataset, kind: str, image: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    if kind == "FRACTIONAL":
-        top = int(dataset.get("MaximumFractionalValue", 255) or 255)
-        if not np.isin(image, (0, top)).all():
-            raise UnsupportedSeriesError(
-                f"{_name(dataset)} is fractional "
-                f"({dataset.get('SegmentationFractionalType', 'type unknown')}) with values "
-                f"between 0 and {top}. Threshold it into a binary segmentation first."
-            )
-    return np.asarray(image != 0)
-
-
-def _segment_of(dataset: Dataset, index: int) -> int:
-    groups = [dataset.PerFrameFunctionalGroupsSequence[index]]
-    groups += list(dataset.get("SharedFunctionalGroupsSequence") or [])
-    for group in groups:
-        if group.get("SegmentIdentificationSequence"):
-            return int(group.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
-    raise UnsupportedSeriesError(f"{_name(dataset)}: frame {index + 1} names no segment.")
-
-
-def _put(
-    dataset: Dataset,
-    mask: npt.NDArray[np.bool_],
-    pixels: npt.NDArray[np.bool_],
-    to_voxel: npt.NDArray[np.float64],
-) -> None:
-    """Set the voxels under the pixels of one frame."""
-    rows, columns = np.nonzero(pixels)
-    corners = np.array([[0, 0], [pixels.shape[1] - 1, pixels.shape[0] - 1]])
-    every = np.concatenate([np.stack([columns, rows], axis=1), corners])
-    exact = every @ to_voxel[:3, :2].T + to_voxel[:3, 3]
-    voxels = np.rint(exact).astype(np.int64)
-    off = np.abs(exact - voxels).max(axis=0)
-    unit = np.abs(to_voxel[:3, :2])
-    one_to_one = np.allclose(unit.max(axis=0), 1.0, atol=0.01) and np.allclose(
-        unit.sum(axis=0), 1.0, atol=0.03
-    )
-    if not one_to_one or (off > (IN_PLANE_TOLERANCE, IN_PLANE_TOLERANCE, SLICE_TOLERANCE)).any():
-        raise GeometryError(
-            f"{_name(dataset)} does not lie on the voxels of the image: its pixels are up to "
-            f"{float(off.max()):.2f} voxels beside them. Resample it to the image first."
-        )
-    x, y, z = voxels[: len(rows)].T
-    inside = np.ones(len(rows), dtype=np.bool_)
-    for axis, size in zip((x, y, z), mask.shape, strict=True):
-        inside &= (axis >= 0) & (axis < size)
-    if not inside.all():
-        raise GeometryError(
-            f"{_name(dataset)} reaches out of the image: {int((~inside).sum())} pixels lie outside "
-            "its grid. Choose the series it was drawn on."
-        )
-    mask[x, y, z] = True
-
-
-def _decode(dataset: Dataset) -> npt.NDArray[Any]:
-    try:
-        shape = (
-            int(dataset.get("NumberOfFrames", 1) or 1),
-            int(dataset.Rows),
-            int(dataset.Columns),
-        )
-        syntax = dataset.file_meta.TransferSyntaxUID
-        if int(dataset.BitsAllocated) == 1 and syntax in _PACKED:
-            # pydicom 3.0 takes the padding of small frames for further frames
-            packed = np.frombuffer(dataset.PixelData, dtype=np.uint8)
-            bits = np.unpackbits(packed, count=int(np.prod(shape)), bitorder="little")
-            return bits.reshape(shape)
-        array = np.asarray(dataset.pixel_array).reshape(-1, *shape[1:])
-        if len(array) < shape[0]:
-            raise ValueError(f"{len(array)} of {shape[0]} frames")
-        return array[: shape[0]]
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise UnsupportedSeriesError(
-            f"{_name(dataset)} cannot be decoded ({type(error).__name__}). Send it uncompressed."
-        ) from error
 
 
 def _segment_names(header: Dataset) -> dict[int, str]:
@@ -411,13 +301,6 @@ def _created(header: Dataset) -> str:
     return ""
 
 
-def _name(dataset: Dataset) -> str:
-    try:
-        return f"segmentation {dataset.get('SOPInstanceUID', 'without SOPInstanceUID')}"
-    except Exception:  # noqa: BLE001 - a damaged header must not hide the first error
-        return "segmentation without SOPInstanceUID"
-
-
 class _refusing:
     """Turn whatever a damaged header raises into an UnsupportedSeriesError."""
 
@@ -430,6 +313,6 @@ class _refusing:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, Exception) and not isinstance(error, (SegUnlearnError, MemoryError)):
             raise UnsupportedSeriesError(
-                f"{_name(self._dataset)} has a header that cannot be read "
+                f"{named(self._dataset)} has a header that cannot be read "
                 f"({type(error).__name__}: {error}). Export it again."
             ) from error
