@@ -25,14 +25,17 @@ from segunlearn.app.datastores.studies import StudiesDatastore
 from segunlearn.app.options import AppOptions, Home
 from segunlearn.app.routes import datastore as routes
 from segunlearn.app.scoring import DiceScoring
+from segunlearn.audit.sweep import sweep
 from segunlearn.cases import Case
 from segunlearn.dicom.folder import RESULTS_FOLDER
+from segunlearn.dicom.identifiers import Pseudonyms
 from segunlearn.dicom.search import SeriesRecord
 from segunlearn.dicom.segmentation import (
     read_segmentation,
     references_series,
     write_segmentation,
 )
+from segunlearn.dicom.series import volume_from_datasets
 from segunlearn.errors import (
     ConflictError,
     ForbiddenError,
@@ -603,6 +606,77 @@ def test_a_label_that_lies_in_another_study_than_its_image_is_read(
     assert store.list_images() == [study.series]
     label = read_volume(Path(store.get_label_uri(study.series, "final")), label=True)
     np.testing.assert_array_equal(label.array, np.where(study.label.array == 2, 2, 0))
+
+
+def test_a_label_that_was_handed_out_keeps_its_numbers(
+    tmp_path: Path, studies: list[Study], opener: Opener
+) -> None:
+    """A training reads its labels minutes after it was given them; others ask for them, too."""
+    write_dicom(tmp_path / "studies", studies[:2])
+    store = opener(tmp_path / "studies", values={})
+    assert isinstance(store, DicomDatastore)
+    one, two = LABELS[:2]
+    for study, names in zip(studies, ({1: one, 2: two}, {1: two, 2: one}), strict=False):
+        store.archive.store([write_segmentation(study.label, study.datasets, names)])
+    store.refresh()
+    first = studies[0].series
+    (given,) = [
+        c.label for c in store.trainable(values={one: 2, two: 1}).cases if c.series == first
+    ]
+    assert given is not None
+    before = read_volume(given, label=True).array
+    np.testing.assert_array_equal(before, np.array([0, 2, 1])[studies[0].label.array])
+    asked = Path(store.get_label_uri(first, "final"))
+    np.testing.assert_array_equal(read_volume(asked, label=True).array, studies[0].label.array)
+    np.testing.assert_array_equal(read_volume(given, label=True).array, before)
+    assert given.name == asked.name == f"{first}.nii.gz"
+    copies = {
+        p.where for p in sweep(store.home.root, {first}, (), Pseudonyms(b"k" * 32))
+        if p.state == "open" and p.where.startswith("cache/labels/")
+    }  # fmt: skip
+    assert len(copies) == 4, "each with its note"
+
+
+@pytest.mark.parametrize("what", ["values", "axes"])
+def test_a_series_whose_files_were_replaced_is_converted_again(
+    tmp_path: Path, studies: list[Study], opener: Opener, what: str
+) -> None:
+    """As many files as before: their number does not tell."""
+    study = studies[0]
+    write_dicom(tmp_path / "studies", [study])
+    store = opener(tmp_path / "studies")
+    assert isinstance(store, DicomDatastore)
+    store.save_label(study.series, saved(study, tmp_path), "final", {})
+    (case,) = store.trainable().cases
+    assert case.label is not None
+    path = Path(store.get_image_uri(study.series))
+    converted = path.stat().st_mtime_ns
+    opener(tmp_path / "studies").get_image_uri(study.series)
+    assert path.stat().st_mtime_ns == converted, "nothing changed, nothing is converted again"
+    for ds in study.datasets:
+        ds.SOPInstanceUID = generate_uid()
+        if what == "values":
+            ds.RescaleIntercept = float(ds.get("RescaleIntercept", 0)) + 500
+        else:  # the same place in the patient, listed from the other side
+            row, column = ds.ImageOrientationPatient[:3], ds.ImageOrientationPatient[3:]
+            step = (int(ds.Columns) - 1) * float(ds.PixelSpacing[1])
+            ds.ImagePositionPatient = [
+                float(p + r * step) for p, r in zip(ds.ImagePositionPatient, row, strict=True)
+            ]
+            ds.ImageOrientationPatient = [*(-v for v in row), *column]
+            ds.PixelData = np.ascontiguousarray(ds.pixel_array[:, ::-1]).tobytes()
+    shutil.rmtree(tmp_path / "studies" / study.series)
+    write_dicom(tmp_path / "studies", [study])
+    store.archive.client.index.refresh(force=True)
+    store.refresh()
+    (case,) = store.trainable().cases
+    now, expected = read_volume(case.image), volume_from_datasets(study.datasets)
+    assert now.same_grid(expected)
+    np.testing.assert_array_equal(now.array, expected.array)
+    assert case.label is not None
+    label = read_volume(case.label, label=True)
+    assert label.same_grid(now)
+    assert (label.array > 0).sum() == (study.label.array > 0).sum()
 
 
 def test_a_segmentation_that_is_still_being_copied_is_read_once_it_is_whole(

@@ -134,7 +134,10 @@ def test_a_purge_after_it_leaves_nothing_that_knows_it(site: Site) -> None:
     left = site.home.runs / run_id
     left.mkdir(parents=True)
     checkpoints.note(left, site.cases, site.records.pseudonyms)
-    copies = [left / "best.safetensors", site.home.cache / "a.npy", site.home.audits / "work" / "b"]
+    cached = [
+        site.home.cache / "labels" / values / "1.2.3.nii.gz" for values in ("0" * 12, "f" * 12)
+    ]
+    copies = [left / "best.safetensors", *cached, site.home.audits / "work" / "b"]
     for path in copies:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")

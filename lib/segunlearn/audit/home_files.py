@@ -31,7 +31,7 @@ _WORDS: Final = {
 _COUNTED: Final = re.compile(r"\d{5}-(image|label)|(state|best)-\d{6}|full-\d+")
 #: What it names by a count, a digest or at random, and where.
 _MADE: Final = re.compile(
-    r"(runs|audits|deposits)/[0-9a-f]{32}|audits/work/[0-9a-f]{12}"
+    r"(runs|audits|deposits)/[0-9a-f]{32}|(audits/work|cache/labels)/[0-9a-f]{12}"
     r"|(models|replay)/[^/]+/versions/(v\d{4,}|\.staging-[0-9a-f]{32})"
     r"|sites/[^/]+/[0-9a-f]{16}(/v\d{4,})?|deposits/[0-9a-f]{32}/v\d{4,}"
 )

@@ -284,6 +284,12 @@ class Archive:
         """Count the instances of a series as a search lists them; 0 where it lists none."""
         return count_instances(self.client, study_instance_uid, series_instance_uid)
 
+    def state_of(self, study: str, series: str) -> str | None:
+        """Digest of a series' files in a folder, another one when any changes; None for a PACS."""
+        if not isinstance(self.client, FolderClient):
+            return None
+        return self.client.index.state(study, series)
+
     def header(self, study: str, series: str, instance: str) -> Dataset:
         """Retrieve the header of one instance by its three UIDs, without pixels."""
         with faults(f"instance {instance}"), suppress(IndexError):  # the first of no answers

@@ -261,6 +261,16 @@ class FolderIndex:
             )
         return [Path(row["path"]) for row in rows]
 
+    def state(self, study_instance_uid: str, series_instance_uid: str) -> str:
+        """Digest of a series' files as they were last seen; another one when any changes."""
+        query = (
+            "SELECT SOPInstanceUID, modified, bytes FROM files WHERE StudyInstanceUID = ? "
+            "AND SeriesInstanceUID = ? ORDER BY 1, 2, 3"
+        )
+        with self._connect() as connection:
+            rows = connection.execute(query, (study_instance_uid, series_instance_uid)).fetchall()
+        return hashlib.sha256(repr([tuple(row) for row in rows]).encode()).hexdigest()[:32]
+
     def query(
         self,
         level: str,

@@ -60,12 +60,5 @@ class Converted:
         """Take away what says that a file is whole."""
         self._note(uid).unlink(missing_ok=True)
 
-    def drop(self, uid: str) -> list[Path]:
-        """Delete a file with its note; returns what was deleted."""
-        found = [p for p in (self.file(uid), self._note(uid)) if p.is_file()]
-        for path in found:
-            path.unlink(missing_ok=True)
-        return found
-
     def _note(self, uid: str) -> Path:
         return self._folder / f"{uid}.json"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -95,7 +97,6 @@ class DicomDatastore(StudiesDatastore):
         self._asked: Remembered[SeriesRecord] = Remembered(refresh)
         self._counted: Remembered[int] = Remembered(refresh)
         self._images = Converted(home.cache / "images")
-        self._labels = Converted(home.cache / "labels")
         self._segmented: dict[str, tuple[_StudyKey, float, dict[str, LabelRecord]]] = {}
 
     # -- index ---------------------------------------------------------------------------------
@@ -296,7 +297,7 @@ class DicomDatastore(StudiesDatastore):
         return self._images.file(record.id)
 
     def _fetch_image(self, record: ImageRecord) -> Path:
-        made_of = {"instances": self._instances_of(record)}
+        made_of = self._state_of(record)
         if self._images.is_whole(record.id, made_of):
             return self.image_file(record)
         with exclusive(self.home.locks, f"image-{record.id}"):
@@ -312,6 +313,13 @@ class DicomDatastore(StudiesDatastore):
                 "issuer": text(headers[0], "IssuerOfPatientID") if headers else "",
             }
             return self._images.put(record.id, volume, note)
+
+    def _state_of(self, record: ImageRecord) -> dict[str, Any]:
+        """Tell a series as it is now from what it was: by its files, in a PACS by their number."""
+        return {
+            "instances": self._instances_of(record),
+            "files": self.archive.state_of(record.study, record.id),
+        }
 
     def _instances_of(self, record: ImageRecord) -> int | None:
         """Count a series' instances; None where the archive does not tell, nor lists them now.
@@ -377,10 +385,6 @@ class DicomDatastore(StudiesDatastore):
             "study out of training, mark it for forgetting."
         )
 
-    def drop_cached(self, image_id: str) -> list[Path]:
-        """Delete what was converted of a series; returns the files deleted."""
-        return [*self._images.drop(image_id), *self._labels.drop(image_id)]
-
     # -- labels --------------------------------------------------------------------------------
 
     def structures(self) -> tuple[str, ...]:
@@ -433,16 +437,19 @@ class DicomDatastore(StudiesDatastore):
             return Path(record.info["path"])
         values = dict(values) or self._values_in(record)
         image = self.record(record.id)  # as it is now: it may have grown
+        segmentation = record.info["study_instance_uid"], record.info["series_instance_uid"]
         made_of = {
+            **self._state_of(image),
             "sop_instance_uid": record.version,
+            "segmentation": self.archive.state_of(*segmentation),
             "values": values,
-            "instances": self._instances_of(image),
         }
-        if self._labels.is_whole(record.id, made_of):
-            return self._labels.file(record.id)
+        labels = self._labels_with(values)
+        if labels.is_whole(record.id, made_of):
+            return labels.file(record.id)
         with exclusive(self.home.locks, f"label-{record.id}"):
-            if self._labels.is_whole(record.id, made_of):
-                return self._labels.file(record.id)
+            if labels.is_whole(record.id, made_of):
+                return labels.file(record.id)
             reference = read_volume(self._fetch_image(image), modality=image.modality)
             named = {name.strip().casefold() for name in record.info["segments"].values()}
             if named.isdisjoint(name.strip().casefold() for name in values):
@@ -450,14 +457,18 @@ class DicomDatastore(StudiesDatastore):
                     f"series {record.id}: its SEG holds none of {', '.join(values)}."
                 )
             label = self.archive.read_label(
-                record.info["study_instance_uid"],  # not always that of the image
-                record.info["series_instance_uid"],
+                *segmentation,  # not always of the image's study
                 record.version,
                 {v: n for n, v in values.items()},
                 reference,
             )
-            self._labels.drop_note(record.id)
-            return self._labels.put(record.id, label, made_of)
+            labels.drop_note(record.id)
+            return labels.put(record.id, label, made_of)
+
+    def _labels_with(self, values: Mapping[str, int]) -> Converted:
+        """Keep labels of other values elsewhere: a training may be about to read those."""
+        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+        return Converted(self.home.cache / "labels" / digest)
 
     @staticmethod
     def _values_in(record: LabelRecord) -> dict[str, int]:
