@@ -135,11 +135,12 @@ def test_a_mark_that_fails_leaves_no_file(
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
+@pytest.mark.parametrize("value", [2, 300])
 def test_viewers_that_replace_their_labelmap_get_the_saved_label(
-    marks: Marks, image: Path, tmp_path: Path
+    marks: Marks, image: Path, tmp_path: Path, value: int
 ) -> None:
-    saved = np.zeros((4, 5, 6), np.uint8)
-    saved[1, 2, 3] = 2
+    saved = np.zeros((4, 5, 6), np.uint16)
+    saved[1, 2, 3] = value
     write_volume(Volume(saved, AFFINE), tmp_path / "label.nii.gz")
     task = ForgetMarkerTask(marks, REASONS, lambda: tmp_path, lambda _: tmp_path / "label.nii.gz")
     file, _ = task(request(image, result_compress=False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from segunlearn.app import models
 from segunlearn.app.application import SegUnlearnApp
 from segunlearn.app.models import ActiveModel
 from segunlearn.cli import app as command_line
+from segunlearn.dicom.segmentation import read_segmentation
 from segunlearn.dicom.site import SiteKey
 from segunlearn.errors import IntegrityError, InvalidInputError, NotFoundError
 from segunlearn.networks import build_network
@@ -151,6 +153,28 @@ def test_the_segmentation_object_names_adapter_and_rule(
         assert f"site adapter={adapter}" in said
         assert f"site rule={rule}" in said
         assert str(algorithm.AlgorithmVersion).startswith("v0001")
+
+
+def test_more_structures_than_a_byte_counts(tmp_path: Path, studies: dict[str, Study]) -> None:
+    write_dicom(tmp_path / "studies", [studies["a"]])
+    config = replace(TINY, labels=tuple(f"s{n}" for n in range(1, 301)))
+    info = publish_tiny(tmp_path / "home", config=config)
+    conf = {"home": str(tmp_path / "home"), "device": "cpu"}
+    app = SegUnlearnApp(str(tmp_path), str(tmp_path / "studies"), conf)
+    bias = torch.zeros(301)
+    bias[300] = 100.0
+    adapter = SiteAdapter(info.sha256, {"final_conv.bias": bias}, {"k": 1})
+    app.model.adapters.put("north||ct 64|ct1", adapter, run_id="r", note=lambda _: None)
+    series = studies["a"].series
+    for options in ({}, {"result_dtype": "int16"}, {"result_dtype": "float32"}):
+        assert infer(app, series, **options)[0] == {300}
+    for name, most in (("uint8", 255), ("int8", 127)):
+        with pytest.raises(InvalidInputError, match=f"{name} holds {most} .* the model has 300"):
+            infer(app, series, result_dtype=name)
+    seg = app.infer_dicom_seg({"model": "segmentation", "image": series})
+    label, names = read_segmentation(seg, studies["a"].datasets)
+    assert (set(np.unique(label.array)), names[300]) == ({300}, "s300")
+    app.records.store.close()
 
 
 def test_notes_of_older_programs_have_no_header_yet(

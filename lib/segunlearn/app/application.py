@@ -391,7 +391,7 @@ class SegUnlearnApp(MONAILabelApp):
             raise InvalidInputError(
                 "output=dicom_seg needs DICOM studies, these are files. Ask for output=image."
             )
-        result = self.infer({**request, "result_extension": ".nii.gz", "result_dtype": "uint8"})
+        result = self.infer({**request, "result_extension": ".nii.gz", "result_dtype": None})
         file = Path(result["file"])
         try:
             mask = read_volume(file, label=True)

@@ -126,7 +126,7 @@ class SegmentationInferTask(InferTask):
             An option is wrong, or the image cannot be read.
         """
         started = time.perf_counter()
-        extension, dtype, compress = result_options(request)
+        extension, wanted, compress = result_options(request)
         asked = asked_site(request)
         volume, header = request["image"], request.get("header")
         if header is None and isinstance(volume, Path) and volume.is_dir():
@@ -140,8 +140,10 @@ class SegmentationInferTask(InferTask):
             return chosen[-1].adapter
 
         older = self._older(request)  # before a large image is read
+        info = self._model.version() if older is None else older[0]
+        voxel_type(wanted, len(info.config["labels"]))
         if older is None:
-            choose(self._model.version())
+            choose(info)
         else:
             chosen.append(SiteChoice(None, "", "override", "what served before segments alone."))
         if not isinstance(volume, Volume):
@@ -150,6 +152,7 @@ class SegmentationInferTask(InferTask):
         info, mask, waited = self._model.predict(volume, request.get("cancel"), choose, using=older)
         predicted = time.perf_counter()
         values = {n: i + 1 for i, n in enumerate(info.config["labels"])}
+        dtype = voxel_type(wanted, len(values))  # of the version that segmented
         descriptor, name = tempfile.mkstemp(suffix=extension, prefix="mask-", dir=self._scratch())
         os.close(descriptor)
         write_mask(Volume(mask.array.astype(dtype), mask.affine), Path(name), compress)
@@ -183,8 +186,8 @@ class SegmentationInferTask(InferTask):
         return self._before(str(asked)[:100], str(request.get("actor") or ""))
 
 
-def result_options(request: Mapping[str, Any]) -> tuple[str, type[np.generic], bool]:
-    """Read ending, voxel type and compression that a client asks for.
+def result_options(request: Mapping[str, Any]) -> tuple[str, type[np.generic] | None, bool]:
+    """Read ending, voxel type (None: whichever fits) and compression that a client asks for.
 
     Raises
     ------
@@ -192,17 +195,36 @@ def result_options(request: Mapping[str, Any]) -> tuple[str, type[np.generic], b
         One of them is not known.
     """
     extension = request.get("result_extension") or ".nii.gz"
-    dtype = request.get("result_dtype") or "uint8"
+    dtype = request.get("result_dtype") or None
     if extension not in EXTENSIONS:
         raise InvalidInputError(
             f"result_extension {str(extension)!r:.40}: use one of {', '.join(EXTENSIONS)}."
         )
-    if not isinstance(dtype, str) or dtype not in _DTYPES:
+    if dtype is not None and (not isinstance(dtype, str) or dtype not in _DTYPES):
         raise InvalidInputError(
             f"result_dtype {str(dtype)!r:.40}: use one of {', '.join(_DTYPES)}."
         )
     compress = request.get("result_compress", True)
-    return extension, _DTYPES[dtype], str(compress).lower() not in ("false", "0", "no")
+    wanted = _DTYPES[dtype] if dtype else None
+    return extension, wanted, str(compress).lower() not in ("false", "0", "no")
+
+
+def voxel_type(wanted: type[np.generic] | None, structures: int) -> type[np.generic]:
+    """Choose the voxel type of a mask with values from 0 to ``structures``.
+
+    Raises
+    ------
+    InvalidInputError
+        The wanted one does not hold so many values.
+    """
+    if wanted is None:
+        return np.uint8 if structures <= np.iinfo(np.uint8).max else np.uint16
+    if issubclass(wanted, np.integer) and structures > np.iinfo(wanted).max:
+        raise InvalidInputError(
+            f"result_dtype {wanted.__name__} holds {np.iinfo(wanted).max} structures at most, and "
+            f"the model has {structures}. Use uint16, or leave it out."
+        )
+    return wanted
 
 
 def header_of(folder: Path) -> SiteKey | None:

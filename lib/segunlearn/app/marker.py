@@ -18,7 +18,7 @@ from monailabel.config import settings
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from segunlearn.app.forgetting import Mark, MarkStudy
-from segunlearn.app.infer import read_image, write_mask
+from segunlearn.app.infer import read_image, voxel_type, write_mask
 from segunlearn.errors import ForbiddenError, InvalidInputError
 from segunlearn.volumes import Volume
 
@@ -150,7 +150,8 @@ class ForgetMarkerTask(InferTask):
             path = self._saved_label(saved_of)
             if path is not None:
                 saved = read_image(path)
-                return Volume(saved.array.astype(np.uint8), saved.affine)
+                dtype = voxel_type(None, int(saved.array.max(initial=0)))
+                return Volume(saved.array.astype(dtype), saved.affine)
         return Volume(np.zeros(volume.shape, np.uint8), volume.affine)
 
 

@@ -45,7 +45,7 @@ class Masks:
         """Ask for the mask of an image, and put it into the volume's segmentation."""
         if self.is_busy:
             return
-        options = {"result_extension": ".nrrd", "result_dtype": "uint8"}
+        options = {"result_extension": ".nrrd"}
         if site:
             options["site"] = site
         node_id = volume.GetID()
