@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from segunlearn.app.options import AppOptions
 from segunlearn.app.serve_command import pairs
 from segunlearn.app.server import prepare
 from segunlearn.errors import InvalidInputError
+from segunlearn.training.planning import RECIPES
 
 
 def test_texts_become_values(tmp_path: Path) -> None:
@@ -107,6 +109,33 @@ def test_stock_clients_send_numbers_as_texts() -> None:
 def test_options_of_other_trainers_are_dropped() -> None:
     leaked = {"name": "train_01", "dataset_cache": True, "gpus": "all", "client_id": "me"}
     assert set(train_options.check(leaked)) == set(train_options.OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("default", {"val_fraction": 0.2}), ("sample", {"val_fraction": 0.2}), ("long", {})],
+)
+def test_a_recipe_says_how_to_train_where_a_client_sends_the_defaults(
+    name: str, changes: dict[str, float]
+) -> None:
+    """Stock Slicer sends every default that ``/info`` told; a short request sends none."""
+    sent = {k: v[0] if isinstance(v, list) else v for k, v in train_options.config().items()}
+    told = replace(RECIPES[name].settings, **changes, device="cpu")  # type: ignore[arg-type]
+    for request in ({"recipe": name}, {**sent, "recipe": name}):
+        assert train_options.settings_of(train_options.check(request), "cpu") == told
+        chosen = train_options.check({**request, "max_epochs": 3, "val_split": 0.5})
+        wanted = replace(told, epochs=3, val_fraction=0.5)
+        assert train_options.settings_of(chosen, "cpu") == wanted
+
+
+def test_what_the_platform_adds_is_no_option_of_another_trainer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("INFO"):
+        train_options.check({"model": "segmentation", "client_id": "me", "local_rank": 0})
+        assert not caplog.records
+        train_options.check({"gpus": "all", "local_rank": 0})
+    assert caplog.messages == ["options that this trainer does not have are ignored: gpus"]
 
 
 @pytest.mark.parametrize("key", train_options.REFUSED)

@@ -14,9 +14,10 @@ from segunlearn.app.application import SegUnlearnApp
 from segunlearn.errors import CancelledError, ConflictError, InvalidInputError
 from segunlearn.records.runs import Progress
 from segunlearn.training import TrainResult
+from segunlearn.training.planning import RECIPES
 from segunlearn.volumes import write_volume
 
-OPTIONS = {"model": "segmentation", "max_epochs": 1, "val_split": 0.34, "recipe": "sample"}
+OPTIONS = {"model": "segmentation", "max_epochs": 1, "val_split": 0.34}
 
 
 @pytest.fixture
@@ -232,10 +233,17 @@ def test_the_first_training_plans_its_network(tmp_path: Path, studies: list[Stud
     assert app.info()["models"]["segmentation"]["labels"] == {
         n: i + 1 for i, n in enumerate(LABELS)
     }
-    done = app.train({**OPTIONS, "pretrained": True})
+    done = app.train({**OPTIONS, "pretrained": True, "recipe": "sample"})
     version = app.model.version()
     assert (version.version, version.parent_sha256) == ("v0001", None)
     assert tuple(version.config["labels"]) == LABELS
+    sample, settings = (
+        RECIPES["sample"],
+        app.records.runs.get(done["run_id"]).parameters["settings"],
+    )
+    assert tuple(version.config["features"]) == sample.features
+    assert settings["learning_rate"] == sample.settings.learning_rate
+    assert (settings["samples_per_case"], settings["epochs"]) == (12, 1)
     assert (
         app.infer({"model": "segmentation", "image": "person0"})["params"]["sha256"]
         == (done["sha256"])

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from segunlearn.errors import InvalidInputError
-from segunlearn.training.planning import RECIPES
+from segunlearn.training.planning import RECIPES, recipe
 from segunlearn.training.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
 
 #: Keys that would choose the cases or files of a training.
 REFUSED = ("train_ds", "val_ds", "dataset", "parent_weights", "load_path")
+#: What is no option of any trainer: who asks, which trainer, and what MONAI Label's child adds.
+_BESIDE = frozenset({"client_id", "model", "local_rank"})
 
 #: Characters of a free text; a list of some thousand identifiers has room.
 LONGEST_TEXT = 100_000
@@ -63,7 +65,7 @@ OPTIONS: dict[str, Option] = {
     "seed": Option("seed", _DEFAULTS.seed, 0, 2**31 - 1),
     "amp": Option("amp", _DEFAULTS.amp, choices=("auto", "off")),
     "pretrained": Option("", True),
-    # of the network, where no version is there to start from
+    # of the training, and of the network where no version is there to start from
     "recipe": Option("", "default", choices=tuple(RECIPES)),
 }
 
@@ -99,16 +101,24 @@ def check(request: Mapping[str, Any], options: Mapping[str, Option] = OPTIONS) -
             f"{', '.join(refused)}: a request cannot choose what is trained on. Trainings use the "
             "finished labels of the studies, without those marked for forgetting."
         )
-    ignored = sorted(set(request) - set(options) - {"client_id", "model"})
+    ignored = sorted(set(request) - set(options) - _BESIDE)
     if ignored:
         logger.info("options that this trainer does not have are ignored: %s", ", ".join(ignored))
     return {key: _read(key, option, request.get(key)) for key, option in options.items()}
 
 
 def settings_of(options: Mapping[str, Any], device: str) -> TrainSettings:
-    """Return the settings of a run from checked options."""
-    values = {o.setting: options[k] for k, o in OPTIONS.items() if o.setting}
-    return TrainSettings(**values, device=device)
+    """Return the settings of a run from checked options.
+
+    Stock clients send every default along, so one is no choice: there the recipe's own value counts.
+    """
+    chosen, values = recipe(options["recipe"]).settings, {}
+    for key, option in OPTIONS.items():
+        name = option.setting
+        of_recipe = name and getattr(chosen, name) != getattr(_DEFAULTS, name)
+        if name and not (of_recipe and options[key] == option.default):
+            values[name] = options[key]
+    return replace(chosen, **values, device=device)
 
 
 def _read(key: str, option: Option, value: Any) -> int | float | bool | str:
