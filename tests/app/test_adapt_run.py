@@ -432,10 +432,13 @@ def test_an_adapter_holds_what_its_steps_changed_and_not_the_meta_model(
     put_meta_model(info, meta.to_bytes())
     info = place.site.registry.active()
 
-    result = place.adapt(method=method)
+    chosen = {"seed": 0} if method == "generator" else {"seed": 0, "steps": 2}
+    result = place.adapt(method=method, settings=chosen)
 
     found = place.store.current(result["site"])
     assert found is not None
+    assert (found.about["inner_set"], found.about["learning_rate"]) == (None, None)
+    assert found.about["steps"] == chosen.get("steps", 0)
     kept = found.load()
     assert kept.tensors.keys() == {n for n in away if any(part in n for part in own)}
     assert kept.start == Start("initial" if method == "maml" else "film_network", info.meta_sha256)
@@ -453,6 +456,31 @@ def test_an_adapter_holds_what_its_steps_changed_and_not_the_meta_model(
     (info.path / META_MODEL).unlink()
     with pytest.raises(IntegrityError, match="is not beside the weights"):
         found.segmenter(base, info)
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "value", "words"),
+    [
+        ("maml", "inner_set", "head", "--inner-set .inner_set.: maml does not read it"),
+        ("best", "learning_rate", 0.01, "--rate .adapt_rate.: maml or fine_tune of all does not"),
+        ("generator", "steps", 1, "--steps .adapt_steps.: generator does not read it"),
+        ("generator+steps", "inner_set", "all", "--inner-set"),
+    ],
+)
+def test_a_setting_that_the_method_does_not_read_is_refused(
+    place: Place, method: str, setting: str, value: Any, words: str
+) -> None:
+    """Else the order and its row in the ledger would tell of what never was."""
+    info = place.site.registry.active()
+    rates, empty = {"final_conv.weight": torch.ones(1)}, {"x": torch.ones(1)}
+    put_meta_model(info, MetaModel(info.sha256, "head", empty, rates, empty, empty).to_bytes())
+    with pytest.raises(InvalidInputError, match=words):
+        place.adapt(method=method, settings={setting: value})
+    defaults = {"steps": 5, "inner_set": "decoder", "learning_rate": None}  # chosen by nobody
+    place.run(site="south", method=method, settings=defaults).prepare(
+        place.site.unseen, place.header_of
+    )
+    assert place.nothing_published()
 
 
 def test_two_studies_of_a_person_are_held_out_together(

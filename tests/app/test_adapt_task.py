@@ -402,14 +402,14 @@ def test_the_pseudonym_of_a_series_is_not_that_of_its_study(site: Site) -> None:
 
 def test_a_method_that_is_not_there_any_more_is_chosen_anew(app: SegUnlearnApp, site: Site) -> None:
     put_meta_model(app.model.version(), meta_model(app.model.version(), 1.01))
-    adapt(app, site, adapt_method="maml", adapt_rate=0.5, adapt_steps=0)
+    adapt(app, site, adapt_method="maml", inner_set="decoder", adapt_steps=0)
     site.publish(2, site.retain)
     (result,) = refit(app, "all")
     assert result["outcome"] == "adopted", result["why"]
     info = SiteAdapters(site.home.sites / MODEL).current(SITE)
     assert info is not None
     about = {k: info.about[k] for k in ("method", "steps", "learning_rate")}
-    assert about == {"method": "fine_tune", "steps": 5, "learning_rate": None}
+    assert about == {"method": "fine_tune", "steps": 5, "learning_rate": 1e-3}
 
 
 @pytest.mark.parametrize("which", ["forgotten", "all"])
@@ -500,7 +500,7 @@ def test_a_site_of_another_meta_model_gets_the_base_until_it_is_adapted_again(
 ) -> None:
     """The joint weights of a second meta-training are the same; what adapting goes on from not."""
     put_meta_model(app.model.version(), meta_model(app.model.version(), 1.01))
-    result = adapt(app, site, adapt_method="maml")
+    result = adapt(app, site, adapt_method="maml", inner_set="decoder")
     image = site.unseen[3].series
     assert said(app, image) == result["adapter"]
     again = site.publish(1, site.retain, row=False)
@@ -510,6 +510,10 @@ def test_a_site_of_another_meta_model_gets_the_base_until_it_is_adapted_again(
         said(app, image)
     control = AdapterControl(app.home, MODEL)
     assert [line.serves for line in control.lines()] == [False]
+    (info,) = SiteAdapters(site.home.sites / MODEL).all()
+    record = json.loads((info.path / "about.json").read_text())
+    record["about"] |= {"inner_set": "head", "learning_rate": 0.5}  # as older programs wrote
+    write_json_durably(info.path / "about.json", record)
     (made,) = refit(app, "all")
     assert (made["outcome"], said(app, image)) == ("adopted", made["adapter"])
     assert [line.serves for line in control.lines()] == [False, True]

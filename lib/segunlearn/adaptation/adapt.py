@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import torch
@@ -36,6 +36,15 @@ AdaptMethod = Literal["generator+maml", "maml", "generator", "generator+steps", 
 
 #: Of Adam for fine_tune, and of the steps on a modulation.
 _RATES: Final[dict[str, float]] = {"fine_tune": 1e-3, "generator+steps": 0.3}
+
+#: What each method reads of the settings, beside structures, patches and seed: the rest is learned.
+READS: Final[Mapping[str, tuple[str, ...]]] = {
+    "generator+maml": ("steps",),
+    "maml": ("steps",),
+    "generator": (),
+    "generator+steps": ("steps", "learning_rate"),
+    "fine_tune": ("steps", "inner_set", "learning_rate"),
+}
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,16 @@ class AdaptSettings:
         rate = self.learning_rate
         if rate is not None and not 0 < rate < math.inf:
             raise InvalidInputError(f"the learning rate is {rate}, must be above 0.")
+
+    @property
+    def used(self) -> dict[str, Any]:
+        """Inner set and learning rate of the steps; None where the method reads none."""
+        reads = READS[self.method]
+        rate = self.learning_rate or _RATES.get(self.method)
+        return {
+            "inner_set": self.inner_set if "inner_set" in reads else None,
+            "learning_rate": rate if "learning_rate" in reads else None,
+        }
 
 
 @dataclass(frozen=True, eq=False)

@@ -144,6 +144,7 @@ class AdaptRun(WatchedRun):
         for settings in tried:
             if settings.method != "fine_tune":
                 need(meta, settings.method)
+        self.order.refuse_unread(tried)
         return info, support, tried
 
     def execute(
@@ -275,8 +276,7 @@ class AdaptRun(WatchedRun):
             "k": len(support.cases),
             "people": support.people,
             "steps": max(0, len(adapted.curve) - 1),
-            "inner_set": settings.inner_set,
-            "learning_rate": settings.learning_rate,
+            **settings.used,
             "seed": settings.seed,
             "labels": list(adapted.structures),
             "width": support.width,

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
 from segunlearn.adaptation import AdaptSettings
+from segunlearn.adaptation.adapt import READS
 from segunlearn.app.from_active import held_out_numbers
 from segunlearn.app.records import Records
 from segunlearn.app.site_choice import AUTO, BASE, Aliases
@@ -25,6 +26,15 @@ BEST: Final = "best"
 #: Fine-tuning that is tried beside it: between the rates that were best on the sites that
 #: ``tests/benchmarks/adaptation_fundus.py`` tunes on, 1e-3 and 1e-2.
 _BESIDE: Final = {"method": "fine_tune", "inner_set": "all", "learning_rate": 3e-3}
+
+#: What an order takes of a setting that not every method reads, where nobody chose it. Stock
+#: clients send it along, so it is no choice.
+DEFAULTS: Final[Mapping[str, Any]] = {"steps": 5, "inner_set": "decoder", "learning_rate": None}
+_OPTIONS: Final = {
+    "steps": "--steps (adapt_steps)",
+    "inner_set": "--inner-set (inner_set)",
+    "learning_rate": "--rate (adapt_rate)",
+}
 
 #: What is known of a case's scanner.
 HeaderOf = Callable[[Case], SiteKey | None]
@@ -89,6 +99,22 @@ class AdaptOrder:
         if self.method == BEST:
             tried.append({**self.settings, **_BESIDE})
         return tuple(AdaptSettings(**settings) for settings in tried)
+
+    def refuse_unread(self, tried: Sequence[AdaptSettings]) -> None:
+        """Refuse a setting that was chosen, and that nothing which is tried reads.
+
+        Raises
+        ------
+        InvalidInputError
+            There is one: it would stand in the records, and have changed nothing.
+        """
+        chosen = {k: v for k, v in self.settings.items() if v != DEFAULTS.get(k, v)}
+        for name, value in chosen.items():
+            if not any(name in READS[s.method] and getattr(s, name) == value for s in tried):
+                raise InvalidInputError(
+                    f"{_OPTIONS[name]}: {methods_of(tried)} does not read it. Leave it out, or "
+                    "choose another method; fine_tune reads it."
+                )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, without the studies' ids."""
@@ -213,7 +239,7 @@ def choose_support(
         raise InvalidInputError(
             f"the support shows one person ({len(taken)} studies), so no person can be held out to "
             "see whether the adapter helps. Annotate a study of another person, or confirm that "
-            "one shall do (confirm_one)."
+            "one shall do (--confirm-one; confirm_one in a request)."
         )
     return support
 

@@ -9,11 +9,18 @@ from dataclasses import replace
 from typing import Any, Final, get_args
 
 from segunlearn.adaptation import AdaptSettings, read_meta_model
-from segunlearn.adaptation.adapt import AdaptMethod
+from segunlearn.adaptation.adapt import READS, AdaptMethod
 from segunlearn.app import train_options
 from segunlearn.app.adapter_run import SITE_ADAPT, AdaptRun
 from segunlearn.app.adapter_store import AdapterInfo, SiteAdapters
-from segunlearn.app.adapter_support import BEST, WIDTHS, AdaptOrder, Support, methods_of
+from segunlearn.app.adapter_support import (
+    BEST,
+    DEFAULTS,
+    WIDTHS,
+    AdaptOrder,
+    Support,
+    methods_of,
+)
 from segunlearn.app.checkpoints import MARKED, SEALED
 from segunlearn.app.child import starter_gone
 from segunlearn.app.datastores import StudiesDatastore
@@ -51,9 +58,9 @@ OPTIONS: Final[dict[str, Option]] = {
     "most": Option("", 5, 1, 50),
     "width": Option("", _AUTO, choices=(_AUTO, *WIDTHS)),
     "adapt_method": Option("", _AUTO, choices=(_AUTO, BEST, *get_args(AdaptMethod))),
-    "adapt_steps": Option("steps", 5, 0, 200),
+    "adapt_steps": Option("steps", DEFAULTS["steps"], 0, 200),
     "adapt_rate": Option("learning_rate", 0.0, 0.0, 10.0),
-    "inner_set": Option("inner_set", "decoder", choices=_INNER),
+    "inner_set": Option("inner_set", DEFAULTS["inner_set"], choices=_INNER),
     "seed": Option("seed", 0, 0, 2**31 - 1),
     "confirm_one": Option("", False),
     "refit": Option("", "no", choices=("no", "forgotten", "all")),
@@ -272,9 +279,9 @@ def _as_before(
     about, meta = info.about, read_meta_model(served)
     there = ("fine_tune", *(meta.methods if meta else ()))
     method = order.method or (about["method"] if about["method"] in there else "")
-    settings = {"steps": OPTIONS["adapt_steps"].default, "seed": about["seed"]}
-    if method == about["method"]:
-        settings = {k: about[k] for k in ("steps", "inner_set", "learning_rate", "seed")}
+    settings = {"steps": DEFAULTS["steps"], "seed": about["seed"]}
+    if method == about["method"]:  # older records also tell what the method did not read
+        settings = {k: about[k] for k in (*READS[method], "seed")}
     return replace(
         order, site=info.site, support=support, width=about["width"], method=method,
         settings=settings,
@@ -334,7 +341,7 @@ def plan_of(support: Support, tried: Sequence[AdaptSettings], adapters: SiteAdap
     steps = 0 if tried[0].method == "generator" else tried[0].steps
     method = methods_of(tried if support.people > 1 else tried[:1])
     held_out = (
-        "each person is held out once; without a gain the base stays"
+        "each person is held out once; where Dice falls, the base stays"
         if support.people > 1
         else "one person: nobody can be held out, and it is adopted on your confirmation"
     )

@@ -110,7 +110,7 @@ def check(request: Mapping[str, Any], options: Mapping[str, Option] = OPTIONS) -
 def settings_of(options: Mapping[str, Any], device: str) -> TrainSettings:
     """Return the settings of a run from checked options.
 
-    Stock clients send every default along, so one is no choice: there the recipe's own value counts.
+    Stock clients send every default along, so it is no choice: there the recipe's value counts.
     """
     chosen, values = recipe(options["recipe"]).settings, {}
     for key, option in OPTIONS.items():
