@@ -564,6 +564,28 @@ def test_labels_on_other_grids_are_not_scored(
     assert {name: score["dice"] for name, score in scores.items()} == {"person1": 1.0}
 
 
+def test_the_log_tells_how_many_images_a_scoring_scored(
+    tmp_path: Path, studies: list[Study], opener: Opener, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is what clients show of a task, and one that scored none looked like one that worked."""
+    folder = tmp_path / "studies"
+    write_files(folder, studies[:2], labelled=1)
+    write_volume(studies[0].label, folder / "labels/original" / f"{studies[0].series}.nii.gz")
+    score = DiceScoring(lambda: VALUES)
+    with caplog.at_level("INFO", "segunlearn.app.scoring"):
+        score({}, opener(folder))
+        assert caplog.messages == ["scored 1 images, mean Dice 1.000"]
+        caplog.clear()
+        assert score({"y_pred": "nosuch"}, opener(folder)) == {}
+        (record,) = caplog.records
+        assert record.getMessage() == "no image is scored: none has both labels, final and nosuch"
+        assert record.levelname == "WARNING"
+        caplog.clear()
+        kept = opener(folder, keep=lambda _: [])
+        assert score({}, kept) == {}
+        assert "no image is scored, of 1 with both labels, final and original" in caplog.text
+
+
 def test_labels_of_a_series_with_copied_slices_are_kept(
     tmp_path: Path, studies: list[Study], opener: Opener
 ) -> None:

@@ -74,6 +74,8 @@ def test_a_header_that_says_nothing_falls_back_and_says_so(store: SiteAdapters) 
     put(store, KIND)
     assert choose(store, kept).rule == "model"
     assert "no DICOM header" in choose(store, None).why
+    for header in (SiteKey(), None):
+        assert "(--site, or site in a request)" in choose(store, header).why
 
 
 def test_a_person_can_choose_a_site_or_the_base(store: SiteAdapters) -> None:
@@ -82,7 +84,7 @@ def test_a_person_can_choose_a_site_or_the_base(store: SiteAdapters) -> None:
     for asked in (SCANNER, "St. Mary's|Siemens|Avanto|42", site_digest(SCANNER)):
         found = choose(store, None, asked)
         assert (found.params()["adapter"], found.rule) == (name, "override")
-    with pytest.raises(NotFoundError, match=r"st\. mary's\|\|avanto\|42"):
+    with pytest.raises(NotFoundError, match=r"st\. mary's\|\|avanto\|42.*--site base"):
         choose(store, asked="nowhere")
     store.roll_back(SCANNER, SERVED)
     with pytest.raises(NotFoundError, match="with one: none"):

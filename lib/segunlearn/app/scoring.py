@@ -57,6 +57,16 @@ class DiceScoring(ScoringMethod):
             score = dice_of(y, p, self._label_values())
             datastore.update_image_info(image_id, score)
             result[image_id] = score
+        if result:
+            mean = np.mean([score["dice"] for score in result.values()])
+            logger.info("scored %d images, mean Dice %.3f", len(result), mean)
+        elif both:
+            logger.warning(
+                "no image is scored, of %d with both labels, %s and %s",
+                len(both), truth, predicted,
+            )  # fmt: skip
+        else:
+            logger.warning("no image is scored: none has both labels, %s and %s", truth, predicted)
         return result
 
 

@@ -28,6 +28,9 @@ _MAKERS: Final = {
     "toshiba_mec": "toshiba",
     "canon medical systems": "canon",
 }
+#: How a site is named: on the command line, and over REST.
+_NAMED: Final = "(--site, or site in a request)"
+_BASE_ASKED: Final = "Ask for the base (--site base, or site=base in a request)"
 _PARTS: Final = ("institution", "manufacturer", "model", "station")
 
 
@@ -158,13 +161,14 @@ def choose_site(
     if asked not in ("", AUTO):
         return _asked_for(adapters, aliases, asked, served)
     if header is None:
-        return SiteChoice(None, "", "none", "the image has no DICOM header; name a site (site=).")
+        why = f"the image has no DICOM header; name a site {_NAMED}."
+        return SiteChoice(None, "", "none", why)
     rungs = aliases.of(header).rungs()
     if not rungs:
         return SiteChoice(
             None, "", "none",
             "the header names no institution and no scanner (removed or de-identified): the base "
-            "serves. Name a site (site=) if it is known.",
+            f"serves. Name a site {_NAMED} if it is known.",
         )  # fmt: skip
     also = (
         ""
@@ -198,12 +202,12 @@ def _asked_for(
     if info is None:
         there = ", ".join(adapters.in_service(served)) or "none"
         raise NotFoundError(
-            f"site {asked!r:.200} has no adapter in service; sites with one: {there}. Ask for "
-            "site=base, or adapt the site."
+            f"site {asked!r:.200} has no adapter in service; sites with one: {there}. "
+            f"{_BASE_ASKED}, or adapt the site."
         )
     if misfit := info.misfit(served):
         raise ConflictError(
-            f"site adapter {info.name} {misfit}. Ask for site=base, or adapt the site again."
+            f"site adapter {info.name} {misfit}. {_BASE_ASKED}, or adapt the site again."
         )
     return SiteChoice(info, site, "override", "this site was asked for.")
 
