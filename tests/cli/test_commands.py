@@ -638,6 +638,13 @@ def test_inference_mistakes_are_one_sentence(
     assert "0 DICOM series" in shell.refused("infer", data, *out, *here)
     ct_folder(tmp_path / "two", 1)
     ct_folder(tmp_path / "two", 2)
+    (slice_one, *_) = sorted((tmp_path / "two").glob("*"))
+    bare = tmp_path / "00000001"  # archives name files without a suffix
+    shutil.copy(slice_one, bare)
+    for one in (slice_one, bare):
+        assert "is one DICOM file. Give the folder of its series" in shell.refused(
+            "infer", one, *out, *here
+        )
     assert "2 DICOM series" in shell.refused("infer", tmp_path / "two", *out, *here)
     assert image.read_bytes() == before
     assert not (tmp_path / "m.nii.gz").exists()
@@ -665,10 +672,27 @@ def test_evaluation_mistakes_are_one_sentence(
 
 
 def test_info_of_an_empty_home(shell: Shell, tmp_path: Path) -> None:
-    code, _, err = shell("info", "--home", tmp_path / "none")
+    """A server has been started there, and nothing was trained yet."""
+    Records(Home(tmp_path)).store.close()
+    code, _, err = shell("info", "--home", tmp_path)
     assert code == 0
     assert "no models yet" in " ".join(err.split())  # the console wraps a long path
-    assert shell.json("info", "--home", tmp_path / "none")["models"] == {}
+    assert shell.json("info", "--home", tmp_path)["models"] == {}
+    assert shell.json("models", "--home", tmp_path)["versions"] == []
+    assert shell.json("adapters", "list", "--home", tmp_path)["adapters"] == []
+
+
+@pytest.mark.parametrize("words", [("info",), ("models",), ("adapters", "list")])
+def test_a_mistyped_home_or_model_is_no_empty_one(
+    shell: Shell, home: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    for option in ((), ("--json",)):
+        none = ("--home", tmp_path / "none", *option)
+        assert "none: no store is here" in shell.refused(*words, *none)
+        if words != ("info",):
+            mistyped = ("--home", home, "--model", "nosuch", *option)
+            said = shell.refused(*words, *mistyped)
+            assert "no model 'nosuch'; models here: segmentation." in said
     assert not (tmp_path / "none").exists()
 
 

@@ -20,6 +20,7 @@ from segunlearn.cli.common import (
     print_json,
     records_of,
 )
+from segunlearn.cli.homes import existing_home
 from segunlearn.records.trail import TrailEntry
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def list_adapters(
     """List the adapters of every site: state, how each was made, and what it was measured by."""
     from segunlearn.app.adapter_list import AdapterControl
 
-    place = home_of(home)
+    place = existing_home(home, model)
     control = AdapterControl(place, model)
     lines, damaged = control.lines(), control.damaged()
     if as_json:

@@ -106,6 +106,11 @@ def home_of(path: Path) -> Home:
     return Home(path.expanduser().resolve())
 
 
+def no_store_in(place: Home) -> InvalidInputError:
+    """Make the error of a home that nothing was ever written to."""
+    return InvalidInputError(f"{place.root}: no store is here. Name the home of the server.")
+
+
 def people_of(table: Path | None, regex: str | None) -> People:
     """Rule from files to persons."""
     return People(regex=regex, table=table)
@@ -266,7 +271,7 @@ def records_of(home: Home, store: str) -> Records:
     from segunlearn.app.records import Records
 
     if not home.database.is_file() and not store:
-        raise InvalidInputError(f"{home.root}: no store is here. Name the home of the server.")
+        raise no_store_in(home)
     return Records(home, store, reports=True)
 
 

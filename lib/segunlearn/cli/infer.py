@@ -75,6 +75,10 @@ def infer(
         raise InvalidInputError(f"{output.name}: would overwrite the image. Name another file.")
     if as_dicom and source.is_file():
         raise InvalidInputError("a DICOM SEG needs a folder with a DICOM series as INPUT.")
+    if source.is_file() and _is_dicom(source):
+        raise InvalidInputError(
+            f"{source.name}: is one DICOM file. Give the folder of its series as INPUT."
+        )
     place = home_of(home)
     info = version_of(place, model, version)
     datasets = _series_in(source) if source.is_dir() else []
@@ -129,6 +133,12 @@ def infer(
     console.print(
         f"{output.name}: {shown} ({info.version}{by}, {sum(mask.seconds.values()):.1f} s)"
     )
+
+
+def _is_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM files do (PS3.10); their names may have no suffix."""
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
 
 
 def _series_in(folder: Path) -> list[Dataset]:

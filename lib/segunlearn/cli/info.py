@@ -12,16 +12,16 @@ from segunlearn.cli.common import (
     HomeOption,
     JsonOption,
     console,
-    home_of,
     print_found,
     print_json,
 )
+from segunlearn.cli.homes import existing_home
 from segunlearn.records.versions import VersionRegistry
 
 
 def info(home: HomeOption = DEFAULT, as_json: JsonOption = False) -> None:
     """Show the models of a home, their versions, and what they segment."""
-    place = home_of(home)
+    place = existing_home(home)
     folder = place.root / "models"
     models: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []:

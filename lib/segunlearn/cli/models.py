@@ -21,6 +21,7 @@ from segunlearn.cli.common import (
     print_json,
     records_of,
 )
+from segunlearn.cli.homes import existing_home
 from segunlearn.errors import InvalidInputError
 from segunlearn.records.trail import TrailEntry
 from segunlearn.records.versions import VersionRegistry
@@ -51,7 +52,7 @@ def list_versions(
         return
     from segunlearn.app.version_list import lines_of
 
-    place = home_of(home)
+    place = existing_home(home, model)
     lines = lines_of(VersionRegistry(place.model(model)), _records(place, store))
     if as_json:
         active = next((line.version for line in lines if line.state == "active"), None)
