@@ -28,8 +28,7 @@ def existing_home(path: Path, model: str = "") -> Home:
         There are other models only.
     """
     place = home_of(path)
-    models = place.root / "models"
-    there = sorted(p.name for p in models.iterdir() if p.is_dir()) if models.is_dir() else []
+    there = place.models()
     if not there and not any(p.is_file() for p in (place.database, place.root / NOTE)):
         raise no_store_in(place)
     if model and there and model not in there:
