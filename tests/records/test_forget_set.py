@@ -542,8 +542,23 @@ def test_annotators_withdraw_only_their_own(forget_set: ForgetSet) -> None:
         forget_set.withdraw(request.request_id, actor="bob", own_only=True)
     assert forget_set.get(request.request_id).state == "requested"
     forget_set.withdraw(request.request_id, actor="anna", own_only=True)
-    other = mark(forget_set, "study", STUDY)
-    forget_set.withdraw(other.request_id, actor="root", role="admin")
+
+
+def test_nobody_takes_back_alone_what_another_asked_more_of(forget_set: ForgetSet) -> None:
+    request, _ = forget_set.mark("study", STUDY, "quality", actor="anna")
+    forget_set.mark("study", STUDY, "consent_withdrawn", actor="bob")
+    for one in ("anna", "bob"):
+        with pytest.raises(ForbiddenError, match="someone else asked for more"):
+            forget_set.withdraw(request.request_id, actor=one, own_only=True)
+    assert forget_set.withdraw(request.request_id, actor="root").state == "withdrawn"
+
+
+def test_who_agrees_to_a_proposal_can_take_that_back(forget_set: ForgetSet) -> None:
+    request, _ = forget_set.propose("study", STUDY, "quality", "rejected", "rejection_note")
+    forget_set.mark("study", STUDY, "consent_withdrawn", actor="anna", role="annotator")
+    with pytest.raises(ForbiddenError, match="marked by someone else"):
+        forget_set.withdraw(request.request_id, actor="bob", own_only=True)
+    forget_set.withdraw(request.request_id, actor="anna", own_only=True)
 
 
 def test_filters_and_paging(forget_set: ForgetSet) -> None:

@@ -29,7 +29,7 @@ from segunlearn.app.structures import untaught
 from segunlearn.audit.policy import Level
 from segunlearn.audit.run import Provenance
 from segunlearn.cases import Case
-from segunlearn.dicom.identifiers import Pseudonyms
+from segunlearn.dicom.identifiers import Pseudonyms, is_uid
 from segunlearn.errors import (
     IntegrityError,
     InvalidInputError,
@@ -150,12 +150,21 @@ def choose(
         records, registry, after, original, targets, requests
     )
     config = _same_network(before, after)
-    ready = [replace(c, person=person_name(*split_person(c.person))) for c in cases]
+    given = [replace(c, person=person_name(*split_person(c.person))) for c in cases]
+    ready = _as_recorded(given, [*lineage, *seen_by_candidate])
     _check_persons(ready, [*lineage, *seen_by_candidate])
-    return _sets(
+    changed = sum(a.person != b.person for a, b in zip(given, ready, strict=True))
+    found = _sets(
         records, ready, before, after, config, lineage, seen_by_candidate, forgotten, requests,
         named, level, targets.back, bool(replayed),
     )  # fmt: skip
+    if not changed:
+        return found
+    note = (
+        f"{changed} images stand under another PatientID than in the ledger: each counts as the "
+        "person recorded there."
+    )
+    return replace(found, notes=(*found.notes, note))
 
 
 def divide(persons: Iterable[str], pseudonyms: Pseudonyms) -> tuple[set[str], set[str]]:
@@ -210,6 +219,32 @@ def _same_network(before: VersionInfo, after: VersionInfo) -> ModelConfig:
             "the original's network (segunlearn train --again)."
         )
     return two
+
+
+def _as_recorded(cases: Sequence[Case], recorded: Sequence[LedgerCase]) -> list[Case]:
+    """Give images of DICOM whose PatientID an archive changed the person that was recorded.
+
+    Of the new number's other images, too: whoever was trained on is nobody unseen.
+    """
+    known = {c.series: c.person for c in recorded}
+    changed = {
+        c.person: known[s]
+        for c in cases
+        if (s := unpad(c.series)) in known
+        and _is_of_dicom(s)
+        and c.person not in People([known[s]])
+    }
+    return [
+        replace(c, person=known.get(unpad(c.series), changed[c.person]))
+        if c.person in changed and _is_of_dicom(unpad(c.series))
+        else c
+        for c in cases
+    ]
+
+
+def _is_of_dicom(series: str) -> bool:
+    """Tell a UID from a file's name: of files a wrong person is somebody's slip, and refused."""
+    return "." in series and is_uid(series, strict=False)
 
 
 def _check_persons(cases: Sequence[Case], recorded: Sequence[LedgerCase]) -> None:
@@ -272,8 +307,9 @@ def _sets(
         )
     if len({split_person(p)[0] for p in calibration | test}) < LEAST_UNSEEN:
         raise InvalidInputError(
-            f"{len(calibration | test)} labelled people were never seen by {before.version} or "
-            + ("the generator that is to be replayed" if replays else after.version)
+            f"{len(calibration | test)} labelled people were never seen by {before.version}"
+            + (" or the generator that is to be replayed" if replays else "")
+            + ("" if replays or after.version == before.version else f" or {after.version}")
             + f"; an audit compares the forgotten with at least {LEAST_UNSEEN} such. "
             + (
                 "Train the generator again on images of others (segunlearn replay train), or "

@@ -9,7 +9,9 @@ from typing import Final
 from segunlearn.app.audit_choice import Choice, choose
 from segunlearn.app.audit_files import Audits
 from segunlearn.app.audit_targets import (
+    DECIDED,
     TAUGHT,
+    People,
     Targets,
     cases_of,
     lineage_of,
@@ -29,10 +31,11 @@ from segunlearn.app.unlearn_replay import ROLE, replayed_cases
 from segunlearn.audit.policy import Level
 from segunlearn.cases import Case
 from segunlearn.errors import ConflictError, InvalidInputError
+from segunlearn.records.coverage import Subject
 from segunlearn.records.forget_requests import ForgetRequest
 from segunlearn.records.forget_states import highest
 from segunlearn.records.ledger import LedgerCase
-from segunlearn.records.targets import unpad
+from segunlearn.records.targets import person_name, split_person, unpad
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 
 #: Why a request waits for a training again, and what to do.
@@ -40,6 +43,12 @@ UNMEASURED: Final = (
     "the model knows images of it that were only replayed, and what it remembers of those without "
     "a label cannot be measured. Label them, or train from random weights (segunlearn train "
     "--again): the versions that know them are sealed then"
+)
+#: Why a request about a patient waits for others, and what to do.
+RENAMED: Final = (
+    "the patient has studies here that were trained on under another PatientID, which the archive "
+    "has changed since: the ledger knows them by that alone. Mark and approve these studies, too, "
+    "or the former PatientID"
 )
 #: States in which a request may be worked on.
 OPEN = ("approved", "working", "refused")
@@ -72,6 +81,9 @@ class UnlearnChoice:
     unmeasured
         Requests about what the served model knows from replayed images without labels: no audit
         can measure it, and a training again has to take them out.
+    renamed
+        Requests about a patient whose studies were trained on under another PatientID, as far as no
+        other request is about these.
     others
         By the id of a request, the other models that know its target: until they are unlearned,
         too, it is not fulfilled.
@@ -104,6 +116,7 @@ class UnlearnChoice:
     outdated: tuple[VersionInfo, ...] = ()
     there: tuple[ForgetRequest, ...] = ()
     unmeasured: tuple[ForgetRequest, ...] = ()
+    renamed: tuple[ForgetRequest, ...] = ()
     others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
@@ -121,7 +134,7 @@ class UnlearnChoice:
         """
         named = (
             *self.back, *self.requests, *self.also, *self.elsewhere, *self.there,
-            *self.unmeasured, *self.never,
+            *self.unmeasured, *self.renamed, *self.never,
         )  # fmt: skip
         ids, shown = {r.request_id for r in named}, set(expected)
         changes = ((ids - shown, "came to it"), (shown - ids, "went"))
@@ -160,7 +173,8 @@ def choose_unlearning(
         No such request, or no generator to replay.
     InvalidInputError, LabelError
         The served version knows a structure that is named; only other models know what is named;
-        it is known from replayed images without labels; or the sets cannot be made, see
+        it is known from replayed images without labels, or by another PatientID; or the sets cannot
+        be made, see
         ``audit_choice.choose``.
     """
     asked = asked_for(order.requests, records)
@@ -180,6 +194,8 @@ def choose_unlearning(
     if there and (order.requests or not here):
         raise InvalidInputError(_only_there(there[0], model, others[there[0].request_id]))
     studies = [r for r in here if r.target.kind != "structure"]
+    renamed = [r for r in studies if _is_renamed(records, r, cases)]
+    studies = [r for r in studies if r not in renamed]
     served = versions_that_know_cases(audits, records, registry, studies)
     for request, cases_, versions in served:
         if not cases_:
@@ -188,7 +204,7 @@ def choose_unlearning(
             known.append(request)
         else:
             elsewhere.append(request)
-    for request in [r for r in here if r not in studies]:
+    for request in [r for r in here if r.target.kind == "structure"]:
         versions = versions_that_know_structure(records, registry, request.target.id)
         why_not = _not_here(request, registry, versions, in_service)
         if not why_not:
@@ -196,6 +212,10 @@ def choose_unlearning(
             served.append((request, [], versions))
         elif order.requests or not studies:
             raise InvalidInputError(why_not)
+    if renamed and (order.requests or not [*never, *elsewhere, *known]):
+        raise InvalidInputError(
+            f"forget request {renamed[0].request_id} cannot be unlearned: {RENAMED}."
+        )
     original, sets, also, unmeasured = None, None, [], []
     if known and active is not None:
         original = _original(registry, active)
@@ -228,7 +248,27 @@ def choose_unlearning(
         also=tuple(also),
         there=tuple(there),
         unmeasured=tuple(unmeasured),
+        renamed=tuple(renamed),
         others=others,
+    )
+
+
+def _is_renamed(records: Records, request: ForgetRequest, cases: Sequence[Case]) -> bool:
+    """Whether a patient has trained images that neither it nor another request is about."""
+    if request.target.kind != "patient":
+        return False
+    person = People([name_of(request)[1]])
+    own = [c for c in cases if person_name(*split_person(c.person)) in person]
+    known = {c.series for c in ledger_cases(records.ledger, request)}
+    left = [
+        Subject(c.series, c.study, c.person)
+        for c in own
+        if unpad(c.series) not in known and records.ledger.versions_that_saw(series=c.series)
+    ]
+    marks = records.forget_set.status(series=left)
+    return any(
+        not any(c.request_id != request.request_id and c.state in DECIDED for c in status.covers)
+        for status in marks.values()
     )
 
 

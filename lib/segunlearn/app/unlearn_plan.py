@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 from segunlearn.app.audit_choice import Choice, seconds_of, views_of
 from segunlearn.app.audit_references import seconds_for
 from segunlearn.app.records import Records
-from segunlearn.app.unlearn_choice import UNMEASURED, UnlearnChoice
+from segunlearn.app.unlearn_choice import RENAMED, UNMEASURED, UnlearnChoice
 from segunlearn.app.unlearn_order import BY_LEVEL, UnlearnOrder
 from segunlearn.audit.statistics import detectable_auc
 from segunlearn.cases import persons_of
@@ -59,6 +59,7 @@ def plan_of(choice: UnlearnChoice, records: Records, order: UnlearnOrder) -> Pla
             for r in choice.there
         ),
         *(_line(r, UNMEASURED) for r in choice.unmeasured),
+        *(_line(r, RENAMED) for r in choice.renamed),
         *(_line(r, "no version was taught it: fulfilled at once") for r in choice.never),
     ]
     sets = choice.sets

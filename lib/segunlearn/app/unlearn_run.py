@@ -18,6 +18,7 @@ from segunlearn.app.records import Records
 from segunlearn.app.train_ledger import library_versions, machine
 from segunlearn.app.unlearn_check import check
 from segunlearn.app.unlearn_choice import (
+    RENAMED,
     UNMEASURED,
     UnlearnChoice,
     choose_unlearning,
@@ -396,7 +397,8 @@ class UnlearnRun(WatchedRun):
     def _result(
         self, outcome: str, version: VersionInfo | None, fulfilled: Sequence[str]
     ) -> dict[str, Any]:
-        left = [r.request_id for r in self.choice.unmeasured]
+        left = {r.request_id: UNMEASURED for r in self.choice.unmeasured}
+        left |= {r.request_id: RENAMED for r in self.choice.renamed}
         asked = [*self.choice.back, *self.choice.requests, *self.choice.there]
         ids = [*fulfilled, *(r.request_id for r in asked), *left]
         states = {r: self.records.forget_set.get(r) for r in ids}
@@ -411,7 +413,7 @@ class UnlearnRun(WatchedRun):
                 r: {
                     "state": s.state, "needed": s.needed, "reached": s.reached,
                     **({"next": list(others[r])} if r in others else {}),
-                    **({"left": UNMEASURED} if r in left else {}),
+                    **({"left": left[r]} if r in left else {}),
                 }
                 for r, s in states.items()
             },

@@ -536,19 +536,25 @@ class ForgetSet:
         Parameters
         ----------
         own_only
-            The actor may withdraw only what they marked themselves (annotators).
+            The actor may withdraw only what they marked, or agreed to, themselves (annotators).
 
         Raises
         ------
         ForbiddenError
-            ``own_only``, and someone else marked it.
+            ``own_only``, and someone else marked it, or asked for a higher level since.
         """
         actor, role = checked_actor(actor, role)
-        if own_only and self.get(request_id).marked_by != actor:  # the marker never changes
-            raise ForbiddenError(
-                f"forget request {request_id} was marked by someone else; ask them or an "
-                "administrator to withdraw it."
-            )
+        if own_only:
+            asked = {
+                h.actor
+                for h in self.history(request_id)
+                if h.to_state in ("requested", h.from_state)  # marked, agreed to, or raised
+            }
+            if asked != {actor}:
+                raise ForbiddenError(
+                    f"forget request {request_id} was marked by someone else, or someone else "
+                    "asked for more; ask them or an administrator to withdraw it."
+                )
         return self.transition(request_id, "withdrawn", actor=actor, role=role, why=why)
 
     def set_needed(
