@@ -122,11 +122,30 @@ def test_a_people_file_of_another_program_is_read_or_refused(tmp_path: Path) -> 
         (b"file,person\na.nii.gz\n", "line 2"),
         (b"file,person\na.nii.gz,\n", "line 2"),
         (b"file,person\n ,anna\n", "line 2"),
+        (b"", "first line"),
         (b"file,person\na," + b"x" * 200_000, "cannot be read"),
     ):
         table.write_bytes(content)
         with pytest.raises(InvalidInputError, match=reason):
             People(table=table)
+
+
+def test_a_people_file_is_outdated_once_it_is_another(tmp_path: Path) -> None:
+    table = tmp_path / "people.csv"
+    table.write_text("file,person\na,anna\n")
+    people = People(table=table)
+    assert not people.outdated
+    assert not People().outdated
+    table.write_text("file,person\na,anna\nb,bert\n")
+    assert people.outdated
+    assert not People(table=table).outdated
+    table.unlink()
+    assert people.outdated
+
+
+def test_a_people_file_that_the_disk_does_not_give_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match=r"cannot be read \(Input/output error\)"):
+        People(table=Path("/proc/self/mem"))
 
 
 def test_files_made_from_dicom_are_known_by_their_series(tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ class People:
                 f"the person regex {regex!r} has no group; put the person in parentheses, "
                 r"for example 'patient(\d+)_'."
             )
+        self._file, self._stamp = table, _stamp(table)  # before reading: a change meanwhile counts
         self._table = self._read_table(table) if table is not None else None
 
     @staticmethod
@@ -91,12 +92,15 @@ class People:
         try:
             with Path(path).open(newline="", encoding="utf-8-sig") as file:
                 reader = csv.DictReader(file)
+                columns = set(reader.fieldnames or ())
                 rows = [(reader.line_num, row) for row in reader]
         except UnicodeDecodeError as error:
             raise InvalidInputError(f"{path}: is not UTF-8; save it as CSV in UTF-8.") from error
         except csv.Error as error:
             raise InvalidInputError(f"{path}: cannot be read as CSV ({error}).") from error
-        if not {"file", "person"} <= set(reader.fieldnames or ()):
+        except OSError as error:
+            raise InvalidInputError(f"{path}: cannot be read ({error.strerror}).") from error
+        if not {"file", "person"} <= columns:
             raise InvalidInputError(f"{path}: the first line must name 'file' and 'person'.")
         table: dict[str, tuple[str, str, str]] = {}
         first: dict[str, int] = {}
@@ -121,6 +125,11 @@ class People:
     def known(self) -> bool:
         """Whether a rule was given, so that siblings of a file can be found."""
         return self._regex is not None or self._table is not None
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the table's file was changed, replaced or removed since it was read."""
+        return self._stamp != _stamp(self._file)
 
     def of(self, stem: str) -> tuple[str, str]:
         """(person, study) of a file stem.
@@ -155,6 +164,15 @@ class People:
         """Series of a file stem: what the table says, else the stem itself."""
         row = (self._table or {}).get(stem)
         return row[2] if row is not None else stem
+
+
+def _stamp(path: Path | None) -> tuple[int, int, int] | None:
+    """Tell one state of a file from another; None: there is none."""
+    try:
+        found = path.stat() if path is not None else None
+    except OSError:
+        return None
+    return (found.st_ino, found.st_size, found.st_mtime_ns) if found is not None else None
 
 
 def cases_from_folder(

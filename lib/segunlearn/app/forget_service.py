@@ -22,7 +22,7 @@ from segunlearn.app.records import Records
 from segunlearn.app.unlearn_settle import settle
 from segunlearn.dicom.identifiers import load_or_create_key
 from segunlearn.dicom.orthanc import OrthancChanges, find_orthanc
-from segunlearn.errors import NotFoundError, SegUnlearnError, UnavailableError
+from segunlearn.errors import InvalidInputError, NotFoundError, SegUnlearnError, UnavailableError
 from segunlearn.records.coverage import Subject
 from segunlearn.records.forget_states import REASONS
 from segunlearn.records.ledger import Ledger
@@ -120,7 +120,13 @@ class StudiesCatalogue:
         return found
 
     def holds(self, kind: str, target_id: str) -> bool | None:
-        """Whether the studies hold the target; None when that cannot be said now."""
+        """Whether the studies hold the target; None when that cannot be said now.
+
+        Raises
+        ------
+        InvalidInputError
+            They hold it, and nobody knows whom it shows.
+        """
         if kind == "structure":
             return None  # models that are to come may know it
         studies = self._datastore()
@@ -132,6 +138,8 @@ class StudiesCatalogue:
         except SegUnlearnError:
             return None
         if kind != "patient":
+            if why := studies.left_out().get(target_id):
+                raise InvalidInputError(why)
             return self.subject(kind, target_id) is not None
         return self._lists(target_id)
 

@@ -51,7 +51,8 @@ class AppOptions:
         ``true``: a DICOM SEG that a machine made alone (SegmentAlgorithmType AUTOMATIC) is a
         finished label where a series has no other.
     people
-        CSV with the columns ``file``, ``person``, ``study`` for folders of files.
+        CSV with the columns ``file``, ``person``, ``study`` for folders of files; read again when it
+        has changed. A file without a row is in no list, and ``GET /datastore/`` counts it.
     person_regex
         Its first group is the person, searched in the file's stem.
     device
@@ -171,8 +172,21 @@ class AppOptions:
         return cls(**values)
 
     def make_people(self) -> People:
-        """Make the rule from file stem to person and study."""
-        return People(self.person_regex or None, Path(self.people) if self.people else None)
+        """Make the rule from file stem to person and study.
+
+        Raises
+        ------
+        InvalidInputError
+            The people file or the regex is wrong, or the file names DICOM series.
+        """
+        people = People(self.person_regex or None, Path(self.people) if self.people else None)
+        if people.names_series:
+            raise InvalidInputError(
+                "--conf people: the file names the DICOM series of these images, so a mark of a "
+                "series here would not be the one that the ledger knows. Serve the archive that "
+                "they come from, or leave the column 'series' out."
+            )
+        return people
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def open_datastore(
         )
     return FolderDatastore(
         Path(studies).resolve(),
-        options.make_people(),
+        options.make_people,
         home,
         refresh=options.refresh,
         label_values=label_values,

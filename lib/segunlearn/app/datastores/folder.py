@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,18 @@ from segunlearn.errors import ConflictError, ForbiddenError, InvalidInputError
 from segunlearn.replacing import replacing
 from segunlearn.volumes import SUFFIXES, Volume, read_volume, strip_suffix, write_volume
 
+logger = logging.getLogger(__name__)
+
 #: Folder names of the Medical Segmentation Decathlon, images first.
 _DECATHLON = (("images", "labels"), ("imagesTr", "labelsTr"))
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """Images of the folder, and those that are of nobody known, with the reason."""
+
+    records: Mapping[str, ImageRecord]
+    left_out: Mapping[str, str]
 
 
 class FolderDatastore(StudiesDatastore):
@@ -43,51 +55,49 @@ class FolderDatastore(StudiesDatastore):
     ----------
     folder
         The studies.
-    people
-        Who is shown in a file.
+    make_people
+        Makes the rule that tells who is shown in a file; called again when its table has changed.
+        While it cannot be made, the last one holds. A file that it does not cover is in no list.
     home, refresh, label_values, keep
         See ``StudiesDatastore``.
 
     Raises
     ------
     InvalidInputError
-        The people file names DICOM series.
+        The rule cannot be made.
     """
 
     def __init__(
         self,
         folder: Path,
-        people: People,
+        make_people: Callable[[], People],
         home: Home,
         *,
         refresh: float,
         label_values: Callable[[], Mapping[str, int]],
         keep: Callable[[Sequence[Case]], list[Case]],
     ) -> None:
-        if people.names_series:
-            raise InvalidInputError(
-                "--conf people: the file names the DICOM series of these images, so a mark of a "
-                "series here would not be the one that the ledger knows. Serve the archive that "
-                "they come from, or leave the column 'series' out."
-            )
         super().__init__(folder.name, home, refresh=refresh, label_values=label_values, keep=keep)
-        self._images: CachedIndex[dict[str, ImageRecord]] = CachedIndex(self._read_images, refresh)
-        self._folder, self._people = folder, people
+        self._images: CachedIndex[_Listed] = CachedIndex(self._read_images, refresh)
+        self._folder, self._make_people, self._people = folder, make_people, make_people()
         images, labels = next(
             ((folder / i, folder / j) for i, j in _DECATHLON if (folder / i).is_dir()),
             (folder, folder / "labels"),
         )
+        self._told: set[str] = set()
         self.read_only = not os.access(folder, os.W_OK)
         spare = home.labels / "of-folder"
         self._image_folders = [images] if not self.read_only else [images, home.root / "images"]
         self._label_folders = [labels] if not self.read_only else [spare, labels]
 
     def _find(self, image_id: str) -> ImageRecord | None:
-        found = self._images.get().get(image_id)
+        found = self._images.get().records.get(image_id)
         if found is None:
             check_name(image_id)
             self._images.invalidate()
-            found = self._images.get().get(image_id)
+            found = self._images.get().records.get(image_id)
+        if found is None and image_id in self.left_out():
+            raise InvalidInputError(self.left_out()[image_id])
         return found
 
     def refresh(self) -> None:
@@ -96,15 +106,40 @@ class FolderDatastore(StudiesDatastore):
         self._images.invalidate()
 
     def _all_images(self) -> Mapping[str, ImageRecord]:
-        return self._images.get()
+        return self._images.get().records
 
-    def _read_images(self) -> dict[str, ImageRecord]:
-        records = {}
+    def left_out(self) -> Mapping[str, str]:
+        """Images of nobody known, by id, with the reason."""
+        return self._images.get().left_out
+
+    def _read_images(self) -> _Listed:
+        people, fault = self._people_now()
+        records, left_out = {}, {}
         for stem, path in self._image_files().items():
-            person, study = self._people.of(stem)
+            try:
+                person, study = people.of(stem)
+            except InvalidInputError as error:
+                left_out[stem] = f"{error}{fault}"
+                continue
             info = {"name": path.name, "path": str(path), "ts": int(path.stat().st_mtime)}
             records[stem] = ImageRecord(stem, study, person, info=info)
-        return records
+        if left_out.keys() - self._told:
+            logger.warning(
+                "%d images of nobody known are left out; GET /datastore/ says why", len(left_out)
+            )
+        self._told = set(left_out)
+        return _Listed(records, left_out)
+
+    def _people_now(self) -> tuple[People, str]:
+        """Return the rule, and what keeps a table that has changed from being read."""
+        if not self._people.outdated:
+            return self._people, ""
+        try:
+            self._people = self._make_people()
+        except InvalidInputError as error:
+            logger.warning("people are known as the people file said before: %s", error)
+            return self._people, f" It was not read again since it changed: {error}"
+        return self._people, ""
 
     def _image_files(self) -> dict[str, Path]:
         files: dict[str, Path] = {}
@@ -218,7 +253,7 @@ class FolderDatastore(StudiesDatastore):
         if suffix is None:
             raise InvalidInputError(f"{source.name}: upload one of {', '.join(SUFFIXES)}.")
         read_volume(source)
-        self._people.of(stem)
+        self._people_now()[0].of(stem)
         target = self._image_folders[-1] / f"{stem}{suffix}"
         with exclusive(self.home.locks, f"image-{stem}"):
             present = self._image_files().get(stem)
