@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def serve(
     Raises
     ------
     InvalidInputError
-        An option is wrong, or there are no such studies.
+        An option or the people file is wrong, or there are no such studies.
     ConflictError
         Another server works on this home.
     """
@@ -138,6 +139,7 @@ def serve(
     sys.setswitchinterval(0.0005)  # an inference gives way ten times as often to who answers
     os.chdir(home.root)  # MONAI Label reads a file .env of the folder it is started in
     import uvicorn
+    from monailabel.interfaces.utils.app import app_instance
 
     from segunlearn.app import background
     from segunlearn.app.home_tidy import tidy
@@ -148,22 +150,29 @@ def serve(
     log_config = _log_config(Path(environment["MONAI_LABEL_APP_DIR"]), log_level)
     with server_lock(home):
         tidy(home)
+        config = uvicorn.Config(
+            "monailabel.app:app",
+            host=host,
+            port=port,
+            root_path=root_path,
+            log_level=log_level.lower(),
+            log_config=log_config,
+            access_log=False,
+            ssl_keyfile=keyfile,
+            ssl_certfile=certfile,
+            timeout_graceful_shutdown=3,  # viewers keep a stream of changes open
+        )
+        config.load()
+        app_instance()  # kept for the server, in which an error would be a page of traceback
+        server = uvicorn.Server(config)
         try:
-            uvicorn.run(
-                "monailabel.app:app",
-                host=host,
-                port=port,
-                root_path=root_path,
-                log_level=log_level.lower(),
-                log_config=log_config,
-                access_log=False,
-                ssl_keyfile=keyfile,
-                ssl_certfile=certfile,
-                timeout_graceful_shutdown=3,  # viewers keep a stream of changes open
-            )
+            with suppress(KeyboardInterrupt):
+                server.run()
         finally:  # else leaving would wait for a training to end; it is resumed by the next start
             for kind in ("train", "scoring", "batch_infer"):
                 background.stop(kind)
+    if not server.started:  # uvicorn has said why
+        sys.exit(3)
 
 
 def _log_config(app_dir: Path, level: str) -> dict[str, Any]:

@@ -1,0 +1,53 @@
+"""What keeps a server from starting is one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app_sources import make_study, write_files
+
+_PROGRAM = "from segunlearn.cli import main; main()"
+
+
+def start(root: Path, *conf: str) -> subprocess.CompletedProcess[str]:
+    """Start a server on a folder of one file; it is ended after a minute."""
+    write_files(root / "studies", [make_study(1)])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    where = ["--studies", str(root / "studies"), "--home", str(root / "home"), "--port", port]
+    return subprocess.run(
+        [sys.executable, "-c", _PROGRAM, "serve", *where, "--conf", *conf],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("conf", "sentence"),
+    [
+        (("people", "nope.csv"), "nope.csv: no such people file."),
+        (("people", "series.csv"), "leave the column 'series' out."),
+        (("person_regex", "x"), "has no group"),
+        (("model", "unlearn"), "this is the name of a task. Choose another."),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(
+    tmp_path: Path, conf: tuple[str, str], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was a page of traceback, as the app was built within the server."""
+    monkeypatch.chdir(tmp_path)
+    Path("series.csv").write_text("file,person,series\nperson0,anna,2.25.1\n")
+    ended = start(tmp_path, *conf)
+    assert ended.returncode == 2, ended.stderr
+    assert "Traceback" not in ended.stderr
+    line = ended.stderr.splitlines()[-1]  # after what libraries say of a new home
+    assert line.startswith("error: ")
+    assert sentence in line
