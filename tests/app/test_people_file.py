@@ -54,7 +54,9 @@ def site(tmp_path: Path) -> Site:
     return Site(tmp_path)
 
 
-def test_a_file_without_a_person_is_left_out_alone(site: Site) -> None:
+def test_a_file_without_a_person_is_left_out_alone(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
     """It once hid all that arrived with it, and nothing but a restart helped."""
     site.arrives("new")
     assert site.store.list_images() == ["person0", "person1"]
@@ -62,10 +64,12 @@ def test_a_file_without_a_person_is_left_out_alone(site: Site) -> None:
         with pytest.raises(InvalidInputError, match="no row for 'new'; add one"):
             ask("new")
     assert [c.person for c in site.store.trainable().cases] == ["anna", "bert"]
-    assert "no row for 'new'" in site.store.trainable().skipped["new"]
+    assert "nobody knows whom it shows" in site.store.trainable().skipped["new"]
     assert site.store.trainable(only=["person0"]).skipped == {}
     status = site.store.status()
     assert (status["total"], status["completed"], status["skipped"]) == (2, 2, 1)
+    assert "1 images of nobody known are left out" in caplog.text
+    assert "'new'" not in caplog.text
     assert "no row for 'new'" in status["detail"]
 
 
@@ -106,9 +110,10 @@ def test_a_people_file_that_became_wrong_leaves_the_list_as_it_was(
     site: Site, spoil: Callable[[Path], None]
 ) -> None:
     site.store.list_images()
-    site.arrives("new")
     spoil(site.table)
     site.store.refresh()
+    assert "not read again since it changed" in site.store.status()["detail"]
+    site.arrives("new")
     assert site.store.list_images() == ["person0", "person1"]
     assert [c.person for c in site.store.trainable().cases] == ["anna", "bert"]
     with pytest.raises(InvalidInputError, match=r"no row for 'new'.* since it changed"):

@@ -51,8 +51,8 @@ class AppOptions:
         ``true``: a DICOM SEG that a machine made alone (SegmentAlgorithmType AUTOMATIC) is a
         finished label where a series has no other.
     people
-        CSV with the columns ``file``, ``person``, ``study`` for folders of files; read again when it
-        has changed. A file without a row is in no list, and ``GET /datastore/`` counts it.
+        CSV with the columns ``file``, ``person``, ``study`` for folders of files; read again when
+        it has changed. A file without a row is in no list, and ``GET /datastore/`` counts it.
     person_regex
         Its first group is the person, searched in the file's stem.
     device

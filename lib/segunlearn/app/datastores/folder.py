@@ -38,10 +38,14 @@ _DECATHLON = (("images", "labels"), ("imagesTr", "labelsTr"))
 
 @dataclass(frozen=True)
 class _Listed:
-    """Images of the folder, and those that are of nobody known, with the reason."""
+    """Images of the folder, those of nobody known with the reason, and what is wrong with it all.
+
+    The last is empty while the people file is as it was read.
+    """
 
     records: Mapping[str, ImageRecord]
     left_out: Mapping[str, str]
+    fault: str
 
 
 class FolderDatastore(StudiesDatastore):
@@ -112,6 +116,13 @@ class FolderDatastore(StudiesDatastore):
         """Images of nobody known, by id, with the reason."""
         return self._images.get().left_out
 
+    def _trouble(self) -> dict[str, Any]:
+        listed = self._images.get()
+        if not listed.left_out:
+            return {"detail": listed.fault} if listed.fault else {}
+        count, why = len(listed.left_out), next(iter(listed.left_out.values()))
+        return {"skipped": count, "detail": f"{count} left out: {why}"}
+
     def _read_images(self) -> _Listed:
         people, fault = self._people_now()
         records, left_out = {}, {}
@@ -119,16 +130,17 @@ class FolderDatastore(StudiesDatastore):
             try:
                 person, study = people.of(stem)
             except InvalidInputError as error:
-                left_out[stem] = f"{error}{fault}"
+                left_out[stem] = f"{error} {fault}".strip()
                 continue
             info = {"name": path.name, "path": str(path), "ts": int(path.stat().st_mtime)}
             records[stem] = ImageRecord(stem, study, person, info=info)
-        if left_out.keys() - self._told:
-            logger.warning(
-                "%d images of nobody known are left out; GET /datastore/ says why", len(left_out)
-            )
-        self._told = set(left_out)
-        return _Listed(records, left_out)
+        trouble = {*left_out, fault} - {""}
+        if trouble - self._told:  # names of files may be of patients, and are not logged
+            what = f"{len(left_out)} images of nobody known are left out"
+            what = "the people file has changed and cannot be read" if fault else what
+            logger.warning("%s; GET /datastore/ says why", what)
+        self._told = trouble
+        return _Listed(records, left_out, fault)
 
     def _people_now(self) -> tuple[People, str]:
         """Return the rule, and what keeps a table that has changed from being read."""
@@ -137,8 +149,7 @@ class FolderDatastore(StudiesDatastore):
         try:
             self._people = self._make_people()
         except InvalidInputError as error:
-            logger.warning("people are known as the people file said before: %s", error)
-            return self._people, f" It was not read again since it changed: {error}"
+            return self._people, f"The people file was not read again since it changed: {error}"
         return self._people, ""
 
     def _image_files(self) -> dict[str, Path]:
