@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 from monailabel.utils.async_tasks import utils as platform
 
-from segunlearn.app.child import STARTER
+from segunlearn.app.child import CANCELLED, STARTER
 
 #: States in which a task is not over.
 _OPEN = ("SUBMITTED", "RUNNING")
@@ -80,7 +80,8 @@ def _run(task: dict[str, Any], kind: str) -> None:
     platform.background_processes[kind].pop(task["id"], None)
     task["end_ts"] = _now()
     if task["status"] == "RUNNING":
-        task["status"] = "STOPPED" if "stopping" in task else "ERROR" if code else "DONE"
+        stopped = "stopping" in task or code == CANCELLED
+        task["status"] = "STOPPED" if stopped else "ERROR" if code else "DONE"
 
 
 def _process(kind: str) -> subprocess.Popen[str]:

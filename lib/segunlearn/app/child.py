@@ -14,8 +14,12 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from segunlearn.errors import CancelledError, SegUnlearnError
+
 #: Environment variable in which a task's process finds the server's process id.
 STARTER: Final = "SEGUNLEARN_STARTER"
+#: Exit code of a task that was asked to stop, as of a command that is.
+CANCELLED: Final = 130
 
 
 def main() -> None:
@@ -28,7 +32,11 @@ def main() -> None:
     sys.argv = ["segunlearn", "-m", kind, "-r", sys.stdin.read()]
     from monailabel.interfaces.utils.app import run_main
 
-    run_main()
+    try:
+        run_main()
+    except SegUnlearnError as error:  # an ordinary end, and people read what was written last
+        sys.stderr.write(f"{error}\n")
+        sys.exit(CANCELLED if isinstance(error, CancelledError) else 1)
 
 
 def end_with_starter() -> None:
