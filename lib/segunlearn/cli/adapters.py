@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from segunlearn.cli.common import (
     DEFAULT,
@@ -16,11 +15,11 @@ from segunlearn.cli.common import (
     console,
     home_of,
     operator,
-    print_found,
     print_json,
     records_of,
 )
 from segunlearn.cli.homes import existing_home
+from segunlearn.cli.tables import print_table
 from segunlearn.records.trail import TrailEntry
 
 if TYPE_CHECKING:
@@ -54,18 +53,15 @@ def list_adapters(
     if not lines and not damaged:
         console.print(f"{place.root}: the model {model!r} has no site adapter. The base serves.")
         return
-    table = Table(box=None)
-    for column in ("site", "folder", "version", "state", "made by", "k", "Dice held out", "base"):
-        table.add_column(column, overflow="fold")
+    rows = []
     for line in lines:
         about = line.about
         state = "serves" if line.serves else line.state if line.here else "destroyed"
-        table.add_row(
-            line.site, line.key, line.version, state,
-            f"{about.get('method', '')}, {about.get('steps', '')} steps", str(about.get("k", "")),
-            _dice(line), line.base[:12],
-        )  # fmt: skip
-    print_found(table)
+        how = f"{about.get('method', '')}, {about.get('steps', '')} steps"
+        k, base = about.get("k", ""), line.base[:12]
+        rows.append((line.site, line.key, line.version, state, how, k, _dice(line), base))
+    columns = ("site", "folder", "version", "state", "made by", "k", "Dice held out", "base")
+    print_table(columns, rows)
 
 
 @adapters.command()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from segunlearn.cli.common import (
     DEFAULT,
@@ -28,13 +27,13 @@ from segunlearn.cli.common import (
     console,
     home_of,
     labelled_cases,
-    print_found,
     print_json,
     progress_bar,
     records_of,
     references_of,
     stop_on_interrupt,
 )
+from segunlearn.cli.tables import print_table
 from segunlearn.errors import ForbiddenError, IntegrityError, InvalidInputError, NotFoundError
 from segunlearn.records.versions import VersionRegistry
 
@@ -302,15 +301,15 @@ def _duration(seconds: float) -> str:
 
 
 def _print_list(found: Sequence[AuditSummary]) -> None:
-    table = Table(box=None)
-    for column in ("audit", "created", "model", "before", "audited", "verdict", "reached/needed"):
-        table.add_column(column, overflow="fold")
-    for s in found:
-        table.add_row(
+    rows = [
+        (
             s.audit_id, s.created[:16], s.model, s.original, s.candidate, s.outcome,
             f"{s.reached}/{s.needed}",
-        )  # fmt: skip
-    print_found(table)
+        )
+        for s in found
+    ]  # fmt: skip
+    columns = ("audit", "created", "model", "before", "audited", "verdict", "reached/needed")
+    print_table(columns, rows)
 
 
 def _print_audit(result: Mapping[str, Any]) -> None:
@@ -326,13 +325,11 @@ def _print_audit(result: Mapping[str, Any]) -> None:
     )
     for reason in [*result["void"], *verdict["reasons"]]:
         typer.echo(f"  {reason}")
-    table = Table(box=None)
-    for column in ("measure", "level", "outcome", "figure", "bar", "in words"):
-        table.add_column(column, overflow="fold")
+    rows = []
     for f in result["findings"]:
         figures = ("–" if f[k] is None else f"{f[k]:.3f}" for k in ("value", "bar"))
-        table.add_row(f["name"], f["level"], f["outcome"], *figures, f["words"])
-    print_found(table)
+        rows.append((f["name"], f["level"], f["outcome"], *figures, f["words"]))
+    print_table(("measure", "level", "outcome", "figure", "bar", "in words"), rows)
     for place in result.get("places") or ():
         if place["state"] == "open":
             typer.echo(f"open: {place['kind']} {place['where']}: {place['words']}")

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from segunlearn.app.options import DEFAULT_HOME, Home
 from segunlearn.cli.common import actor
+from segunlearn.cli.tables import print_table
 from segunlearn.errors import InvalidInputError, NotFoundError, SegUnlearnError
 from segunlearn.records.forget_set import ForgetRequest
 from segunlearn.records.forget_states import Reason
@@ -164,7 +163,7 @@ def show(
         return
     _say([request], False, "")
     rows = [(h.time, h.actor, h.from_state, h.to_state, h.reached, h.why) for h in history]
-    _table(("time", "who", "from", "to", "reached", "why"), rows)
+    print_table(("time", "who", "from", "to", "reached", "why"), rows)
 
 
 @forget.command()
@@ -222,22 +221,13 @@ def _say(requests: Sequence[ForgetRequest], as_json: bool, sentence: str) -> Non
         for r in requests
     ]
     if rows:
-        _table(("request", "kind", "target", "state", "reason", "reached/needed"), rows)
+        print_table(("request", "kind", "target", "state", "reason", "reached/needed"), rows)
     if sentence:
         typer.echo(sentence)
 
 
 def _json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    table = Table(box=None)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    Console(markup=False).print(table)
 
 
 @ledger.command("show")
@@ -259,7 +249,7 @@ def show_rows(
         plain = [asdict(row) for row in rows]
         _json({**plain[0], "cases": cases} if run else plain)
         return
-    _table(
+    print_table(
         ("row", "ended", "kind", "model", "outcome", "series", "version", "run"),
         [
             (r.seq, r.ended, r.kind, r.model, r.outcome, r.cases_count, r.version_sha256, r.run_id)
@@ -267,7 +257,9 @@ def show_rows(
         ],
     )
     if run:
-        _table(("series", "study", "role"), [(c["series"], c["study"], c["role"]) for c in cases])
+        print_table(
+            ("series", "study", "role"), [(c["series"], c["study"], c["role"]) for c in cases]
+        )
     typer.echo(f"{len(rows)} of {total} rows.")
 
 
@@ -307,7 +299,9 @@ def studies(
     if as_json:
         _json([study._asdict() for study in found])
         return
-    _table(("study", "person", "roles"), [(s.study, s.person, ", ".join(s.roles)) for s in found])
+    print_table(
+        ("study", "person", "roles"), [(s.study, s.person, ", ".join(s.roles)) for s in found]
+    )
     typer.echo(f"{len(found)} studies.")
 
 
@@ -327,7 +321,7 @@ def versions(
     if as_json:
         _json([version._asdict() for version in found])
         return
-    _table(
+    print_table(
         ("version", "row", "its own run read it"),
         [(v.version_sha256, v.seq, "yes" if v.direct else "no") for v in found],
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from segunlearn.cli.common import (
     DEFAULT,
@@ -17,11 +16,11 @@ from segunlearn.cli.common import (
     given,
     home_of,
     operator,
-    print_found,
     print_json,
     records_of,
 )
 from segunlearn.cli.homes import existing_home
+from segunlearn.cli.tables import print_table
 from segunlearn.errors import InvalidInputError
 from segunlearn.records.trail import TrailEntry
 from segunlearn.records.versions import VersionRegistry
@@ -62,16 +61,14 @@ def list_versions(
     if not lines:
         console.print(f"{place.root}: the model {model!r} has no version yet. Train one.")
         return
-    table = Table(box=None)
-    for column in ("version", "state", "weights", "created", "parent", "made by", "SHA-256"):
-        table.add_column(column, overflow="fold")
-    for line in lines:
-        made = f"{line.method}, for {line.level}" if line.method else "training"
-        table.add_row(
-            line.version, line.state, line.weights_state, line.created[:16], line.parent, made,
-            line.sha256[:12],
-        )  # fmt: skip
-    print_found(table)
+    rows = [
+        (
+            line.version, line.state, line.weights_state, line.created[:16], line.parent,
+            f"{line.method}, for {line.level}" if line.method else "training", line.sha256[:12],
+        )
+        for line in lines
+    ]  # fmt: skip
+    print_table(("version", "state", "weights", "created", "parent", "made by", "SHA-256"), rows)
 
 
 @models.command()

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from segunlearn.app.from_active import keep_out
 from segunlearn.cases import Case, cases_from_folder
@@ -29,7 +28,6 @@ from segunlearn.cli.common import (
     labelled_cases,
     modality_of,
     people_of,
-    print_found,
     print_json,
     progress_bar,
     records_of,
@@ -38,6 +36,7 @@ from segunlearn.cli.common import (
     with_loss,
     without_forgotten,
 )
+from segunlearn.cli.tables import print_table
 from segunlearn.cli.train import LOCK_SECONDS
 from segunlearn.errors import InvalidInputError
 from segunlearn.records.durable import write_durably
@@ -150,12 +149,9 @@ def list_generators(
     if not lines:
         console.print(f"{place.root}: the model {model!r} has no generator.")
         return
-    table = Table(box=None)
-    for column in ("version", "created", "state", "without"):
-        table.add_column(column, overflow="fold")
-    for line in lines:
-        table.add_row(*(str(line.get(k, "")) for k in ("version", "created", "state", "feature")))
-    print_found(table)
+    keys = ("version", "created", "state", "feature")
+    rows = [[line.get(k, "") for k in keys] for line in lines]
+    print_table(("version", "created", "state", "without"), rows)
 
 
 @replay.command()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from segunlearn.cli.common import (
     DEFAULT,
@@ -14,9 +13,9 @@ from segunlearn.cli.common import (
     StoreOption,
     home_of,
     operator,
-    print_found,
     print_json,
 )
+from segunlearn.cli.tables import print_table
 from segunlearn.errors import InvalidInputError
 from segunlearn.records.trail import TrailEntry
 
@@ -78,12 +77,8 @@ def list_tokens(
     if as_json:
         print_json([{**vars(t), "state": t.state} for t in found])
         return
-    table = Table(box=None)
-    for column in ("id", "holder", "role", "state", "made", "expires"):
-        table.add_column(column, overflow="fold")
-    for t in found:
-        table.add_row(t.token_id, t.name, t.role, t.state, t.created[:10], t.expires[:10])
-    print_found(table)
+    rows = [(t.token_id, t.name, t.role, t.state, t.created[:10], t.expires[:10]) for t in found]
+    print_table(("id", "holder", "role", "state", "made", "expires"), rows)
 
 
 @token.command()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from segunlearn.cli.common import (
     DEFAULT,
@@ -17,10 +16,10 @@ from segunlearn.cli.common import (
     StoreOption,
     console,
     home_of,
-    print_found,
     print_json,
     records_of,
 )
+from segunlearn.cli.tables import print_table
 from segunlearn.errors import InvalidInputError
 from segunlearn.records.chain import ChainHead
 from segunlearn.records.trail import ACTIONS
@@ -47,15 +46,14 @@ def list_rows(
     if as_json:
         print_json([asdict(row) for row in found])
         return
-    table = Table(box=None)
-    for column in ("row", "time", "who", "role", "from", "did", "to what", "outcome", "note"):
-        table.add_column(column, overflow="fold")
-    for row in found:
-        table.add_row(
-            str(row.seq), row.time[:19], row.actor, row.role, row.source, row.action,
+    rows = [
+        (
+            row.seq, row.time[:19], row.actor, row.role, row.source, row.action,
             f"{row.kind} {row.what}".strip(), row.outcome, row.note,
-        )  # fmt: skip
-    print_found(table)
+        )
+        for row in found
+    ]  # fmt: skip
+    print_table(("row", "time", "who", "role", "from", "did", "to what", "outcome", "note"), rows)
 
 
 @trail.command()
