@@ -63,6 +63,16 @@ def test_noise_makes_a_figure_unclear_and_not_a_failure() -> None:
     assert far["gap_excess"] == "fail"
 
 
+def test_where_chance_reaches_beyond_dice_nothing_is_passed() -> None:
+    """Two references that disagree on everything: no leak would have been found, so none is."""
+    noisy = [figures(forget=0.0, seed=1), figures(forget=0.9, seed=2)]
+    found = by_name(judge(figures(0.45), ORIGINAL, noisy, "full", Policy(), RELEARNING))
+    for name in ("gap_excess", "worst_person"):
+        assert (found[name].outcome, found[name].detectable) == ("unclear", 1.0)
+        assert found[name].words.endswith(" It cannot be told from chance.")
+    assert "chance" not in found["unseen_quality"].words
+
+
 def test_a_short_reference_is_weaker_on_everybody_and_that_is_not_held_against_the_model() -> None:
     """The level of a short retrain lies 0.025 lower, its S - T does not (pilot, section 2)."""
     short = [figures(-0.025, -0.025, seed=s, relearned=-0.02) for s in (1, 2)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -72,13 +73,27 @@ def judge(
     if model.withdrawn is not None:
         findings.append(_class_mode(model, references, policy))
     findings += reported(model, original, references, against, distances)
-    return findings
+    return [_with_doubt(f) for f in findings]
 
 
 def _outcome(excess: float, bar: float, noise: float) -> Outcome:
     if excess <= bar:
         return "pass"
     return "fail" if excess > noise else "unclear"
+
+
+def _of_dice(excess: float, bar: float, noise: float) -> Outcome:
+    """Judge a lead in Dice: where even one of 1 may be chance, none could have been shown."""
+    found = _outcome(excess, bar, noise)
+    return "unclear" if found == "pass" and bar + noise >= 1 else found
+
+
+def _with_doubt(finding: Finding) -> Finding:
+    """Say in words that a figure is unclear, where they do not tell of too few people."""
+    few = finding.bar is None or "too few" in finding.words
+    if finding.outcome != "unclear" or few:
+        return finding
+    return replace(finding, words=f"{finding.words} It cannot be told from chance.")
 
 
 def _output_findings(
@@ -109,7 +124,7 @@ def _output_findings(
         noise = max(noise_of(references, lambda r: set_mean(r.forget)), chance.level(people))
         findings.append(
             Finding(
-                "forget_level", "hidden", _outcome(abs(d_s), policy.forget_level, noise), d_s,
+                "forget_level", "hidden", _of_dice(abs(d_s), policy.forget_level, noise), d_s,
                 policy.forget_level, noise, (against.forgotten.low, against.forgotten.high), None,
                 f"On the forgotten people Dice differs by {d_s:+.3f} from a model that never saw "
                 f"them (may be {policy.forget_level:.3f} either way).",
@@ -120,8 +135,8 @@ def _output_findings(
     side = "are still treated better" if excess > 0 else "are treated worse"
     findings.append(
         Finding(
-            "gap_excess", "hidden", _outcome(abs(excess), policy.gap_excess, noise), excess,
-            policy.gap_excess, noise, None, policy.gap_excess + noise,
+            "gap_excess", "hidden", _of_dice(abs(excess), policy.gap_excess, noise), excess,
+            policy.gap_excess, noise, None, min(1.0, policy.gap_excess + noise),
             f"Compared with unseen people, the forgotten {side} by {abs(excess):.3f} Dice than by a"
             f" model that never saw them (may be {policy.gap_excess:.3f} either way).",
         )
@@ -130,8 +145,8 @@ def _output_findings(
     noise = max(person_noise(references), chance.worst(people))
     findings.append(
         Finding(
-            "worst_person", "hidden", _outcome(worst, policy.worst_person, noise), worst,
-            policy.worst_person, noise, None, policy.worst_person + noise,
+            "worst_person", "hidden", _of_dice(worst, policy.worst_person, noise), worst,
+            policy.worst_person, noise, None, min(1.0, policy.worst_person + noise),
             f"The best remembered person reaches {worst:+.3f} Dice against the never-seen level "
             f"(may be {policy.worst_person:+.3f}).",
         )
@@ -278,10 +293,10 @@ def _relearning(
     order: tuple[Outcome, ...] = ("pass", "unclear", "fail")
     whose = "forgotten people" if excess.unit == "people" else "studies of the forgotten person"
     outcome, value, noise = max(
-        ((_outcome(v, bar, n), v, n) for v, n in sides), key=lambda s: (order.index(s[0]), s[1])
+        ((_of_dice(v, bar, n), v, n) for v, n in sides), key=lambda s: (order.index(s[0]), s[1])
     )
     return Finding(
-        "relearning", "unlearned", outcome, value, bar, noise, None, bar + noise,
+        "relearning", "unlearned", outcome, value, bar, noise, None, min(1.0, bar + noise),
         f"After fine-tuning on some {whose}, the others come to {excess.best_others:+.3f} "
         "Dice above what the reference gives back, and lead unseen people by "
         f"{excess.gap_after:+.3f} more at the end (either may be {bar:.3f}; worst of the attacks, "
@@ -318,8 +333,8 @@ def _distillation(
         chance_of_students(original.distilled, theirs, people),
     )
     return Finding(
-        "distillation", "unlearned", _outcome(excess, policy.distillation, noise), excess,
-        policy.distillation, noise, None, policy.distillation + noise,
+        "distillation", "unlearned", _of_dice(excess, policy.distillation, noise), excess,
+        policy.distillation, noise, None, min(1.0, policy.distillation + noise),
         f"A fresh network taught by the model leads on the forgotten people by {excess:+.3f} Dice "
         f"over one taught by the reference (may be {policy.distillation:.3f}).",
     )  # fmt: skip
@@ -337,7 +352,7 @@ def _artefacts(
         excess[name] = variant.gap - float(np.mean(theirs))
     worst = max(excess, key=lambda n: excess[n])
     noise = max(noise_of(references, lambda r: r.gap), chance.gap(people_in(model.forget)))
-    outcome = _outcome(excess[worst], policy.gap_excess, noise)
+    outcome = _of_dice(excess[worst], policy.gap_excess, noise)
     words = (
         f"With its weights changed ({worst}) the model leads on the forgotten people by "
         f"{excess[worst]:+.3f} Dice more than the reference does (may be {policy.gap_excess:.3f})."

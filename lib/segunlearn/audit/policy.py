@@ -152,7 +152,7 @@ class Finding:
     interval
         95 % over persons, where there is one.
     detectable
-        Smallest leak of this kind that would have been found.
+        Smallest leak of this kind that would have been found; 1: none.
     words
         For people.
     """

@@ -175,9 +175,9 @@ def _finding_table(findings: Sequence[Mapping[str, Any]], kind: str) -> str:
         source = f'<div class="source">Bar: {text(source)}.</div>' if bars else ""
         power = ""
         if f["detectable"] is not None:
-            area = "membership" in f["name"]
-            shown = f"{'AUC' if area else 'Dice'} {f['detectable']:.2f}"
-            if area and f["detectable"] >= 1:
+            unit = "AUC" if "membership" in f["name"] else "Dice"
+            shown = f"{unit} {f['detectable']:.2f}"
+            if f["detectable"] >= 1:
                 shown = "none, there are too few people"
             power = f'<div class="source">Smallest leak this could have shown: {shown}.</div>'
         rows.append(
