@@ -23,8 +23,9 @@ REST = """# REST
 Made by `docs/generate.py` from the running code; the contract for programs is
 [openapi.json](openapi.json). Routes that MONAI Label has too behave as its stock clients expect.
 Errors are JSON, `{"detail": "a sentence"}`. Who may do what: [records.md](records.md).
-What a request to `/train/segmentation` leaves at the defaults that `/info/` tells is the `recipe`'s:
-stock clients send all of them along, so a value that equals the default counts as not sent.
+What a request to `/train/segmentation` leaves at the defaults that `/info/` tells is the
+`recipe`'s: stock clients send all of them along, so a value equal to the default counts as not
+sent.
 
 """
 
