@@ -16,6 +16,7 @@ from segunlearn.app.audit_targets import (
     cases_of,
     lineage_of,
     name_of,
+    taught_cases,
 )
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
@@ -263,7 +264,7 @@ def _is_renamed(records: Records, request: ForgetRequest, cases: Sequence[Case])
     left = [
         Subject(c.series, c.study, c.person)
         for c in own
-        if unpad(c.series) not in known and records.ledger.versions_that_saw(series=c.series)
+        if unpad(c.series) not in known and taught_cases(records.ledger, [("series", c.series)])
     ]
     marks = records.forget_set.status(series=left)
     return any(
