@@ -11,7 +11,7 @@ from segunlearn.audit.chance import Chance
 from segunlearn.audit.distillation import Distilled
 from segunlearn.audit.figures import ModelFigures
 from segunlearn.audit.judge import judge
-from segunlearn.audit.policy import Policy
+from segunlearn.audit.policy import Policy, ReferenceKind
 from segunlearn.audit.relearning import RelearningSettings
 from segunlearn.audit.scores import StudyScore
 
@@ -21,19 +21,29 @@ OUTPUTS = ("unseen_quality", "forget_level", "gap_excess", "worst_person")
 MEMBERSHIP = ("membership", "structure_membership", "calibrated_membership")
 
 
+KINDS: tuple[ReferenceKind, ...] = ("full", "short")
+
 #: Spread of how hard people are, for every model alike.
 DIFFICULTY = 0.1
 
 
 def model(
-    rng: np.random.Generator, people: int, unseen: int, memory: float = 0.0, who: int = 0
+    rng: np.random.Generator,
+    people: int,
+    unseen: int,
+    memory: float = 0.0,
+    who: int = 0,
+    *,
+    spread: float = SPREAD,
+    shift: float = 0.0,
 ) -> ModelFigures:
-    """Dice 0.8, and for each person a chance of this training."""
+    """Dice 0.8 and the luck of this training, with everybody and with each person."""
     hard = np.random.default_rng(who).normal(0, DIFFICULTY, people + unseen)
+    luck = rng.normal(0, shift) if shift else 0.0
 
     def rows(prefix: str, count: int, lead: float) -> tuple[StudyScore, ...]:
         own = hard[:people] if prefix == "s" else hard[people:]
-        dice = 0.8 + lead + own + rng.normal(0, SPREAD / np.sqrt(2), count)
+        dice = 0.8 + lead + luck + own + rng.normal(0, spread / np.sqrt(2), count)
         return tuple(
             StudyScore(f"{prefix}{i}", f"{prefix}{i}", float(d), float(1 - d))
             for i, d in enumerate(dice)
@@ -70,6 +80,42 @@ def test_a_model_that_never_saw_anybody_is_seldom_refused(people: int, unseen: i
         assert found[name] <= (0.12 if unseen == 10 else 0.09), name
     for name in MEMBERSHIP:
         assert found[name] <= (0.06 if unseen == 10 else 0.035), name
+
+
+@pytest.mark.parametrize("references", [2, 4])
+def test_a_training_that_turned_out_worse_for_everybody_is_seldom_refused(references: int) -> None:
+    """As the vessels of seven children: trainings differ by 0.012, which few of them tell."""
+    rng, refused, damaged = np.random.default_rng(references), 0, 0
+    for who in range(100):
+        models = [
+            model(rng, 2, 5, memory, who, spread=0.012, shift=0.012)
+            for memory in (0.0, 0.2, *[0.0] * references)
+        ]
+        found = judge(*models[:2], models[2:], "full", Policy(), RelearningSettings())
+        refused += any(f.outcome == "fail" for f in found)
+        worse = worse_by(0.3, models[0])
+        damaged += "fail" in [
+            f.outcome
+            for f in judge(worse, *models[1:2], models[2:], "full", Policy(), RelearningSettings())
+            if f.name == "unseen_quality"
+        ]
+    assert refused <= 0.05 * 100
+    assert damaged > 0.95 * 100
+
+
+def worse_by(loss: float, model: ModelFigures) -> ModelFigures:
+    """A model that lost as much on the unseen people."""
+    test = tuple(dataclasses.replace(s, dice=s.dice - loss) for s in model.test)
+    return dataclasses.replace(model, test=test)
+
+
+def test_short_references_tell_nothing_of_the_luck_of_a_training() -> None:
+    """They are worse than the original by what they cost less."""
+    rng = np.random.default_rng(0)
+    original, *short = (model(rng, 2, 30), *(worse_by(0.1, model(rng, 2, 30)) for _ in range(2)))
+    chances = {kind: Chance(original, short, kind) for kind in KINDS}
+    assert chances["full"].quality() > 0.1
+    assert chances["short"].quality() < 0.05
 
 
 def test_few_unseen_people_refuse_nobody_who_never_saw_anybody() -> None:

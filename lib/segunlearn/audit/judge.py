@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from segunlearn.audit.chance import Chance, noise_of, person_noise
+from segunlearn.audit.chance import Chance, noise_of, person_noise, shift_among
 from segunlearn.audit.class_mode import ClassMode, compare_classes
 from segunlearn.audit.distillation import chance_of_students, distillation_excess
 from segunlearn.audit.figures import ModelFigures
@@ -62,7 +62,7 @@ def judge(
         [person_means(r.forget) for r in references],
         [person_means(r.test) for r in references],
     )
-    chance = Chance(original, references)
+    chance = Chance(original, references, kind)
     findings = _output_findings(model, original, references, kind, policy, against, chance)
     findings += _membership_findings(model, references, policy, chance)
     if model.relearning is not None:
@@ -107,7 +107,7 @@ def _output_findings(
 ) -> list[Finding]:
     findings, people = [], people_in(model.forget)
     d_t, noise, spread = _unseen_quality(model, original, references, kind, against)
-    noise = max(noise, chance.level(chance.unseen))
+    noise = max(noise, chance.quality())
     if kind == "full":
         bar, whom = policy.unseen_quality, "a fully retrained model"
     else:
@@ -167,11 +167,11 @@ def _unseen_quality(
         if others is None:
             return 0.0, 0.0, None  # no other structure can have suffered
         if kind == "full":
-            return others, noise_of(references, _others), None
+            return others, shift_among(original, references, _others), None
         return _others(model) - _others(original), 0.0, None
     if kind == "full":
         spread = (against.unseen.low, against.unseen.high)
-        return against.unseen.value, noise_of(references, lambda r: set_mean(r.test)), spread
+        return against.unseen.value, 0.0, spread
     return set_mean(model.test) - set_mean(original.test), 0.0, None
 
 

@@ -17,8 +17,8 @@ from scipy import optimize, stats
 from segunlearn.errors import InvalidInputError
 
 Floats = npt.NDArray[np.float64]
-#: Share of never-seen models that one way of asking for membership may refuse by chance. There are
-#: three ways, and each could refuse.
+#: Share of never-seen models that one way of asking for membership may refuse by chance (there are
+#: three, and each could refuse), and that a shift between trainings may.
 REFUSED: Final = 0.01
 #: Share of a normal distribution below two standard deviations.
 _TWO: Final = float(stats.norm.cdf(2))
