@@ -14,8 +14,9 @@ from segunlearn.app.unlearn_choice import RENAMED
 from segunlearn.app.unlearn_order import UnlearnOrder
 from segunlearn.app.unlearn_plan import plan_of
 from segunlearn.app.unlearn_run import UnlearnRun
+from segunlearn.app.unlearn_undo import Undo
 from segunlearn.cases import Case
-from segunlearn.errors import InvalidInputError
+from segunlearn.errors import ConflictError, InvalidInputError, LabelError
 from unlearn_site import let_it_pass
 
 NEW = "NEW-7"
@@ -27,16 +28,30 @@ def passing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
-    """Series and studies of DICOM, all but the unseen trained on."""
+def files(tmp_path: Path) -> Site:
+    """The same of files, which bear names instead of UIDs."""
+    site = site_in(tmp_path, forget=2, retain=3, unseen=6)
+    site.publish(1, [*site.forget, *site.retain])
+    return site
+
+
+@pytest.fixture
+def untrained(tmp_path: Path) -> Site:
+    """Series and studies of DICOM."""
     site = site_in(tmp_path, forget=2, retain=3, unseen=6)
     for cases in (site.forget, site.retain, site.unseen):
         cases[:] = [
             replace(c, series=f"1.2.3.{int(c.person[5:]) + 1}", study=f"1.2.{int(c.person[5:])}")
             for c in cases
         ]
-    site.publish(1, [*site.forget, *site.retain])
     return site
+
+
+@pytest.fixture
+def site(untrained: Site) -> Site:
+    """All but the unseen trained on."""
+    untrained.publish(1, [*untrained.forget, *untrained.retain])
+    return untrained
 
 
 def now(site: Site, changed: Sequence[Case]) -> list[Case]:
@@ -49,9 +64,17 @@ def run_of(site: Site, *requests: str) -> UnlearnRun:
     return UnlearnRun(order, site.home, site.records, "test")
 
 
-def approved(site: Site, kind: Any, target: str) -> str:
-    request, _ = site.records.forget_set.mark(kind, target, "consent_withdrawn", actor="test")
+def approved(site: Site, kind: Any, target: str, **more: Any) -> str:
+    forget_set = site.records.forget_set
+    request, _ = forget_set.mark(kind, target, "consent_withdrawn", actor="test", **more)
     return site.records.forget_set.approve(request.request_id, actor="test").request_id
+
+
+def taken(run: UnlearnRun, cases: Sequence[Case]) -> Sequence[Case]:
+    """What is forgotten."""
+    sets = run.prepare(cases).sets
+    assert sets is not None
+    return sets.forget
 
 
 def planned(run: UnlearnRun, site: Site, cases: Sequence[Case]) -> dict[str, str]:
@@ -59,9 +82,59 @@ def planned(run: UnlearnRun, site: Site, cases: Sequence[Case]) -> dict[str, str
     return {r["id"]: r["what"] for r in found.requests}
 
 
-def test_a_mark_on_the_new_number_is_not_called_never_trained_on(site: Site) -> None:
+def test_a_mark_on_the_new_number_unlearns_what_was_trained_on_under_the_old(site: Site) -> None:
     cases = now(site, site.forget[:1])
-    renamed = approved(site, "patient", NEW)
+    request = approved(site, "patient", NEW)
+    assert planned(run_of(site), site, cases) == {request: "is unlearned"}
+    assert site.records.forget_set.get(request).studies == (site.forget[0].study,)
+    result = run_of(site, request).execute(cases)
+    assert result["requests"][request]["state"] == "fulfilled"
+    assert site.records.without_forgotten(site.forget) == site.forget[1:]
+
+
+def test_a_study_without_its_label_is_not_called_never_trained_on(site: Site) -> None:
+    """The archive lists it under the new number; nobody can measure what is known of it."""
+    gone = site.forget[0]
+    request = approved(site, "patient", NEW, studies=[gone.study])
+    cases = [c for c in site.cases if c is not gone]
+    with pytest.raises(LabelError, match="no labelled image"):
+        run_of(site, request).execute(cases)
+    assert site.records.forget_set.get(request).state == "approved"
+
+
+def test_a_study_that_no_training_used_stays_out_under_another_number(site: Site) -> None:
+    unused = site.unseen[0]
+    request = approved(site, "patient", unused.person, studies=[unused.study])
+    cases = now(site, [unused])
+    assert unused.series not in {c.series for c in site.records.without_forgotten(cases)}
+    assert planned(run_of(site), site, cases) == {
+        request: "no version was taught it: fulfilled at once"
+    }
+    run_of(site, request).execute(cases)
+    assert unused.series not in {c.series for c in site.records.without_forgotten(cases)}
+
+
+def test_a_study_that_comes_after_the_unlearning_is_not_purged_with_it(site: Site) -> None:
+    """The model still knows it, under another number: no purge may say that it is gone."""
+    request = approved(site, "patient", site.forget[0].person)
+    run_of(site, request).execute(site.cases)
+    merged = site.forget[1]
+    site.records.forget_set.keep_studies(request, [merged.study])
+    undo = Undo(site.home, site.records, MODEL, "test")
+    with pytest.raises(ConflictError, match="was taught by what is to be purged"):
+        undo.purge(request)
+    single = approved(site, "study", merged.study)
+    cases = [replace(c, person=site.forget[0].person) if c is merged else c for c in site.cases]
+    assert run_of(site, single).execute(cases)["requests"][single]["state"] == "fulfilled"
+    assert undo.purge(request)["destroyed"]
+
+
+def test_a_number_whose_issuer_is_in_doubt_is_not_called_never_trained_on(untrained: Site) -> None:
+    """It was trained on as another issuer's, so it is not kept; now its header names no issuer."""
+    site, cases = untrained, now(untrained, untrained.forget[:1])
+    known = replace(cases[0], person=f"{NEW}^^^South")
+    site.publish(1, [known, site.forget[1], *site.retain])
+    renamed = approved(site, "patient", f"{NEW}^^^North")
     with pytest.raises(InvalidInputError, match="another PatientID"):
         run_of(site, renamed).prepare(cases)
     with pytest.raises(InvalidInputError, match="another PatientID"):
@@ -87,10 +160,18 @@ def test_a_number_that_was_trained_on_and_took_over_another(site: Site) -> None:
     """It is known for its own study; that it has another one now must not be passed over."""
     other, own = site.forget
     request = approved(site, "patient", own.person)
+    assert {c.series for c in taken(run_of(site, request), site.cases)} == {own.series}
     cases = [replace(c, person=own.person) if c is other else c for c in site.cases]
+    assert {c.series for c in taken(run_of(site, request), cases)} == {own.series, other.series}
+
+
+def test_a_person_whose_files_were_trained_on_and_took_over_another(files: Site) -> None:
+    other, own = files.forget
+    request = approved(files, "patient", own.person)
+    cases = [replace(c, person=own.person) if c is other else c for c in files.cases]
     with pytest.raises(InvalidInputError, match="another PatientID"):
-        run_of(site, request).prepare(cases)
-    assert planned(run_of(site, request), site, site.cases) == {request: "is unlearned"}
+        run_of(files, request).prepare(cases)
+    assert planned(run_of(files, request), files, files.cases) == {request: "is unlearned"}
 
 
 def test_a_changed_number_does_not_stop_the_unlearning_of_others(site: Site) -> None:

@@ -30,7 +30,7 @@ from segunlearn.records.runs import Progress, Runs
 from segunlearn.records.store import Store
 
 STUDY, SERIES, PERSON = "1.2.840.1", "1.2.840.1.1", "4711"
-TRAINED = "1.2.840.9"
+TRAINED, OTHER = "1.2.840.9", "1.2.840.2"
 MARK = {"reason": "consent_withdrawn"}
 
 
@@ -58,9 +58,22 @@ class Catalogue:
 
     def holds(self, kind: str, target_id: str) -> bool | None:
         self.asked.append(target_id)
-        patient, _, issuer = target_id.partition("^^^")
-        known = patient in (STUDY, SERIES, PERSON, "liver") and issuer in ("", *self.issued_by)
-        return None if self.down else known
+        return None if self.down else target_id in (STUDY, SERIES, "liver")
+
+    def studies(self, patient_id: str, issuer: str) -> list[str] | None:
+        self.asked.append(patient_id)
+        known = patient_id == PERSON and issuer in ("", *self.issued_by)
+        return None if self.down else [STUDY, OTHER] if known else []
+
+
+@dataclass
+class Background:
+    """In place of what follows the PACS."""
+
+    woken: int = 0
+
+    def wake(self) -> None:
+        self.woken += 1
 
 
 @pytest.fixture
@@ -361,6 +374,39 @@ def test_unknown_studies_are_marked_only_on_purpose(
     trained_on(records)  # deleted from the PACS, but a model saw it
     assert client.put(f"/forget/studies/{TRAINED}", json=MARK).status_code == 201
     assert client.put("/forget/patients/P9", json=MARK).status_code == 201
+
+
+def test_a_patient_mark_shows_the_studies_and_the_versions_that_know_them(
+    client: TestClient, records: Forgetting
+) -> None:
+    """The studies were trained on under another number."""
+    trained_on(records, OTHER)
+    made = client.put(f"/forget/patients/{PERSON}", json=MARK).json()
+    detail = client.get(f"/forget/requests/{made['request_id']}").json()
+    assert detail["studies"] == [STUDY, OTHER]
+    assert [v["version_sha256"] for v in detail["versions"]] == ["a" * 64]
+    moved = Case(f"{STUDY}.1", STUDY, "another", Path("x"))
+    assert records.forget_set.exclude([moved])[0] == []
+    study = client.put(f"/forget/studies/{STUDY}", json=MARK).json()
+    assert study["covered_by"] == [made["request_id"]]
+    assert client.get(f"/forget/requests/{study['request_id']}").json()["studies"] == []
+
+
+def test_a_patient_is_marked_while_the_pacs_cannot_say(
+    client: TestClient, server: FastAPI, records: Forgetting, catalogue: Catalogue
+) -> None:
+    catalogue.down = True
+    trained_on(records)
+    assert client.put("/forget/patients/P9", json=MARK).status_code == 201
+    (request,) = records.forget_set.list()
+    assert request.studies == (TRAINED,), "what the ledger knows"
+    asked = len(catalogue.asked)
+    followed: Any = replace(records, sync=Background())
+    server.dependency_overrides[forget.forgetting] = lambda: followed
+    body = {**MARK, "even_if_unknown": True}
+    assert client.put("/forget/patients/P8", json=body).status_code == 201
+    assert len(catalogue.asked) == asked, "nobody needs the answer now; the background asks"
+    assert followed.sync.woken == 1
 
 
 def test_a_known_study_needs_no_question_to_the_pacs(

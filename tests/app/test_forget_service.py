@@ -9,6 +9,7 @@ import pytest
 
 from segunlearn.app.datastores.studies import ImageRecord
 from segunlearn.app.forget_service import StudiesCatalogue
+from segunlearn.records.targets import split_person
 
 RECORDS = (
     ImageRecord("1.1.1", "1.1", "4711^^^St. Anna"),
@@ -37,16 +38,16 @@ def catalogue() -> StudiesCatalogue:
 
 
 @pytest.mark.parametrize(
-    ("patient", "held"),
+    ("patient", "studies"),
     [
-        ("4711", True), ("4711^^^St. Anna", True), (" 4711^^^St.  Bernd ", True),
-        ("4711^^^St. Clara", False), ("0815", True), ("0815^^^St. Anna", True), ("4712", False),
+        ("4711", ["1.1", "1.2"]), ("4711^^^St. Anna", ["1.1"]), (" 4711^^^St.  Bernd ", ["1.2"]),
+        ("4711^^^St. Clara", []), ("0815", ["1.3"]), ("0815^^^St. Anna", ["1.3"]), ("4712", []),
     ],
 )  # fmt: skip
-def test_a_patient_is_held_when_the_issuer_agrees_or_is_unknown(
-    catalogue: StudiesCatalogue, patient: str, held: bool
+def test_studies_are_a_patients_when_the_issuer_agrees_or_is_unknown(
+    catalogue: StudiesCatalogue, patient: str, studies: list[str]
 ) -> None:
-    assert catalogue.holds("patient", patient) is held
+    assert catalogue.studies(*split_person(patient)) == studies
 
 
 def test_issuers_of_a_number(catalogue: StudiesCatalogue) -> None:

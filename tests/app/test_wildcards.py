@@ -10,15 +10,12 @@ from pydicom.dataset import Dataset
 
 from large_pacs import LargePacs, study_uid
 from live_server import live_server
-from records_entries import ledger_entry
 from segunlearn.app.datastores import DicomDatastore, open_datastore
-from segunlearn.app.forget_service import StudiesCatalogue, studies_of_person
+from segunlearn.app.forget_service import StudiesCatalogue
 from segunlearn.app.forgetting import reporting
 from segunlearn.app.options import AppOptions, Home
 from segunlearn.app.pacs_sync import PacsSync
 from segunlearn.records.forget_set import ForgetSet
-from segunlearn.records.ledger import Ledger
-from segunlearn.records.ledger_entries import LedgerCase
 from segunlearn.records.outbox import Outbox, PacsSeen
 from segunlearn.records.store import Store
 
@@ -60,7 +57,7 @@ def test_no_pacs_is_asked_for_a_pattern(
     assert studies.archive.studies_of_patient(patient) == []
     assert studies.persons_numbered(patient) == set()
     assert catalogue.issuers(patient) == set()
-    assert catalogue.holds("patient", patient) is False
+    assert catalogue.studies(patient, "") == []
     assert not pacs.asked
 
 
@@ -83,7 +80,7 @@ def test_an_older_mark_is_told_by_the_studies_that_are_known(
     monkeypatch.setattr(studies.archive, "store", sent.extend)
     sync = PacsSync(
         studies.archive, outbox, PacsSeen(store), lambda proposal: True, secret=SECRET,
-        studies_of_person=lambda patient, issuer: known if patient == "SYN-*" else (),
+        keep_studies=lambda request, listed: known if request == "f" * 32 else listed,
     )  # fmt: skip
     pacs.asked.clear()
     result = sync.send_due()
@@ -104,17 +101,3 @@ def test_an_older_mark_is_read_and_withdrawn(store: Store) -> None:
     assert forget_set.get(request.request_id).target.id == "SYN-*"
     assert [r.target.id for r in forget_set.list()] == ["SYN-*"]
     assert forget_set.withdraw(request.request_id, actor="ann", why="").state == "withdrawn"
-
-
-def test_the_studies_that_are_known_are_those_of_the_ledger(store: Store) -> None:
-    ledger = Ledger(store)
-    cases = [
-        ("1.1.1", "1.1", "SYN-*", "train"),
-        ("1.2.1", "1.2", "SYN-*^^^North", "validation"),
-        ("1.3.1", "1.3", "SYN-*^^^South", "train"),
-        ("1.4.1", "1.4", "SYN-4", "train"),
-    ]
-    ledger.append(ledger_entry(1, cases=[LedgerCase(*c) for c in cases]))
-    assert studies_of_person(ledger, "SYN-*", "North") == {"1.1", "1.2"}
-    assert studies_of_person(ledger, "SYN-*", "") == {"1.1", "1.2", "1.3"}
-    assert studies_of_person(ledger, "SYN-?", "") == set()

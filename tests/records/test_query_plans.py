@@ -54,9 +54,10 @@ def recorded(store: Store) -> list[tuple[str, Any]]:
     event.listen(store._engine, "before_cursor_execute", note)
     forget_set, ledger = ForgetSet(store), Ledger(store)
     request, _ = forget_set.mark("series", "1.2", "quality", actor="a", study="1", person="P")
-    forget_set.mark("patient", "P", "quality", actor="a")
+    patient, _ = forget_set.mark("patient", "P", "quality", actor="a", studies=["1.2"])
+    forget_set.keep_studies(patient.request_id, ["1.3"])
     forget_set.status(studies=["1"], series=["1.2"])
-    forget_set.exclude([Case("1.2", "1", "P", Path("x"))])
+    forget_set.exclude([Case("1.2", "1.2", "P", Path("x"))])
     forget_set.approve(request.request_id, actor="x")
     forget_set.history(request.request_id)
     for states in ([], ["requested"]):

@@ -29,7 +29,7 @@ from segunlearn.app.structures import untaught
 from segunlearn.audit.policy import Level
 from segunlearn.audit.run import Provenance
 from segunlearn.cases import Case
-from segunlearn.dicom.identifiers import Pseudonyms, is_uid
+from segunlearn.dicom.identifiers import Pseudonyms
 from segunlearn.errors import (
     IntegrityError,
     InvalidInputError,
@@ -40,7 +40,7 @@ from segunlearn.networks import ModelConfig
 from segunlearn.records.forget_requests import ForgetRequest
 from segunlearn.records.forget_states import highest
 from segunlearn.records.ledger import Ledger, LedgerCase, LedgerRow
-from segunlearn.records.targets import person_name, split_person, unpad
+from segunlearn.records.targets import is_of_dicom, person_name, split_person, unpad
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 
 #: Share of the unseen people that the distillation attack may use as images without labels.
@@ -224,27 +224,21 @@ def _same_network(before: VersionInfo, after: VersionInfo) -> ModelConfig:
 def _as_recorded(cases: Sequence[Case], recorded: Sequence[LedgerCase]) -> list[Case]:
     """Give images of DICOM whose PatientID an archive changed the person that was recorded.
 
-    Of the new number's other images, too: whoever was trained on is nobody unseen.
+    Of the new number's other images, too: whoever was trained on is nobody unseen. Of files a wrong
+    person is somebody's slip, and refused.
     """
     known = {c.series: c.person for c in recorded}
     changed = {
         c.person: known[s]
         for c in cases
-        if (s := unpad(c.series)) in known
-        and _is_of_dicom(s)
-        and c.person not in People([known[s]])
+        if (s := unpad(c.series)) in known and is_of_dicom(s) and c.person not in People([known[s]])
     }
     return [
         replace(c, person=known.get(unpad(c.series), changed[c.person]))
-        if c.person in changed and _is_of_dicom(unpad(c.series))
+        if c.person in changed and is_of_dicom(unpad(c.series))
         else c
         for c in cases
     ]
-
-
-def _is_of_dicom(series: str) -> bool:
-    """Tell a UID from a file's name: of files a wrong person is somebody's slip, and refused."""
-    return "." in series and is_uid(series, strict=False)
 
 
 def _check_persons(cases: Sequence[Case], recorded: Sequence[LedgerCase]) -> None:

@@ -160,20 +160,21 @@ def _forgotten(
     taught = [c for c in lineage if c.role in TAUGHT]
     if not targets:
         return _of_decided(records, before, after, taught)
-    named: list[Named] = [name_of(r) for r in requests]
-    named += [("study", t) for t in targets.studies] + [("series", t) for t in targets.series]
-    named += [("patient", t) for t in targets.patients]
+    named: list[list[Named]] = [names_of(r) for r in requests]
+    named += [[("study", t)] for t in targets.studies] + [[("series", t)] for t in targets.series]
+    named += [[("patient", t)] for t in targets.patients]
     found: dict[str, LedgerCase] = {}
-    for kind, target in named:
-        cases = cases_of([(kind, target)], taught)
+    for names in named:
+        cases = cases_of(names, taught)
         if not cases:
+            kind, target = names[0]
             raise StudyNotInLedgerError(
                 f"{kind} {records.pseudonyms.of(target)}: no recorded run that made "
                 f"{before.version} used it; the model never saw it, so there is nothing to audit. "
                 "Name a version that saw it as the original."
             )
         found |= {c.series: c for c in cases}
-    return list(found.values()), requests, named
+    return list(found.values()), requests, [name for names in named for name in names]
 
 
 def _of_decided(
@@ -188,8 +189,8 @@ def _of_decided(
     for request in _all_decided(records):
         if request.target.kind == "structure":
             continue
-        cases = cases_of([name_of(request)], taught)
-        if cases and cases_of([name_of(request)], own):
+        cases = cases_of(names_of(request), taught)
+        if cases and cases_of(names_of(request), own):
             used_again += 1
         elif cases:
             found |= {c.series: c for c in cases}
@@ -202,7 +203,7 @@ def _of_decided(
             f"{why}: there is nothing to audit. Approve a request, unlearn or train without the "
             "studies, or name studies, series or patients."
         )
-    return list(found.values()), tuple(used), [name_of(r) for r in used]
+    return list(found.values()), tuple(used), [name for r in used for name in names_of(r)]
 
 
 def _all_decided(records: Records) -> Iterable[ForgetRequest]:
@@ -212,8 +213,8 @@ def _all_decided(records: Records) -> Iterable[ForgetRequest]:
         offset += len(page)
 
 
-def name_of(request: ForgetRequest) -> Named:
-    """Kind and identifier of a request's target.
+def names_of(request: ForgetRequest) -> list[Named]:
+    """Kind and identifier of a request's target, then those of the studies kept with it.
 
     Raises
     ------
@@ -227,7 +228,7 @@ def name_of(request: ForgetRequest) -> Named:
             "studies and people. Leave it out."
         )
     text = person_name(target.id, target.issuer) if target.kind == "patient" else target.id
-    return target.kind, text
+    return [(target.kind, text), *(("study", study) for study in request.studies)]
 
 
 def taught_cases(ledger: Ledger, named: Sequence[Named]) -> list[LedgerCase]:

@@ -196,7 +196,7 @@ def dropping(home: Home) -> OnChange:
         if entry.from_state == entry.to_state or entry.to_state not in LIVE:
             return
         try:
-            drop(home, connection, [request.target])
+            drop(home, connection, request.targets)
         except (SegUnlearnError, OSError) as error:
             logger.error("checkpoints could not be deleted at a mark: %s", error)
 

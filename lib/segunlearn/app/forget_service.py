@@ -8,7 +8,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,8 @@ from segunlearn.dicom.orthanc import OrthancChanges, find_orthanc
 from segunlearn.errors import InvalidInputError, NotFoundError, SegUnlearnError, UnavailableError
 from segunlearn.records.coverage import Subject
 from segunlearn.records.forget_states import REASONS
-from segunlearn.records.ledger import Ledger
 from segunlearn.records.outbox import Outbox, PacsSeen
-from segunlearn.records.targets import person_name, same_issuer, split_person
+from segunlearn.records.targets import same_issuer, split_person
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +118,7 @@ class StudiesCatalogue:
         return found
 
     def holds(self, kind: str, target_id: str) -> bool | None:
-        """Whether the studies hold the target; None when that cannot be said now.
+        """Whether the studies hold a study or series; None when that cannot be said now.
 
         Raises
         ------
@@ -137,11 +135,28 @@ class StudiesCatalogue:
             return False
         except SegUnlearnError:
             return None
-        if kind != "patient":
-            if why := studies.left_out().get(target_id):
-                raise InvalidInputError(why)
-            return self.subject(kind, target_id) is not None
-        return self._lists(target_id)
+        if why := studies.left_out().get(target_id):
+            raise InvalidInputError(why)
+        return self.subject(kind, target_id) is not None
+
+    def studies(self, patient_id: str, issuer: str) -> list[str] | None:
+        """Studies that stand under a PatientID now; None when that cannot be said.
+
+        An issuer that the studies do not name may be any; see ``records.targets``.
+        """
+        studies = self._datastore()
+        if isinstance(studies, DicomDatastore):
+            try:
+                return studies.studies_of_patient(patient_id, issuer)
+            except SegUnlearnError as error:
+                logger.warning(
+                    "the studies of a marked patient cannot be listed now; the next look into the "
+                    "archive does: %s", error,
+                )  # fmt: skip
+                return None
+        self._refresh()
+        own = ((study, *split_person(s.person)) for study, s in self._studies.items())
+        return [s for s, p, i in own if p == patient_id and same_issuer(i, issuer)]
 
     def issuers(self, patient_id: str) -> set[str]:
         """Issuers of a PatientID among the studies, the empty one for studies without."""
@@ -156,10 +171,6 @@ class StudiesCatalogue:
         self._refresh()
         persons = {split_person(subject.person) for subject in self._studies.values()}
         return {issuer for patient, issuer in persons if patient == wanted}
-
-    def _lists(self, person: str) -> bool:
-        _, issuer = split_person(person)
-        return any(same_issuer(issuer, other) for other in self.issuers(person))
 
     def _refresh(self) -> None:
         if not self._lock.acquire(
@@ -187,21 +198,9 @@ def _subject(kind: str, image: ImageRecord) -> Subject:
 
 
 def _archived(studies: DicomDatastore, kind: str, target_id: str) -> bool:
-    archive = studies.archive
     if kind == "study":
-        return archive.has_study(target_id)
-    if kind == "series":
-        return bool(archive.find_series(target_id))
-    return bool(archive.studies_of_patient(*split_person(target_id)))
-
-
-def studies_of_person(ledger: Ledger, patient_id: str, issuer: str) -> set[str]:
-    """Studies of a person that any version was trained on; of every issuer where it is empty."""
-    seen = ledger.versions_that_saw(person=person_name(patient_id, issuer))
-    known = {(s.study, *split_person(s.person)) for v in seen for s in ledger.studies_of(v[0])}
-    return {
-        study for study, patient, own in known if patient == patient_id and same_issuer(own, issuer)
-    }
+        return studies.archive.has_study(target_id)
+    return bool(studies.archive.find_series(target_id))
 
 
 class ForgetService:
@@ -291,7 +290,9 @@ class ForgetService:
                     proposing(self._records.forget_set, seen),
                     secret=load_or_create_key(self._home.site_key),
                     studies=self._studies_of_model,
-                    studies_of_person=partial(studies_of_person, self._records.ledger),
+                    patients=self._records.forget_set.live_patients,
+                    studies_of_patient=studies.studies_of_patient,
+                    keep_studies=self._keep_studies,
                     find_changes=lambda: self._changes(studies),
                     interval=self._interval,
                 )
@@ -303,6 +304,19 @@ class ForgetService:
         with self._lock:
             if self._sync is not None:
                 self._sync.stop(timeout=2.0)
+
+    def _keep_studies(self, request_id: str, listed: Iterable[str]) -> tuple[str, ...]:
+        """Keep what an archive lists of a marked patient; gives all that is kept with the request.
+
+        Weights that saw what came to it go, as at a mark.
+        """
+        forget_set = self._records.forget_set
+        if new := forget_set.keep_studies(request_id, listed):
+            logger.info("forget request %s covers %d more studies", request_id, len(new))
+            self._records.drop_marked_checkpoints()
+            if self.after_change is not None:
+                self.after_change()
+        return forget_set.get(request_id).studies
 
     def _studies_of_model(self) -> Iterable[str]:
         version = self._active_version()

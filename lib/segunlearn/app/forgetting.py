@@ -40,7 +40,10 @@ class Catalogue(Protocol):
         """Those of many kinds and ids that are known, or can be learnt with few questions."""
 
     def holds(self, kind: str, target_id: str) -> bool | None:
-        """Whether the studies hold the target; None when that cannot be said now."""
+        """Whether the studies hold a study or series; None when that cannot be said now."""
+
+    def studies(self, patient_id: str, issuer: str) -> list[str] | None:
+        """Studies that stand under a PatientID now; None when that cannot be said."""
 
     def issuers(self, patient_id: str) -> set[str]:
         """Issuers of a PatientID in the list of images, the empty one for studies without."""

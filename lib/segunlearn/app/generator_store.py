@@ -220,7 +220,7 @@ def forgetting(home: Home) -> OnChange:
         try:
             if home.replay.is_dir():
                 pseudonyms = Pseudonyms(load_or_create_key(home.site_key))
-                for name in destroy_knowing(home, [request.target], pseudonyms):
+                for name in destroy_knowing(home, request.targets, pseudonyms):
                     logger.info("generator %s knew what was forgotten: destroyed", name)
         except (SegUnlearnError, OSError) as error:
             logger.error("generators could not be looked at: %s", error)

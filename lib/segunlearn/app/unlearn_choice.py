@@ -15,7 +15,7 @@ from segunlearn.app.audit_targets import (
     Targets,
     cases_of,
     lineage_of,
-    name_of,
+    names_of,
     taught_cases,
 )
 from segunlearn.app.options import Home
@@ -156,6 +156,8 @@ def choose_unlearning(
 ) -> UnlearnChoice:
     """Sort the requests and choose the sets; nothing is changed.
 
+    But studies at hand that stand under a marked patient's number are kept with its request.
+
     Parameters
     ----------
     order
@@ -178,6 +180,7 @@ def choose_unlearning(
         be made, see
         ``audit_choice.choose``.
     """
+    records.without_forgotten(cases)  # who was trained on under another number is found by study
     asked = asked_for(order.requests, records)
     audits = Audits(home)  # an audit's signature is verified once for all requests
     never, elsewhere, known, there = [], [], [], []
@@ -258,7 +261,7 @@ def _is_renamed(records: Records, request: ForgetRequest, cases: Sequence[Case])
     """Whether a patient has trained images that neither it nor another request is about."""
     if request.target.kind != "patient":
         return False
-    person = People([name_of(request)[1]])
+    person = People([names_of(request)[0][1]])
     own = [c for c in cases if person_name(*split_person(c.person)) in person]
     known = {c.series for c in ledger_cases(records.ledger, request)}
     left = [
@@ -285,7 +288,7 @@ def _unmeasured(
     trained = {c.series for c in taught if c.role != ROLE}
     found = []
     for request in requests:
-        series = {c.series for c in cases_of([name_of(request)], taught)}
+        series = {c.series for c in cases_of(names_of(request), taught)}
         # none: it was replayed to a later version, which only hides and is not unlearned from
         if not series or series - trained - labelled:
             found.append(request)

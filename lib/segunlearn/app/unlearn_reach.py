@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from segunlearn.app.audit_files import Audits, levels_found
-from segunlearn.app.audit_targets import TAUGHT, cases_of, name_of, taught_cases
+from segunlearn.app.audit_targets import TAUGHT, cases_of, names_of, taught_cases
 from segunlearn.app.records import Records
 from segunlearn.app.structures import versions_that_know_structure
 from segunlearn.errors import NotFoundError
@@ -100,7 +100,7 @@ def show_what_was_forgotten(
             if request.reached == "none":
                 continue
             if request.target.kind != "structure" and (
-                taught is not None and not cases_of([name_of(request)], taught)
+                taught is not None and not cases_of(names_of(request), taught)
             ):
                 continue
             hides = request.reached == "hidden" and not hidden
@@ -168,7 +168,7 @@ def ledger_cases(ledger: Ledger, request: ForgetRequest) -> list[LedgerCase]:
     """
     if request.target.kind == "structure":
         return []
-    return taught_cases(ledger, [name_of(request)])
+    return taught_cases(ledger, names_of(request))
 
 
 def _taught_any(records: Records, versions: Sequence[VersionInfo]) -> list[LedgerCase] | None:

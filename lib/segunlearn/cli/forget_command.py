@@ -154,7 +154,7 @@ def show(
     url: StoreOption = "",
     as_json: Json = False,
 ) -> None:
-    """Show a request with its history."""
+    """Show a request with its history, and of a patient the studies that it covers."""
     with records(home, url) as opened:
         forget_set = opened.forget_set
         request, history = forget_set.get(request_id), forget_set.history(request_id)
@@ -164,6 +164,8 @@ def show(
     _say([request], False, "")
     rows = [(h.time, h.actor, h.from_state, h.to_state, h.reached, h.why) for h in history]
     print_table(("time", "who", "from", "to", "reached", "why"), rows)
+    if request.target.kind == "patient":
+        print_table(("study that stood under this number",), [(s,) for s in request.studies])
 
 
 @forget.command()

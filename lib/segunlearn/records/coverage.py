@@ -1,4 +1,8 @@
-"""Which live request covers an image: by its series, its study, or its patient."""
+"""Which live request covers an image: by its series, its study, or its patient.
+
+A patient's request covers an image by the number that it bears, by those that runs recorded for it,
+and by its study, where that is kept with the request: see ``patient_studies``.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,11 @@ from sqlalchemy import Connection, func, literal_column, select
 
 from segunlearn.records.forget_requests import Cover, MarkStatus
 from segunlearn.records.store import AnyRow, Store
-from segunlearn.records.tables import FORGET_REQUEST, LEDGER_CASE
+from segunlearn.records.tables import FORGET_REQUEST, FORGET_STUDY, LEDGER_CASE
 from segunlearn.records.targets import person_name, same_issuer, split_person, unpad
 
 _COLUMNS = (
+    FORGET_REQUEST.c.seq,
     FORGET_REQUEST.c.id,
     FORGET_REQUEST.c.target_kind,
     FORGET_REQUEST.c.target_id,
@@ -48,15 +53,15 @@ def covering(
 ) -> list[list[AnyRow]]:
     """Open requests that cover each subject, the nearest first: series, study, patient.
 
-    A subject is of the person given and of those that training runs recorded for its series or
-    study: no mark is lost when an archive changes a PatientID.
+    A subject is of the person given, of those that training runs recorded for its series or study,
+    and of those whose requests keep its study: no mark is lost when an archive changes a PatientID.
 
     Parameters
     ----------
     store, connection
         An open connection of the store.
     subjects
-        Any number; five statements answer for all of them.
+        Any number; six statements answer for all of them.
     proposals
         Also list proposals; without, only requests that keep the subject out of training.
     """
@@ -81,7 +86,9 @@ def covering(
         kind: _open_requests(store, connection, kind, values, proposals)
         for kind, values in wanted.items()
     }
-    if not any(found.values()):
+    studies = {r.study for by in recorded for rows in by.values() for r in rows}
+    kept = _keeping(store, connection, wanted["study"] | studies, proposals)
+    if not kept and not any(found.values()):
         return [[] for _ in keys]
     covers = []
     for series, study, *own in keys:
@@ -89,6 +96,8 @@ def covering(
         rows = [*found["series"].get(series, ()), *found["study"].get(study, ())]
         for patient, issuer in [own, *((r.person_id, r.person_issuer) for r in known)]:
             rows += (r for r in found["patient"].get(patient, ()) if same_issuer(r.issuer, issuer))
+        for one in (study, *(r.study for r in known)):
+            rows += kept.get(one, ())
         covers.append(list({r.id: r for r in rows}.values()))
     return covers
 
@@ -108,6 +117,28 @@ def _open_requests(
     found: dict[str, list[AnyRow]] = defaultdict(list)
     for row in connection.execute(query.order_by(FORGET_REQUEST.c.seq)):
         found[row.target_id].append(row)
+    return found
+
+
+def _keeping(
+    store: Store, connection: Connection, studies: set[str], proposals: bool
+) -> dict[str, list[AnyRow]]:
+    """Open requests about patients by the studies that are kept with them."""
+    if not studies:
+        return {}
+    query = (
+        select(*_COLUMNS, FORGET_STUDY.c.study)
+        .join(FORGET_REQUEST, FORGET_REQUEST.c.seq == FORGET_STUDY.c.request_seq)
+        .where(
+            store.among(FORGET_STUDY.c.study, sorted(studies)),
+            FORGET_REQUEST.c.is_open == 1,
+        )
+    )
+    if not proposals:
+        query = query.where(FORGET_REQUEST.c.is_live == 1)
+    found: dict[str, list[AnyRow]] = defaultdict(list)
+    for row in connection.execute(query.order_by(FORGET_REQUEST.c.seq)):
+        found[row.study].append(row)
     return found
 
 

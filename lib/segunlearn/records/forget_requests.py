@@ -42,6 +42,9 @@ class ForgetRequest:
     covered_by
         Ids of live requests on its study or patient: the target is out of training on their
         account too.
+    studies
+        Of a patient: studies that stood under this number while the request was open. It covers
+        them whatever number the archive gives them.
     """
 
     request_id: str
@@ -59,6 +62,12 @@ class ForgetRequest:
     created: str
     updated: str
     covered_by: tuple[str, ...] = ()
+    studies: tuple[str, ...] = ()
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The target, and the studies that are kept with it."""
+        return (self.target, *(Target("study", study) for study in self.studies))
 
     @property
     def is_live(self) -> bool:
@@ -155,8 +164,10 @@ def filters_of(
     return where
 
 
-def request_of(row: AnyRow, covers: Sequence[AnyRow]) -> ForgetRequest:
-    """Read a request from its row and the requests that cover its target."""
+def request_of(
+    row: AnyRow, covers: Sequence[AnyRow], studies: tuple[str, ...] = ()
+) -> ForgetRequest:
+    """Read a request from its row, what covers its target, and the studies kept with it."""
     return ForgetRequest(
         request_id=row.id,
         target=Target(row.target_kind, row.target_id, row.issuer, row.model),
@@ -173,6 +184,7 @@ def request_of(row: AnyRow, covers: Sequence[AnyRow]) -> ForgetRequest:
         created=row.created,
         updated=row.updated,
         covered_by=tuple(str(c.id) for c in covers if c.id != row.id),
+        studies=studies,
     )
 
 

@@ -57,16 +57,26 @@ from segunlearn.records.forget_states import (
     TRANSITIONS,
     at_least,
 )
+from segunlearn.records.patient_studies import keep, kept_with, still_to_keep
 from segunlearn.records.store import AnyRow, Store, utc_now
-from segunlearn.records.tables import FORGET_HISTORY, FORGET_REQUEST, LEDGER_CASE, LEDGER_ROW, RUN
+from segunlearn.records.tables import (
+    FORGET_HISTORY,
+    FORGET_REQUEST,
+    FORGET_STUDY,
+    LEDGER_CASE,
+    LEDGER_ROW,
+    RUN,
+)
 from segunlearn.records.targets import (
     Target,
     clean_text,
     instance_id,
+    is_of_dicom,
     make_target,
     person_name,
     same_issuer,
     split_person,
+    unpad,
 )
 
 __all__ = ["NOTE_LENGTH", "ForgetRequest", "ForgetSet", "HistoryEntry", "MarkStatus", "OnChange"]
@@ -108,6 +118,7 @@ class ForgetSet:
         model: str = "",
         study: str = "",
         person: str = "",
+        studies: Iterable[str] = (),
         needed: str | None = None,
         opaque: bool = False,
     ) -> tuple[ForgetRequest, bool]:
@@ -130,6 +141,8 @@ class ForgetSet:
             Who marks; the actor must not be empty.
         study, person
             What the target belongs to, if known; else what the ledger knows.
+        studies
+            Of a patient, as the archive lists them; see :meth:`keep_studies`.
         needed
             Assurance level, if not the reason's own.
 
@@ -147,8 +160,9 @@ class ForgetSet:
         """
         target = make_target(target_kind, target_id, issuer=issuer, model=model, opaque=opaque)
         return self._enter(
-            target, "requested", "person", reason, note, actor, role, study, person, needed, opaque
-        )
+            target, "requested", "person", reason, note, actor, role, study, person, needed, opaque,
+            tuple(studies),
+        )  # fmt: skip
 
     def wait_for_marks(self) -> None:
         """Return once every mark under way is made or undone; later readers see those made.
@@ -204,6 +218,7 @@ class ForgetSet:
         person: str,
         needed: str | None,
         opaque: bool,
+        studies: Sequence[str] = (),
     ) -> tuple[ForgetRequest, bool]:
         if reason not in REASONS:
             raise InvalidInputError(f"{str(reason)[:40]!r} is no reason; use one of {REASONS}.")
@@ -254,9 +269,10 @@ class ForgetSet:
                 request = self._find_open(connection, target)
                 if request is None:
                     raise ConflictError("the request changed at the same moment; try again.")
-                if created:
-                    entry = HistoryEntry(now, actor, role, "", state, needed, "none", note)
-                    self._add_history(connection, request, entry)
+            self._keep(connection, request, studies, now)
+            if created:
+                entry = HistoryEntry(now, actor, role, "", state, needed, "none", note)
+                self._add_history(connection, request, entry)
             if not created and state == "requested" and asked:
                 why = f"need changed: {note or reason}"
                 request = self._raise_need(connection, request, needed, actor, role, why)
@@ -264,6 +280,48 @@ class ForgetSet:
                 why = note or "marked by a person"
                 self._move(connection, request, "requested", actor, role, why, None)
             return self._requests(connection, [FORGET_REQUEST.c.id == request.id])[0], created
+
+    def keep_studies(self, request_id: str, studies: Iterable[str]) -> list[str]:
+        """Go on covering studies of a marked patient, whatever number the archive gives them later.
+
+        With those given, what runs recorded of the patient. Studies only come to a request; one
+        that is closed, or is not about a patient, takes none.
+
+        Parameters
+        ----------
+        request_id
+            Of the request.
+        studies
+            That stand under the patient's number now.
+
+        Returns
+        -------
+        list of str
+            Those that came to it.
+
+        Raises
+        ------
+        NotFoundError
+            No such request.
+        """
+        given = tuple(studies)
+        with self._store.read() as connection:  # nearly always there is nothing to write
+            query = select(FORGET_REQUEST).where(FORGET_REQUEST.c.id == request_id)
+            row = connection.execute(query).one_or_none()
+            if row is None:
+                raise no_such_request(request_id)
+            if not still_to_keep(self._store, connection, row, given):
+                return []
+        with self._store.write() as connection:
+            self._hold_off_runs(connection)
+            return self._keep(connection, self._locked(connection, request_id), given, utc_now())
+
+    def _keep(
+        self, connection: Connection, row: AnyRow, studies: Sequence[str], now: str
+    ) -> list[str]:
+        new = still_to_keep(self._store, connection, row, studies)
+        keep(self._store, connection, row, new, now)
+        return new
 
     def _hold_off_runs(self, connection: Connection) -> None:
         """Let no run begin before others see the mark; one that began is older than it then.
@@ -480,6 +538,9 @@ class ForgetSet:
         elif row.target_kind == "patient":
             query = select(case.person_issuer).where(case.person_id == row.target_id).distinct()
             used = any(same_issuer(i, row.issuer) for i in connection.execute(query).scalars())
+            kept = select(FORGET_STUDY.c.study).where(FORGET_STUDY.c.request_seq == row.seq)
+            query = select(case.id).where(case.study.in_(kept)).limit(1)
+            used = used or connection.execute(query).first() is not None
         else:
             query = select(case.id).where(case[row.target_kind] == row.target_id).limit(1)
             used = connection.execute(query).first() is not None
@@ -493,8 +554,10 @@ class ForgetSet:
     def check_no_older_run(self, request_id: str) -> None:
         """Refuse when a run that began before the mark goes on, as it may be using the target.
 
-        A proposal is no mark: that is as old as the word of the person who agreed. Once there is
-        no such run there never is again: what the ledger says of the target then stays.
+        A proposal is no mark: that is as old as the word of the person who agreed. A study that
+        came to a marked patient later may be in use under another number: for it, what began before
+        it came. Once there is no such run there never is again: what the ledger says of the target
+        then stays.
 
         Raises
         ------
@@ -514,14 +577,17 @@ class ForgetSet:
             .order_by(FORGET_HISTORY.c.seq)
             .limit(1)
         ).scalar()
-        older = [RUN.c.started <= marked] if marked is not None else []  # else it is a proposal
+        kept = connection.execute(
+            select(func.max(FORGET_STUDY.c.added)).where(FORGET_STUDY.c.request_seq == row.seq)
+        ).scalar()
+        older = [RUN.c.started <= max(marked, kept or "")] if marked is not None else []
         running = connection.execute(
             select(RUN.c.id).where(RUN.c.state == "running", *older).limit(1)
         ).scalar()
         if running is not None:
             raise ConflictError(
-                f"forget request {row.id}: run {running} began before the mark and may be using "
-                "it. Wait until it has ended, or stop it."
+                f"forget request {row.id}: run {running} began before the mark, or before "
+                "a study came to it, and may be using it. Wait until it has ended, or stop it."
             )
 
     def approve(self, request_id: str, *, actor: str, role: str = "") -> ForgetRequest:
@@ -655,7 +721,9 @@ class ForgetSet:
     def exclude(self, cases: Sequence[Case], *, besides: Collection[str] = ()) -> Filtered:
         """Leave out every case whose series, study or patient has a live request.
 
-        The one filter of training, validation, active learning, scoring and adaptation.
+        The one filter of training, validation, active learning, scoring and adaptation. Studies of
+        DICOM that are met under a marked patient's number are kept with the request; of files a
+        wrong person is somebody's slip, and ends with it.
 
         Parameters
         ----------
@@ -672,10 +740,30 @@ class ForgetSet:
         subjects = [Subject(c.series, c.study, c.person) for c in cases]
         with self._store.read() as connection:
             covers = covering(self._store, connection, subjects)
+            met = self._met(connection, subjects, covers)
+        for request_id, studies in met.items():
+            self.keep_studies(request_id, studies)
         covers = [[r for r in rows if str(r.id) not in besides] for rows in covers]
         kept = [c for c, rows in zip(cases, covers, strict=True) if not rows]
         out = [(c, str(rows[0].id)) for c, rows in zip(cases, covers, strict=True) if rows]
         return kept, out
+
+    def _met(
+        self,
+        connection: Connection,
+        subjects: Sequence[Subject],
+        covers: Sequence[Sequence[AnyRow]],
+    ) -> dict[str, set[str]]:
+        """Studies that patients' requests cover and do not keep yet, by request."""
+        found: dict[tuple[int, str], set[str]] = {}
+        for subject, rows in zip(subjects, covers, strict=True):
+            study = unpad(subject.study)
+            for row in rows:
+                if row.target_kind == "patient" and is_of_dicom(study):
+                    found.setdefault((row.seq, row.id), set()).add(study)
+        kept = kept_with(self._store, connection, [seq for seq, _ in found])
+        new = {id_: studies.difference(kept.get(seq, ())) for (seq, id_), studies in found.items()}
+        return {request_id: studies for request_id, studies in new.items() if studies}
 
     def status(
         self,
@@ -702,12 +790,27 @@ class ForgetSet:
             return status_of(self._store, connection, whole, single)
 
     def live_targets(self) -> Sequence[Target]:
-        """List what the live requests name, in the order of the marks."""
+        """List what the live requests name, in the order of the marks; then patients' studies."""
         row = FORGET_REQUEST.c
-        query = select(row.target_kind, row.target_id, row.issuer, row.model)
-        query = query.where(row.is_open == literal_column("1"), row.is_live == 1)
+        live = (row.is_open == literal_column("1"), row.is_live == 1)
+        query = select(row.target_kind, row.target_id, row.issuer, row.model).where(*live)
+        kept = select(FORGET_STUDY.c.study).join(
+            FORGET_REQUEST, row.seq == FORGET_STUDY.c.request_seq
+        )
         with self._store.read() as connection:
-            return [Target(*found) for found in connection.execute(query.order_by(row.seq))]
+            named = [Target(*found) for found in connection.execute(query.order_by(row.seq))]
+            studies = connection.execute(kept.where(*live).distinct()).scalars()
+            return [*named, *(Target("study", study) for study in sorted(studies))]
+
+    def live_patients(self) -> Sequence[tuple[str, Target]]:
+        """List the live requests about patients, by their id, in the order of the marks."""
+        row = FORGET_REQUEST.c
+        query = select(row.id, row.target_kind, row.target_id, row.issuer, row.model).where(
+            row.is_open == literal_column("1"), row.is_live == 1, row.target_kind == "patient"
+        )
+        with self._store.read() as connection:
+            found = connection.execute(query.order_by(row.seq))
+            return [(request_id, Target(*named)) for request_id, *named in found]
 
     def structures(self, model: str) -> dict[str, str]:
         """Labels that a model must not be trained on, each with its live request's id."""
@@ -731,13 +834,17 @@ class ForgetSet:
         rows = connection.execute(query.limit(limit).offset(offset)).all()
         wider = [
             Subject(
-                study=r.study if r.target_kind == "series" else "",
+                study=r.target_id if r.target_kind == "study" else r.study,
                 person=person_name(r.person_id, r.person_issuer) if r.person_id else "",
             )
             for r in rows
         ]
         covers = covering(self._store, connection, wider)
-        return [request_of(row, rows_) for row, rows_ in zip(rows, covers, strict=True)]
+        patients = [r.seq for r in rows if r.target_kind == "patient"]
+        kept = kept_with(self._store, connection, patients)
+        return [
+            request_of(r, found, kept.get(r.seq, ())) for r, found in zip(rows, covers, strict=True)
+        ]
 
     def _locked(self, connection: Connection, request_id: str) -> AnyRow:
         query = select(FORGET_REQUEST).where(FORGET_REQUEST.c.id == request_id)

@@ -15,7 +15,7 @@ many runs used it, and as few bytes (:mod:`segunlearn.records.case_sets`).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -365,7 +365,12 @@ class Ledger:
             return set(connection.execute(query).scalars())
 
     def versions_that_saw(
-        self, *, study: str | None = None, series: str | None = None, person: str | None = None
+        self,
+        *,
+        study: str | None = None,
+        series: str | None = None,
+        person: str | None = None,
+        studies: Collection[str] = (),
     ) -> Sequence[Sighting]:
         """Versions that a study, series or person shaped, through any chain of parents.
 
@@ -376,6 +381,8 @@ class Ledger:
         ----------
         study, series, person
             Exactly one of them. A person without issuer means every issuer.
+        studies
+            That count as well, as a forget request keeps them with a patient.
 
         Returns
         -------
@@ -395,6 +402,9 @@ class Ledger:
                 ((column, value),) = given.items()
                 query = select(case.id, case.id).where(case[column] == unpad(value))
                 cases = [int(i) for i, _ in connection.execute(query)]
+            if studies:
+                also = select(case.id).where(self._store.among(case.study, sorted(studies)))
+                cases = sorted({*cases, *map(int, connection.execute(also).scalars())})
             if not cases:
                 return []
             sealed = connection.execute(select(LEDGER_HEAD.c.sealed_blocks)).scalar_one()

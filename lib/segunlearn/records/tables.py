@@ -102,6 +102,8 @@ FORGET_HISTORY: Final = _table(
     why="text",
 )
 
+FORGET_STUDY: Final = _table("forget_study", request_seq="int", study="text", added="text")
+
 LEDGER_CASE: Final = _table(
     "ledger_case",
     id="int",

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
-from segunlearn.dicom.identifiers import is_pattern, validate_uid
+from segunlearn.dicom.identifiers import is_pattern, is_uid, validate_uid
 from segunlearn.errors import InvalidIdentifierError, InvalidInputError
 
 TargetKind = Literal["patient", "study", "series", "structure"]
@@ -77,6 +77,11 @@ def _is_odd(character: str) -> bool:
 def unpad(value: str) -> str:
     """Drop DICOM's padding (spaces and NUL) around a value."""
     return value.strip(" \0")
+
+
+def is_of_dicom(uid: str) -> bool:
+    """Tell the UID of a study or series from a file's name, which may be a number."""
+    return "." in uid and is_uid(uid, strict=False)
 
 
 def person_name(patient_id: str, issuer: str | None = None) -> str:

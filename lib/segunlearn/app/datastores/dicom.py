@@ -45,7 +45,7 @@ from segunlearn.errors import (
     UnavailableError,
     UnsupportedSeriesError,
 )
-from segunlearn.records.targets import person_name, split_person
+from segunlearn.records.targets import person_name, same_issuer, split_person
 from segunlearn.volumes import SUFFIXES, Volume, read_volume, write_volume
 
 #: Pause before an archive is asked again for an image that a SEG names and that is not there.
@@ -205,6 +205,25 @@ class DicomDatastore(StudiesDatastore):
         )
         persons = {self._record(s).person for s in series}
         return {p for p in persons if split_person(p)[0] == patient_id}
+
+    def studies_of_patient(self, patient_id: str, issuer: str) -> list[str]:
+        """List the studies of a patient as the archive knows them; see ``Archive``.
+
+        Without those of another issuer, where only a header that was read before names it.
+
+        Raises
+        ------
+        UnavailableError
+            The archive cannot be reached.
+        """
+        found = self.archive.studies_of_patient(patient_id, issuer)
+        listed = [self._series.of_study(study) for study in found]
+        others = set()
+        for image in (self._record(series) for series in listed if series is not None):
+            patient, own_issuer = split_person(image.person)
+            if patient == patient_id and not same_issuer(own_issuer, issuer):
+                others.add(image.study)
+        return [study for study in found if study not in others]
 
     def _record(self, series: SeriesRecord) -> ImageRecord:
         uid = series.series_instance_uid

@@ -144,6 +144,10 @@ class RequestDetail(RequestOut):
     next_states: list[State]
     history: list[StepOut]
     versions: list[dict[str, Any]] = Field(description="Model versions that saw the target")
+    studies: list[str] = Field(
+        description="Of a patient: studies that stood under this number since the mark. They stay "
+        "covered, whatever number the archive gives them"
+    )
     revocation: dict[str, Any] | None = Field(
         description="What another system took back about this study"
     )
@@ -258,6 +262,7 @@ def get_request(request_id: RequestId, user: Reader, services: Services) -> Requ
             "next_states": sorted(request.next_states),
             "history": [asdict(step) for step in services.forget_set.history(request_id)],
             "versions": _versions(services, request),
+            "studies": list(request.studies),
             "revocation": revocation_of(services.seen, request),
         }
     )
@@ -331,14 +336,17 @@ def _mark(
     if kind == "patient" and not target.issuer:
         issuers = services.ledger.issuers_of(target.id)
         check_issuer(target, issuers | (catalogue.issuers(target.id) if catalogue else set()))
-    known = None
+    known, listed = None, None
     if catalogue is not None and kind in ("study", "series"):
         known = catalogue.subject(kind, target_id)
+    # where nobody needs the answer, no mark waits for an archive: it is asked in the background
+    if catalogue is not None and kind == "patient" and not (body.even_if_unknown and services.sync):
+        listed = catalogue.studies(target.id, target.issuer)
     if (
         catalogue is not None
         and known is None
         and not body.even_if_unknown
-        and catalogue.holds(kind, target_id) is False
+        and (listed == [] if kind == "patient" else catalogue.holds(kind, target_id) is False)
         and not services.ledger.versions_that_saw(**_seen_as(kind, target_id))
     ):
         raise NotFoundError(
@@ -356,6 +364,7 @@ def _mark(
         role=_role(user),
         needed=body.needed,
         opaque=services.opaque,
+        studies=listed or (),
         **extra,
     )
     response.status_code = 201 if created else 200
@@ -375,7 +384,9 @@ def _versions(services: Forgetting, request: ForgetRequest) -> list[dict[str, An
     target = request.target
     person = person_name(target.id, target.issuer)
     target_id = person if target.kind == "patient" else target.id
-    return versions_out(services.ledger, **_seen_as(target.kind, target_id))
+    return versions_out(
+        services.ledger, **_seen_as(target.kind, target_id), studies=request.studies
+    )
 
 
 _SAME = frozenset(f.name for f in fields(ForgetRequest))

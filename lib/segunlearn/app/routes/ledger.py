@@ -164,6 +164,6 @@ def cases(
     return [CaseOut(**asdict(case)) for case in services.ledger.cases_of(run_id)]
 
 
-def versions_out(ledger: Ledger, **target: str) -> list[dict[str, Any]]:
+def versions_out(ledger: Ledger, **target: Any) -> list[dict[str, Any]]:
     """Return the versions that saw a study, series or person as plain values."""
     return [found._asdict() for found in ledger.versions_that_saw(**target)]

@@ -5,7 +5,7 @@ A migration is a module with ``NAME`` and ``STATEMENTS``; its number is its plac
 one. Statements are plain SQL with the few tokens of ``TYPES``, because a migration must go on
 meaning the same thing when ``tables.py`` has moved on.
 
-To add one, write ``m0006_what.py`` and put it at the end of ``MIGRATIONS``.
+To add one, write ``m0007_what.py`` and put it at the end of ``MIGRATIONS``.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from segunlearn.records.migrations import (
     m0003_forget_set,
     m0004_ledger,
     m0005_trail,
+    m0006_forget_studies,
 )
 
 #: Any 63-bit number; all processes that open one PostgreSQL database must use the same one.
@@ -67,6 +68,7 @@ MIGRATIONS: Final[tuple[Migration, ...]] = (
     m0003_forget_set,
     m0004_ledger,
     m0005_trail,
+    m0006_forget_studies,
 )
 
 
