@@ -80,6 +80,7 @@ def test_a_mark_needs_no_list(slow: LargePacs, store: DicomDatastore) -> None:
     assert catalogue.holds("study", study_uid(17))
     assert catalogue.issuers("SYN-199") == {""}
     assert catalogue.issuers("SYN-1990") == set()
+    assert catalogue.studies("SYN-199", "") == [study_uid(398), study_uid(399)]
     assert slow.asked["pages"] == 0
 
 

@@ -6,7 +6,7 @@ import logging
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from orthanc_process import OrthancProcess
 from segunlearn.app import pacs_sync
 from segunlearn.app.forgetting import proposing, reporting
 from segunlearn.app.pacs_sync import PacsSync
+from segunlearn.cases import Case
 from segunlearn.dicom.archive import Archive, open_archive
 from segunlearn.dicom.key_objects import references_of
 from segunlearn.dicom.orthanc import OrthancChanges, find_orthanc
@@ -184,6 +185,43 @@ def test_a_patient_of_another_issuer_gets_no_document(
     assert set(told) == {studies[0][0].StudyInstanceUID, studies[2][0].StudyInstanceUID}
     assert told[studies[0][0].StudyInstanceUID].IssuerOfPatientID == "St. Anna"
     assert "IssuerOfPatientID" not in told[studies[2][0].StudyInstanceUID]
+
+
+def test_a_study_whose_patient_was_corrected_stays_with_the_mark(
+    pacs: OrthancProcess, store: Store, tmp_path: Path
+) -> None:
+    """It is out of training, and is told what becomes of the request."""
+    forget_set = ForgetSet(store, on_change=reporting(Outbox(store)))
+
+    def keep(request: str, listed: Iterable[str]) -> tuple[str, ...]:
+        forget_set.keep_studies(request, listed)
+        return forget_set.get(request).studies
+
+    site = Site(pacs, store, tmp_path, patients=forget_set.live_patients, keep_studies=keep)
+    images = ct_series(instances=2)
+    pacs.upload(images)
+    request, _ = forget_set.mark("patient", "P1", "consent_withdrawn", actor="anna")
+    assert site.sync.send_due().sent == 1
+    assert forget_set.get(request.request_id).studies == (images[0].StudyInstanceUID,)
+    (patient,) = requests.get(f"{pacs.rest}/patients", timeout=20).json()
+    uids = ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"]
+    change = {
+        "Replace": {"PatientID": "P9"}, "Keep": uids, "KeepSource": False, "Force": True,
+        "Synchronous": True,
+    }  # fmt: skip
+    answer = requests.post(f"{pacs.rest}/patients/{patient}/modify", json=change, timeout=20)
+    assert answer.status_code == 200, answer.text
+    assert site.archive.studies_of_patient("P1") == []
+    moved = Case(images[0].SeriesInstanceUID, images[0].StudyInstanceUID, "P9", tmp_path)
+    assert forget_set.exclude([moved])[0] == []
+    site.sync.poll_once()
+    assert forget_set.get(request.request_id).studies == (moved.study,), "and it stays"
+    forget_set.withdraw(request.request_id, actor="anna")
+    assert site.sync.send_due().sent == 1
+    last = parse_retraction(key_objects(pacs, tmp_path)[-1])
+    assert last is not None
+    assert last.state == "withdrawn"
+    assert forget_set.exclude([moved])[0] == [moved]
 
 
 def test_sending_again_after_a_crash_is_one_instance(

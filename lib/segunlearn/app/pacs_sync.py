@@ -98,7 +98,9 @@ class PacsSync:
         self._archive, self._outbox, self._seen = archive, outbox, seen
         self._propose, self._secret, self._studies = propose, secret, studies
         self._patients, self._keep_studies = patients, keep_studies
-        self._studies_of_patient = studies_of_patient or archive.studies_of_patient
+        self._studies_of_patient = studies_of_patient or (
+            lambda patient, issuer: archive.studies_of_patient(patient, issuer)
+        )
         self._find_changes, self._interval = find_changes, interval
         self._changes: OrthancChanges | None = None
         self._looked = False
