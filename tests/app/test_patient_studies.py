@@ -14,6 +14,7 @@ from pydicom.uid import generate_uid
 from dicom_sources import make_series
 from large_pacs import LargePacs, series_uid, study_uid
 from live_server import live_server
+from records_entries import ledger_entry
 from segunlearn.app import checkpoints, pacs_sync
 from segunlearn.app.datastores import DicomDatastore, open_datastore
 from segunlearn.app.forget_service import ForgetService, StudiesCatalogue
@@ -202,6 +203,27 @@ def test_a_header_that_names_another_issuer_is_believed(
               ("", "St. Anna", "St. Bernd")}  # fmt: skip
     both = [study_uid(0), study_uid(1)]
     assert listed == {"": both, "St. Anna": both[1:], "St. Bernd": both}
+
+
+def test_a_study_that_comes_to_a_fulfilled_request_and_is_known_is_told(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorded = [(series_uid(10), study_uid(2), NEW, "train")]
+    server.records.ledger.append(ledger_entry(1, cases=recorded))
+    request = server.mark()
+    for state in ("approved", "working", "fulfilled"):
+        server.records.forget_set.transition(
+            request, state, actor="root", reached="unlearned" if state == "fulfilled" else None
+        )
+    with caplog.at_level(logging.WARNING):
+        server.service.start()
+        wait_for(lambda: len(server.kept(request)) == 2)
+        assert "have come" not in caplog.text
+        server.correct(2, OLD)
+        wait_for(lambda: len(server.kept(request)) == 3)
+        wait_for(lambda: f"1 series that have come to the patient of forget request {request}"
+                 in caplog.text)  # fmt: skip
+    assert study_uid(2) not in caplog.text
 
 
 def test_a_checkpoint_that_saw_a_study_goes_when_the_study_comes_to_the_patient(

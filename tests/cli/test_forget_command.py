@@ -11,6 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from records_entries import ledger_entry
 from segunlearn.cli import forget_command
 from segunlearn.records.forget_set import ForgetSet
 from segunlearn.records.ledger import Ledger, LedgerCase, LedgerEntry
@@ -99,6 +100,20 @@ def test_life_of_a_request(shell: Shell, store: Store) -> None:
     # and stands in the trail
     steps = [(row.action, row.role, row.what) for row in Trail(store).rows()]
     assert steps == [(a, "command line", name) for a in ("withdraw", "approve", "mark")]
+
+
+def test_a_patient_is_shown_with_the_studies_that_stay_covered(shell: Shell, store: Store) -> None:
+    """No archive is asked: it knows what runs recorded, and what a server has listed."""
+    cases = [("1.1.1", "1.1", "4711^^^St. Anna", "train")]
+    Ledger(store).append(ledger_entry(1, cases=cases))
+    words = ("forget", "mark", "--patient", "4711", "--reason", "quality", "--json")
+    (made,) = json.loads(shell.run(*words).stdout)
+    assert made["studies"] == ["1.1"]
+    ForgetSet(store).keep_studies(made["request_id"], ["1.2"])
+    assert shell.json("forget", "show", made["request_id"])["studies"] == ["1.1", "1.2"]
+    printed = shell.run("forget", "show", made["request_id"]).stdout
+    assert "1.2" in printed.splitlines()[-1]
+    assert "study that stood under this number" in printed
 
 
 def test_ids_of_files_have_no_documents(shell: Shell, store: Store) -> None:

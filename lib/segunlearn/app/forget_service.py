@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from segunlearn.app.audit_targets import taught_cases
 from segunlearn.app.datastores import DicomDatastore, StudiesDatastore
 from segunlearn.app.datastores.studies import FINAL, ImageRecord
 from segunlearn.app.forgetting import UNKNOWN_ACTOR, Forgetting, Marked, marking, proposing
@@ -311,12 +312,21 @@ class ForgetService:
         Weights that saw what came to it go, as at a mark.
         """
         forget_set = self._records.forget_set
-        if new := forget_set.keep_studies(request_id, listed):
+        new = forget_set.keep_studies(request_id, listed)
+        request = forget_set.get(request_id)
+        if new:
             logger.info("forget request %s covers %d more studies", request_id, len(new))
             self._records.drop_marked_checkpoints()
+            known = taught_cases(self._records.ledger, [("study", study) for study in new])
+            if known and request.state in ("fulfilled", "purged"):
+                logger.warning(
+                    "a model was taught %d series that have come to the patient of forget request "
+                    "%s, which is %s. Mark and unlearn their studies.",
+                    len(known), request_id, request.state,
+                )  # fmt: skip
             if self.after_change is not None:
                 self.after_change()
-        return forget_set.get(request_id).studies
+        return request.studies
 
     def _studies_of_model(self) -> Iterable[str]:
         version = self._active_version()

@@ -13,7 +13,7 @@ the study, and unlearning finds the version there.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -312,12 +312,19 @@ class ForgetSet:
                 raise no_such_request(request_id)
             if not still_to_keep(self._store, connection, row, given):
                 return []
+        return self._keep_all({request_id: given})
+
+    def _keep_all(self, found: Mapping[str, Collection[str]]) -> list[str]:
+        """Keep studies with some requests; gives those that came to any of them."""
+        query = select(FORGET_REQUEST).where(self._store.among(FORGET_REQUEST.c.id, sorted(found)))
         with self._store.write() as connection:
             self._hold_off_runs(connection)
-            return self._keep(connection, self._locked(connection, request_id), given, utc_now())
+            query = self._locking(query.order_by(FORGET_REQUEST.c.seq))  # one order: no deadlock
+            rows, now = connection.execute(query).all(), utc_now()
+            return [uid for row in rows for uid in self._keep(connection, row, found[row.id], now)]
 
     def _keep(
-        self, connection: Connection, row: AnyRow, studies: Sequence[str], now: str
+        self, connection: Connection, row: AnyRow, studies: Collection[str], now: str
     ) -> list[str]:
         new = still_to_keep(self._store, connection, row, studies)
         keep(self._store, connection, row, new, now)
@@ -741,8 +748,8 @@ class ForgetSet:
         with self._store.read() as connection:
             covers = covering(self._store, connection, subjects)
             met = self._met(connection, subjects, covers)
-        for request_id, studies in met.items():
-            self.keep_studies(request_id, studies)
+        if met:
+            self._keep_all(met)
         covers = [[r for r in rows if str(r.id) not in besides] for rows in covers]
         kept = [c for c, rows in zip(cases, covers, strict=True) if not rows]
         out = [(c, str(rows[0].id)) for c, rows in zip(cases, covers, strict=True) if rows]
