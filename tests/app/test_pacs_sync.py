@@ -6,7 +6,7 @@ import logging
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from orthanc_process import OrthancProcess
 from segunlearn.app import pacs_sync
 from segunlearn.app.forgetting import proposing, reporting
 from segunlearn.app.pacs_sync import PacsSync
+from segunlearn.app.patient_studies import PatientStudies
 from segunlearn.cases import Case
 from segunlearn.dicom.archive import Archive, open_archive
 from segunlearn.dicom.key_objects import references_of
@@ -192,12 +193,9 @@ def test_a_study_whose_patient_was_corrected_stays_with_the_mark(
 ) -> None:
     """It is out of training, and is told what becomes of the request."""
     forget_set = ForgetSet(store, on_change=reporting(Outbox(store)))
-
-    def keep(request: str, listed: Iterable[str]) -> tuple[str, ...]:
-        forget_set.keep_studies(request, listed)
-        return forget_set.get(request).studies
-
-    site = Site(pacs, store, tmp_path, patients=forget_set.live_patients, keep_studies=keep)
+    site = Site(pacs, store, tmp_path)
+    patients = PatientStudies(forget_set, site.archive.studies_of_patient)
+    site = Site(pacs, store, tmp_path, patients=patients)
     images = ct_series(instances=2)
     pacs.upload(images)
     request, _ = forget_set.mark("patient", "P1", "consent_withdrawn", actor="anna")

@@ -15,7 +15,7 @@ from dicom_sources import make_series
 from large_pacs import LargePacs, series_uid, study_uid
 from live_server import live_server
 from records_entries import ledger_entry
-from segunlearn.app import checkpoints, pacs_sync
+from segunlearn.app import checkpoints, pacs_sync, patient_studies
 from segunlearn.app.datastores import DicomDatastore, open_datastore
 from segunlearn.app.forget_service import ForgetService, StudiesCatalogue
 from segunlearn.app.options import AppOptions, Home
@@ -182,7 +182,7 @@ def test_a_pacs_that_takes_no_documents_is_asked_all_the_same(
 def test_many_marked_patients_have_their_turns(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pacs_sync, "PATIENTS_A_POLL", 1)
+    monkeypatch.setattr(patient_studies, "PATIENTS_A_LOOK", 1)
     requests = [server.mark(f"SYN-{n}") for n in range(2)]
     server.service.start()
     wait_for(lambda: all(server.kept(r) for r in requests))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 
 import pytest
 from pydicom.dataset import Dataset
@@ -15,6 +14,7 @@ from segunlearn.app.forget_service import StudiesCatalogue
 from segunlearn.app.forgetting import reporting
 from segunlearn.app.options import AppOptions, Home
 from segunlearn.app.pacs_sync import PacsSync
+from segunlearn.app.patient_studies import PatientStudies
 from segunlearn.records.forget_set import ForgetSet
 from segunlearn.records.outbox import Outbox, PacsSeen
 from segunlearn.records.store import Store
@@ -70,17 +70,12 @@ def test_an_older_mark_is_told_by_the_studies_that_are_known(
     known: tuple[str, ...],
 ) -> None:
     outbox, sent = Outbox(store), list[Dataset]()
-    payload = {
-        "target_kind": "patient", "target_id": "SYN-*", "issuer": "", "state": "requested",
-        "reason": "consent_withdrawn", "needed": "unlearned", "reached": "none",
-        "changed": datetime.now(UTC).isoformat(),
-    }  # fmt: skip
-    with store.write() as connection:
-        outbox.enqueue(connection, lane="patient:SYN-*", request_id="f" * 32, payload=payload)
+    forget_set = ForgetSet(store, on_change=reporting(outbox))
+    forget_set.mark("patient", "SYN-*", "consent_withdrawn", "", "ann", opaque=True, studies=known)
     monkeypatch.setattr(studies.archive, "store", sent.extend)
     sync = PacsSync(
         studies.archive, outbox, PacsSeen(store), lambda proposal: True, secret=SECRET,
-        keep_studies=lambda request, listed: known if request == "f" * 32 else listed,
+        patients=PatientStudies(forget_set, studies.studies_of_patient),
     )  # fmt: skip
     pacs.asked.clear()
     result = sync.send_due()

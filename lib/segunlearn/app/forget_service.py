@@ -18,12 +18,14 @@ from segunlearn.app.forgetting import UNKNOWN_ACTOR, Forgetting, Marked, marking
 from segunlearn.app.marker import ForgetMarkerTask, has_forget_segment
 from segunlearn.app.options import Home
 from segunlearn.app.pacs_sync import PacsSync
+from segunlearn.app.patient_studies import PatientStudies
 from segunlearn.app.records import Records
 from segunlearn.app.unlearn_settle import settle
 from segunlearn.dicom.identifiers import load_or_create_key
 from segunlearn.dicom.orthanc import OrthancChanges, find_orthanc
 from segunlearn.errors import InvalidInputError, NotFoundError, SegUnlearnError, UnavailableError
 from segunlearn.records.coverage import Subject
+from segunlearn.records.forget_requests import ForgetRequest
 from segunlearn.records.forget_states import REASONS
 from segunlearn.records.outbox import Outbox, PacsSeen
 from segunlearn.records.targets import same_issuer, split_person
@@ -291,9 +293,9 @@ class ForgetService:
                     proposing(self._records.forget_set, seen),
                     secret=load_or_create_key(self._home.site_key),
                     studies=self._studies_of_model,
-                    patients=self._records.forget_set.live_patients,
-                    studies_of_patient=studies.studies_of_patient,
-                    keep_studies=self._keep_studies,
+                    patients=PatientStudies(
+                        self._records.forget_set, studies.studies_of_patient, self._came
+                    ),
                     find_changes=lambda: self._changes(studies),
                     interval=self._interval,
                 )
@@ -306,27 +308,18 @@ class ForgetService:
             if self._sync is not None:
                 self._sync.stop(timeout=2.0)
 
-    def _keep_studies(self, request_id: str, listed: Iterable[str]) -> tuple[str, ...]:
-        """Keep what an archive lists of a marked patient; gives all that is kept with the request.
-
-        Weights that saw what came to it go, as at a mark.
-        """
-        forget_set = self._records.forget_set
-        new = forget_set.keep_studies(request_id, listed)
-        request = forget_set.get(request_id)
-        if new:
-            logger.info("forget request %s covers %d more studies", request_id, len(new))
-            self._records.drop_marked_checkpoints()
-            known = taught_cases(self._records.ledger, [("study", study) for study in new])
-            if known and request.state in ("fulfilled", "purged"):
-                logger.warning(
-                    "a model was taught %d series that have come to the patient of forget request "
-                    "%s, which is %s. Mark and unlearn their studies.",
-                    len(known), request_id, request.state,
-                )  # fmt: skip
-            if self.after_change is not None:
-                self.after_change()
-        return request.studies
+    def _came(self, request: ForgetRequest, studies: list[str]) -> None:
+        """Delete weights that saw what has come to a marked patient, as a mark does."""
+        self._records.drop_marked_checkpoints()
+        known = taught_cases(self._records.ledger, [("study", study) for study in studies])
+        if known and request.state in ("fulfilled", "purged"):
+            logger.warning(
+                "a model was taught %d series that have come to the patient of forget request %s, "
+                "which is %s. Mark and unlearn their studies.",
+                len(known), request.request_id, request.state,
+            )  # fmt: skip
+        if self.after_change is not None:
+            self.after_change()
 
     def _studies_of_model(self) -> Iterable[str]:
         version = self._active_version()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydicom.dataset import Dataset
 
+from segunlearn.app.patient_studies import PatientStudies
 from segunlearn.app.pauses import pause_after
 from segunlearn.dicom.archive import Archive, SeriesRecord
 from segunlearn.dicom.identifiers import Pseudonyms, is_pattern, is_uid
@@ -23,17 +24,14 @@ from segunlearn.dicom.rejection import Proposal, deleted, measured, proposals_of
 from segunlearn.dicom.retraction import RetractionNote, build_retractions
 from segunlearn.errors import InvalidInputError, NotFoundError, SegUnlearnError, UnavailableError
 from segunlearn.records.outbox import FIRST_PAUSE, Outbox, OutboxItem, PacsSeen
-from segunlearn.records.targets import Target
 
 logger = logging.getLogger(__name__)
 
 #: Modality of Key Object Selection documents.
 KEY_OBJECTS = "KO"
-#: Documents read, studies looked for, and patients whose studies are listed, in one poll; the next
-#: poll goes on.
+#: Documents read, and studies looked for, in one poll; the next poll goes on.
 DOCUMENTS_A_POLL = 200
 STUDIES_A_POLL = 50
-PATIENTS_A_POLL = 50
 #: Poll after which documents that could not be read are given up: days, at one poll a minute.
 LAST_POLL = 4096
 #: Writes a proposal into the forget set, and says whether it is new; twice the same is once.
@@ -67,11 +65,7 @@ class PacsSync:
     studies
         Studies that models were trained on; it is proposed to forget those that vanish.
     patients
-        Live requests about patients, by their id.
-    studies_of_patient
-        Lists the studies of a PatientID and issuer; by default it asks the archive.
-    keep_studies
-        Keeps studies of a patient with a request; gives all that are kept with it.
+        Studies of marked patients; None: those that the PACS lists.
     find_changes
         Looks for Orthanc's change counter, once; it saves searching while nothing changes.
     interval
@@ -87,9 +81,7 @@ class PacsSync:
         *,
         secret: bytes,
         studies: Callable[[], Iterable[str]] = tuple,
-        patients: Callable[[], Iterable[tuple[str, Target]]] = tuple,
-        studies_of_patient: Callable[[str, str], Iterable[str]] | None = None,
-        keep_studies: Callable[[str, Iterable[str]], Iterable[str]] = lambda request, studies: (),
+        patients: PatientStudies | None = None,
         find_changes: Callable[[], OrthancChanges | None] = lambda: None,
         interval: float = 60.0,
     ) -> None:
@@ -97,18 +89,14 @@ class PacsSync:
             raise InvalidInputError(f"the PACS is polled every {interval} s; give more than 0.")
         self._archive, self._outbox, self._seen = archive, outbox, seen
         self._propose, self._secret, self._studies = propose, secret, studies
-        self._patients, self._keep_studies = patients, keep_studies
-        self._studies_of_patient = studies_of_patient or (
-            lambda patient, issuer: archive.studies_of_patient(patient, issuer)
-        )
+        self._patients = patients
         self._find_changes, self._interval = find_changes, interval
         self._changes: OrthancChanges | None = None
         self._looked = False
         self._pseudonyms = Pseudonyms(secret)
         self._last_change: int | None = None
         self._due = 0.0
-        self._next_study = self._next_patient = 0
-        self._looked_for: set[str] = set()
+        self._next_study = 0
         self._pass = threading.Lock()
         self._wake, self._stopping = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
@@ -175,8 +163,10 @@ class PacsSync:
         """Find header and instances of each study of a request, as the PACS has them now."""
         kind, target = payload["target_kind"], payload["target_id"]
         series = target if kind == "series" else ""
-        if kind == "patient":
-            studies = self._studies_of(request_id, target, payload.get("issuer", ""))
+        if kind == "patient" and self._patients is not None:
+            studies = self._patients.of(request_id, target, payload.get("issuer", ""))
+        elif kind == "patient":
+            studies = self._archive.studies_of_patient(target, payload.get("issuer", ""))
         elif kind == "series":
             studies = [self._archive.find_series(target).study_instance_uid]
         else:
@@ -202,21 +192,12 @@ class PacsSync:
             )
         return found
 
-    def _studies_of(self, request_id: str, patient_id: str, issuer: str) -> list[str]:
-        """List the studies of a marked patient: those of its number now, and those kept with it.
-
-        What is listed is kept with the request, so that it covers them under any other number.
-        """
-        listed = list(self._studies_of_patient(patient_id, issuer))
-        kept = self._keep_studies(request_id, listed)
-        return sorted({*listed, *kept})
-
     # -- in -------------------------------------------------------------------------------------
 
     def poll_once(self) -> list[Proposal]:
         """Look for new documents and vanished studies; return the proposals that are new.
 
-        Studies that have come to a marked patient are kept with the request.
+        Studies that have come to marked patients are kept with their requests.
 
         Raises
         ------
@@ -236,7 +217,8 @@ class PacsSync:
             if not self._looked:  # the PACS has just answered, so this is no guess
                 self._changes, self._looked = self._find_changes(), True
             new.extend(self._vanished())
-            self._come_to_patients(PATIENTS_A_POLL)
+            if self._patients is not None:
+                self._patients.look()
         return new
 
     def _new_documents(self) -> tuple[list[Proposal], bool]:
@@ -350,37 +332,6 @@ class PacsSync:
         self._seen.remember("study", changed)
         return new
 
-    def list_new(self) -> None:
-        """List the studies of patients whose marks are new; before anything is sent, or refused.
-
-        Marks are made on the command line, too, which asks no PACS, and while the PACS is away.
-
-        Raises
-        ------
-        UnavailableError
-            The PACS cannot be reached now.
-        """
-        with self._pass:
-            self._come_to_patients(0)
-
-    def _come_to_patients(self, others: int) -> None:
-        """List the studies of patients with new marks, the newest first; of others in turn."""
-        marked = list(self._patients())
-        self._looked_for.intersection_update(request for request, _ in marked)
-        first = [one for one in reversed(marked) if one[0] not in self._looked_for]
-        then = [one for one in marked if one[0] in self._looked_for]
-        start = self._next_patient % len(then) if then else 0
-        turn = [*then[start:], *then[:start]][:others]
-        self._next_patient = start + len(turn)
-        for request_id, target in (*first[:PATIENTS_A_POLL], *turn):
-            try:
-                self._studies_of(request_id, target.id, target.issuer)
-            except UnavailableError:
-                raise
-            except SegUnlearnError as error:
-                logger.warning("studies of forget request %s: not listed: %s", request_id, error)
-            self._looked_for.add(request_id)
-
     def _write(self, proposal: Proposal) -> bool:
         new = self._propose(proposal)
         if new:
@@ -423,7 +374,8 @@ class PacsSync:
         while not self._stopping.is_set():
             self._wake.clear()
             try:
-                self.list_new()
+                if self._patients is not None:  # also where the PACS takes no documents
+                    self._patients.look(new_only=True)
                 reachable = self.send_due().reachable
                 if reachable and time.monotonic() >= next_poll:
                     self.poll_once()

@@ -87,8 +87,9 @@ def mark(
 ) -> None:
     """Mark a study, series, patient or structure; from now on it is left out of training.
 
-    The studies themselves are not looked at. What no version was trained on is refused, as a typing
-    error would be "forgotten" at once; --even-if-unknown marks it all the same.
+    The studies themselves are not looked at; a server that follows the PACS lists a patient's soon.
+    What no version was trained on is refused, as a typing error would be "forgotten" at once;
+    --even-if-unknown marks it all the same.
     """
     kind, target = _one_target(study=study, series=series, patient=patient, structure=structure)
     with records(home, url, files=files) as found:

@@ -57,7 +57,7 @@ from segunlearn.records.forget_states import (
     TRANSITIONS,
     at_least,
 )
-from segunlearn.records.patient_studies import keep, kept_with, still_to_keep
+from segunlearn.records.patient_studies import keep, kept_with, met_now, still_to_keep
 from segunlearn.records.store import AnyRow, Store, utc_now
 from segunlearn.records.tables import (
     FORGET_HISTORY,
@@ -71,12 +71,10 @@ from segunlearn.records.targets import (
     Target,
     clean_text,
     instance_id,
-    is_of_dicom,
     make_target,
     person_name,
     same_issuer,
     split_person,
-    unpad,
 )
 
 __all__ = ["NOTE_LENGTH", "ForgetRequest", "ForgetSet", "HistoryEntry", "MarkStatus", "OnChange"]
@@ -747,30 +745,13 @@ class ForgetSet:
         subjects = [Subject(c.series, c.study, c.person) for c in cases]
         with self._store.read() as connection:
             covers = covering(self._store, connection, subjects)
-            met = self._met(connection, subjects, covers)
+            met = met_now(self._store, connection, subjects, covers)
         if met:
             self._keep_all(met)
         covers = [[r for r in rows if str(r.id) not in besides] for rows in covers]
         kept = [c for c, rows in zip(cases, covers, strict=True) if not rows]
         out = [(c, str(rows[0].id)) for c, rows in zip(cases, covers, strict=True) if rows]
         return kept, out
-
-    def _met(
-        self,
-        connection: Connection,
-        subjects: Sequence[Subject],
-        covers: Sequence[Sequence[AnyRow]],
-    ) -> dict[str, set[str]]:
-        """Studies that patients' requests cover and do not keep yet, by request."""
-        found: dict[tuple[int, str], set[str]] = {}
-        for subject, rows in zip(subjects, covers, strict=True):
-            study = unpad(subject.study)
-            for row in rows:
-                if row.target_kind == "patient" and is_of_dicom(study):
-                    found.setdefault((row.seq, row.id), set()).add(study)
-        kept = kept_with(self._store, connection, [seq for seq, _ in found])
-        new = {id_: studies.difference(kept.get(seq, ())) for (seq, id_), studies in found.items()}
-        return {request_id: studies for request_id, studies in new.items() if studies}
 
     def status(
         self,

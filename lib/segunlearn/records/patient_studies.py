@@ -9,9 +9,10 @@ from typing import Any
 from sqlalchemy import Connection, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from segunlearn.records.coverage import Subject
 from segunlearn.records.store import AnyRow, Store
 from segunlearn.records.tables import FORGET_STUDY, LEDGER_CASE
-from segunlearn.records.targets import same_issuer, unpad
+from segunlearn.records.targets import is_of_dicom, same_issuer, unpad
 
 
 def kept_with(
@@ -65,3 +66,29 @@ def keep(
     dialect: Any = postgresql if store.dialect == "postgresql" else sqlite
     rows = [{"request_seq": request.seq, "study": study, "added": now} for study in studies]
     connection.execute(dialect.insert(FORGET_STUDY).on_conflict_do_nothing(), rows)
+
+
+def met_now(
+    store: Store,
+    connection: Connection,
+    subjects: Sequence[Subject],
+    covers: Sequence[Sequence[AnyRow]],
+) -> dict[str, set[str]]:
+    """Studies of DICOM that patients' requests cover and do not keep yet, by the request's id.
+
+    Parameters
+    ----------
+    store, connection
+        An open connection of the store.
+    subjects, covers
+        As :func:`segunlearn.records.coverage.covering` takes and gives them.
+    """
+    found: dict[tuple[int, str], set[str]] = {}
+    for subject, rows in zip(subjects, covers, strict=True):
+        study = unpad(subject.study)
+        for row in rows:
+            if row.target_kind == "patient" and is_of_dicom(study):
+                found.setdefault((row.seq, row.id), set()).add(study)
+    kept = kept_with(store, connection, [seq for seq, _ in found])
+    new = {id_: studies.difference(kept.get(seq, ())) for (seq, id_), studies in found.items()}
+    return {request_id: studies for request_id, studies in new.items() if studies}
