@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from audit_home import MODEL, Site, site_in
+from segunlearn.app.training_run import refuse_hidden
 from segunlearn.app.unlearn_choice import RENAMED
 from segunlearn.app.unlearn_order import UnlearnOrder
 from segunlearn.app.unlearn_plan import plan_of
@@ -77,6 +78,13 @@ def taken(run: UnlearnRun, cases: Sequence[Case]) -> Sequence[Case]:
     return sets.forget
 
 
+def go_on(site: Site) -> None:
+    """Ask whether a training may go on from what is served."""
+    served = site.registry.active()
+    assert served is not None
+    refuse_hidden(site.records, site.registry, served, "Train again.")
+
+
 def planned(run: UnlearnRun, site: Site, cases: Sequence[Case]) -> dict[str, str]:
     found = plan_of(run.prepare(cases), site.records, run.order)
     return {r["id"]: r["what"] for r in found.requests}
@@ -114,8 +122,8 @@ def test_a_study_that_no_training_used_stays_out_under_another_number(site: Site
     assert unused.series not in {c.series for c in site.records.without_forgotten(cases)}
 
 
-def test_a_study_that_comes_after_the_unlearning_is_not_purged_with_it(site: Site) -> None:
-    """The model still knows it, under another number: no purge may say that it is gone."""
+def test_a_study_that_comes_after_the_unlearning_has_to_be_unlearned_too(site: Site) -> None:
+    """The model still knows it, under another number: nothing may say that it is gone."""
     request = approved(site, "patient", site.forget[0].person)
     run_of(site, request).execute(site.cases)
     merged = site.forget[1]
@@ -123,9 +131,12 @@ def test_a_study_that_comes_after_the_unlearning_is_not_purged_with_it(site: Sit
     undo = Undo(site.home, site.records, MODEL, "test")
     with pytest.raises(ConflictError, match="was taught by what is to be purged"):
         undo.purge(request)
+    with pytest.raises(ConflictError, match="was taught what forget request"):
+        go_on(site)
     single = approved(site, "study", merged.study)
     cases = [replace(c, person=site.forget[0].person) if c is merged else c for c in site.cases]
     assert run_of(site, single).execute(cases)["requests"][single]["state"] == "fulfilled"
+    go_on(site)
     assert undo.purge(request)["destroyed"]
 
 
