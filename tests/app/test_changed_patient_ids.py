@@ -86,7 +86,7 @@ def go_on(site: Site) -> None:
 
 
 def planned(run: UnlearnRun, site: Site, cases: Sequence[Case]) -> dict[str, str]:
-    found = plan_of(run.prepare(cases), site.records, run.order)
+    found = plan_of(run.prepare(cases), site.records, run.order, ())
     return {r["id"]: r["what"] for r in found.requests}
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from audit_home import MODEL, Site, site_in
+from audit_home import MODEL, Site, site_in, write_people
 from segunlearn.app.unlearn_finish import Finisher
 from segunlearn.app.unlearn_order import UnlearnOrder
 from segunlearn.app.unlearn_plan import plan_of
 from segunlearn.app.unlearn_run import UnlearnRun
 from segunlearn.app.unlearn_undo import Undo
 from segunlearn.errors import ConflictError, InvalidInputError
+from segunlearn.unlearning.plan import Plan
 from unlearn_site import copy_of, everything, let_it_pass
 
 LESION = "lesion"
@@ -49,6 +50,12 @@ def unlearn(site: Site, *requests: str, **order: Any) -> dict[str, Any]:
     return run_of(site, *requests, **order).execute(site.cases)
 
 
+def planned(site: Site, *requests: str) -> Plan:
+    run = run_of(site, *requests)
+    choice = run.prepare(site.cases)
+    return plan_of(choice, site.records, run.order, run.left_in_others())
+
+
 def weights(site: Site) -> list[str]:
     return [v.weights_state for v in site.registry.versions()]
 
@@ -77,14 +84,13 @@ def test_it_does_not_stand_in_the_way_of_others(site: Site, other: Site) -> None
     site.publish(1, [site.forget[1], *site.retain])
     other.publish(2, [site.forget[0], *site.retain])
     there, here = site.mark(site.forget)
-    run = run_of(site)
-    what = {
-        r["id"]: r["what"]
-        for r in plan_of(run.prepare(site.cases), site.records, run.order).requests
-    }
+    plan = planned(site)
+    what = {r["id"]: r["what"] for r in plan.requests}
     assert what[here] == "is unlearned"
-    assert "only other knows it" in what[there]
-    found = run.execute(site.cases)["requests"]
+    assert what[there] == "only other knows it: unlearn it there"
+    (left,) = plan.others
+    assert (left["model"], left["requests"], left["possible"]) == ("other", [there], True)
+    found = run_of(site).execute(site.cases)["requests"]
     assert (found[here]["state"], "next" in found[here]) == ("fulfilled", False)
     assert (found[there]["state"], found[there]["next"]) == ("approved", ["other"])
 
@@ -93,15 +99,20 @@ def test_what_both_know_is_fulfilled_after_both(site: Site, other: Site) -> None
     site.publish(1, [*site.forget, *site.retain])
     other.publish(2, [*site.forget, *site.retain])
     (request,) = site.mark(site.forget[:1])
-    run = run_of(site)
-    (line,) = plan_of(run.prepare(site.cases), site.records, run.order).requests
-    assert line["what"].startswith("is unlearned; then in other")
-    found = run.execute(site.cases)
+    plan = planned(site)
+    (line,) = plan.requests
+    assert line["what"] == "is unlearned; then in other: fulfilled only after that"
+    assert plan.others[0]["possible"]
+    assert "1 request stays open after this: other has to forget, too" in plan.lines()[1]
+    found = unlearn(site)
     assert found["outcome"] == "published"
     assert found["requests"][request] == {
         "state": "working", "needed": "unlearned", "reached": "unlearned", "next": ["other"],
     }  # fmt: skip
-    assert "other" in site.records.forget_set.history(request)[-1].why
+    assert "other still knows it. Unlearn it there" in (
+        site.records.forget_set.history(request)[-1].why
+    )
+    assert site.records.forget_set.get(request).is_known_elsewhere
     assert weights(site) == ["sealed", "here"]
     undo = Undo(site.home, site.records, MODEL, "test")
     with pytest.raises(ConflictError, match="only a fulfilled one"):
@@ -114,6 +125,52 @@ def test_what_both_know_is_fulfilled_after_both(site: Site, other: Site) -> None
     assert undo.purge(request)["destroyed"] == ["v0001", "other/v0001"]
     assert weights(site) == weights(other) == ["destroyed", "here"]
     assert not list(Finisher(site.home, site.records).deposits.all())
+
+
+def test_a_plan_says_where_the_other_model_cannot_be_unlearned(site: Site, other: Site) -> None:
+    """It was found out when the first model's version was sealed already."""
+    site.publish(1, [*site.forget, *site.retain])
+    other.publish(2, [*site.forget, *site.retain, *site.unseen[:5]])
+    requests = site.mark(site.forget)
+    before = everything(site)
+    plan = planned(site)
+    assert everything(site) == before
+    for line in plan.requests:
+        assert line["what"].endswith("but other cannot be unlearned as things are")
+    (left,) = plan.others
+    assert (left["model"], set(left["requests"]), left["possible"]) == (
+        "other", set(requests), False,
+    )  # fmt: skip
+    said = left["what"]
+    assert said in plan.lines()
+    assert said.startswith("2 requests stay open after this: other knows")
+    assert "1 labelled people were never seen by v0001" in said
+    assert "segunlearn train --again --model other" in said
+    assert "seals its versions" in said
+    # the way out leads out
+    assert unlearn(site)["others"] == [left]
+    with pytest.raises(InvalidInputError, match="never seen"):
+        unlearn(other)
+    other.publish(3, site.retain)
+    assert {r["state"] for r in unlearn(other)["requests"].values()} == {"fulfilled"}
+    assert weights(other) == ["sealed", "here"]
+
+
+def test_each_request_has_its_own_obstacle(site: Site, other: Site, tmp_path: Path) -> None:
+    """One is known to the other model from unlabelled images that were only replayed to it."""
+    (case,) = write_people(tmp_path / "replayed", 700, 1)
+    site.publish(1, [case, *site.forget, *site.retain])
+    site.publish(2, [*site.forget, *site.retain])
+    base = other.publish(3, [*site.forget, *site.retain])
+    other.publish(4, [case], parent=base, kind="unlearn", role="replay")
+    both, replayed = site.mark([site.forget[0], case])
+    left = {tuple(x["requests"]): x for x in planned(site).others}
+    assert {ids: x["possible"] for ids, x in left.items()} == {(both,): True, (replayed,): False}
+    assert "the request cannot be unlearned" in left[(replayed,)]["what"]
+    assert "only replayed" in left[(replayed,)]["what"]
+    what = {r["id"]: r["what"] for r in planned(site).requests}
+    assert "cannot" not in what[both]
+    assert what[replayed].endswith("but other cannot be unlearned as things are")
 
 
 def test_the_weaker_of_two_levels_counts(site: Site, other: Site) -> None:

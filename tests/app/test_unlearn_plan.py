@@ -25,7 +25,7 @@ def site(tmp_path: Path) -> Site:
 
 def plan(site: Site, order: UnlearnOrder = ORDER) -> Plan:
     choice = choose_unlearning(order, site.home, site.records, site.registry, site.cases)
-    return plan_of(choice, site.records, order)
+    return plan_of(choice, site.records, order, ())
 
 
 def test_a_retraining_takes_its_share_of_what_the_training_took(site: Site) -> None:

@@ -44,7 +44,7 @@ def run_of(site: Site, *requests: str, **order: Any) -> UnlearnRun:
 
 
 def told(run: UnlearnRun, cases: list[Case]) -> dict[str, str]:
-    plan = plan_of(run.prepare(cases), run.records, run.order)
+    plan = plan_of(run.prepare(cases), run.records, run.order, ())
     return {r["id"]: r["what"] for r in plan.requests}
 
 

@@ -90,7 +90,7 @@ def test_what_was_forgotten_later_stays_forgotten(site: Site) -> None:
     assert everything(site) == before
 
     run = run_of(site, restore=first, why="by mistake")
-    plan = plan_of(run.prepare(site.cases), site.records, run.order)
+    plan = plan_of(run.prepare(site.cases), site.records, run.order, ())
     assert [(r["id"], r["what"][:14]) for r in plan.requests] == [
         (first, "comes back"), (second, "stays forgotte"),
     ]  # fmt: skip
@@ -324,7 +324,7 @@ def test_what_is_only_hidden_is_forgotten_with_the_next_one(
     assert choice.original.weights_state == "here"
     assert choice.sets is not None
     assert {c.person for c in choice.sets.forget} == {c.person for c in site.forget}
-    plan = plan_of(choice, site.records, run.order)
+    plan = plan_of(choice, site.records, run.order, ())
     assert [r["id"] for r in plan.requests] == [request, hidden.request_id]
     assert run.execute(site.cases)["requests"][request]["state"] == "fulfilled"
     # viewers read here what is under way; who answers for the result stands in the ledger

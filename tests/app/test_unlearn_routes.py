@@ -171,6 +171,17 @@ def test_a_plan_changes_nothing(client: TestClient, site: Site) -> None:
     assert site.records.runs.list() == []
 
 
+def test_a_plan_tells_what_another_model_has_to_forget(client: TestClient, site: Site) -> None:
+    other = replace(site, model="other")
+    other.publish(2, [*site.forget, *site.retain, *site.unseen[:22]])
+    (request,) = site.mark(site.forget[:1])
+    plan = client.get("/unlearning/plan").json()
+    (left,) = plan["others"]
+    assert (left["model"], left["requests"], left["possible"]) == ("other", [request], False)
+    assert left["what"] in plan["lines"]
+    assert "other cannot be unlearned" in plan["requests"][0]["what"]
+
+
 @pytest.mark.parametrize(
     ("query", "status"),
     [

@@ -34,7 +34,7 @@ def run_of(site: Site, request: str) -> UnlearnRun:
 
 
 def planned(run: UnlearnRun, site: Site) -> str:
-    return plan_of(run.prepare(site.cases), site.records, run.order).requests[0]["what"]
+    return plan_of(run.prepare(site.cases), site.records, run.order, ()).requests[0]["what"]
 
 
 def undone(site: Site, request: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,21 @@ def test_without_run_it_only_plans(site: Site, shell: Shell) -> None:
     assert everything(site) == before
     assert site.records.runs.latest(kind="unlearn") is None
     assert "one of them" in shell.refused("--plan", "--run")
+
+
+@pytest.mark.usefixtures("passing")
+def test_what_another_model_cannot_forget_is_told_before_and_after(
+    site: Site, shell: Shell
+) -> None:
+    other = replace(site, model="other")
+    other.publish(2, [*site.forget, *site.retain, *site.unseen[:22]])
+    (request,) = site.mark(site.forget[:1])
+    told = "other knows what is to be forgotten, and cannot be unlearned as things are"
+    code, out, _ = shell.unlearn()
+    assert (code, told in out) == (0, True)
+    code, out, err = shell.unlearn("--run", "--method", "fine_tune")
+    assert (code, told in out, told in " ".join(err.split())) == (0, True, True)
+    assert f"request {request}: working, reached unlearned" in out
 
 
 @pytest.mark.usefixtures("passing")

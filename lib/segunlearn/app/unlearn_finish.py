@@ -27,6 +27,8 @@ RESTORED: Final = "restored on request"
 #: Why a request is fulfilled that was about nothing in service.
 NEVER_TRAINED_ON: Final = "never trained on"
 ONLY_OUT_OF_SERVICE: Final = "only versions out of service knew it"
+#: What a request waits for that one model has forgotten and another one knows.
+UNLEARN_THERE: Final = "Unlearn it there, too; where that cannot be done, train it again"
 
 
 @dataclass(frozen=True)
@@ -312,7 +314,7 @@ class Finisher:
                 reached = min(str(reached), request.reached, key=LEVELS.index)
             known = models_that_know(audits, self.records, request)
             if others := [m for m in known if m != journal.model]:
-                why += f"; not fulfilled: {', '.join(others)} still knows it"
+                why += f"; not fulfilled: {', '.join(others)} still knows it. {UNLEARN_THERE}"
                 self.records.forget_set.set_reached(
                     request_id, str(reached), actor=journal.actor, role=ROLE, why=why[:1900]
                 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
 from segunlearn.app.audit_choice import Choice, seconds_of, views_of
@@ -11,6 +11,7 @@ from segunlearn.app.audit_references import seconds_for
 from segunlearn.app.records import Records
 from segunlearn.app.unlearn_choice import RENAMED, UNMEASURED, UnlearnChoice
 from segunlearn.app.unlearn_order import BY_LEVEL, UnlearnOrder
+from segunlearn.app.unlearn_others import Left
 from segunlearn.audit.statistics import detectable_auc
 from segunlearn.cases import persons_of
 from segunlearn.networks import ModelConfig, build_network
@@ -34,7 +35,9 @@ _WORDS: Final[Mapping[str, str]] = {
 }
 
 
-def plan_of(choice: UnlearnChoice, records: Records, order: UnlearnOrder) -> Plan:
+def plan_of(
+    choice: UnlearnChoice, records: Records, order: UnlearnOrder, left: Sequence[Left]
+) -> Plan:
     """Estimate what each way would take, and advise one.
 
     Parameters
@@ -45,26 +48,32 @@ def plan_of(choice: UnlearnChoice, records: Records, order: UnlearnOrder) -> Pla
         Whose ledger tells how long trainings and unlearnings took.
     order
         Whose method, if it names one, is among the ways.
+    left
+        Of ``unlearn_others.left_in_others``.
     """
     requests = [
         *(_line(r, "comes back") for r in choice.back),
         *(
-            _line(r, (_FORGOTTEN_AGAIN if choice.back else "is unlearned") + _then(choice, r))
+            _line(r, (_FORGOTTEN_AGAIN if choice.back else "is unlearned") + _then(choice, r, left))
             for r in choice.requests
         ),
         *(_line(r, "only hidden so far: is unlearned with them") for r in choice.also),
-        *(_line(r, _OUTDATED[choice.is_sealed] + _then(choice, r)) for r in choice.elsewhere),
+        *(_line(r, _OUTDATED[choice.is_sealed] + _then(choice, r, left)) for r in choice.elsewhere),
         *(
-            _line(r, f"only {', '.join(choice.others[r.request_id])} knows it: unlearn it there")
+            _line(
+                r,
+                f"only {', '.join(choice.others[r.request_id])} knows it: unlearn it there"
+                + _but(r, left),
+            )
             for r in choice.there
         ),
         *(_line(r, UNMEASURED) for r in choice.unmeasured),
         *(_line(r, RENAMED) for r in choice.renamed),
         *(_line(r, "no version was taught it: fulfilled at once") for r in choice.never),
     ]
-    sets = choice.sets
+    sets, others = choice.sets, tuple(one.to_json() for one in left)
     if choice.original is None or sets is None:
-        return Plan(tuple(requests), "", 0, 0, 0, 0, choice.level, (), "", "")
+        return Plan(tuple(requests), "", 0, 0, 0, 0, choice.level, (), "", "", others)
     names = dict.fromkeys([*BY_LEVEL.values(), "erode_and_repair_lora", order.method])
     weights = sum(p.numel() for p in build_network(sets.config, 0).parameters())
     ways = tuple(_way(n, sets, records, order, weights) for n in names if n)
@@ -84,13 +93,22 @@ def plan_of(choice: UnlearnChoice, records: Records, order: UnlearnOrder) -> Pla
         ways=ways,
         recommended=method,
         why=why,
+        others=others,
     )
 
 
-def _then(choice: UnlearnChoice, request: ForgetRequest) -> str:
+def _then(choice: UnlearnChoice, request: ForgetRequest, left: Sequence[Left]) -> str:
     """Say which other models a request waits for."""
     others = choice.others.get(request.request_id)
-    return f"; then in {', '.join(others)}: fulfilled only after that" if others else ""
+    if not others:
+        return ""
+    return f"; then in {', '.join(others)}: fulfilled only after that" + _but(request, left)
+
+
+def _but(request: ForgetRequest, left: Sequence[Left]) -> str:
+    """Say in which of them a request cannot be unlearned now."""
+    blocked = [x.model for x in left if not x.possible and request.request_id in x.requests]
+    return f", but {', '.join(blocked)} cannot be unlearned as things are" if blocked else ""
 
 
 def _line(request: ForgetRequest, what: str) -> dict[str, str]:

@@ -35,6 +35,7 @@ from segunlearn.app.unlearn_finish import (
 from segunlearn.app.unlearn_journal import Journal
 from segunlearn.app.unlearn_make import Made, make
 from segunlearn.app.unlearn_order import UnlearnOrder
+from segunlearn.app.unlearn_others import Left, left_in_others
 from segunlearn.app.unlearn_reach import ledger_cases
 from segunlearn.app.unlearn_replay import Replay
 from segunlearn.app.unlearn_restore import choose_restore
@@ -87,6 +88,7 @@ class UnlearnRun(WatchedRun):
     gone: bool = False
     audit: dict[str, Any] = field(default_factory=dict)
     _choice: UnlearnChoice | None = None
+    _others: tuple[Left, ...] = ()
     _labelled: Sequence[Case] = ()
     _looked: float = 0.0
     _stop: bool = False
@@ -128,6 +130,10 @@ class UnlearnRun(WatchedRun):
         self._choice = choice
         return choice
 
+    def left_in_others(self) -> tuple[Left, ...]:
+        """Find what other models have to forget besides; after :meth:`prepare`."""
+        return left_in_others(self.choice, self.home, self.records, self._labelled)
+
     def execute(self, cases: Sequence[Case]) -> dict[str, Any]:
         """Unlearn, audit, and publish what passed; on a refusal nothing changes for users.
 
@@ -145,8 +151,8 @@ class UnlearnRun(WatchedRun):
             ``outcome`` (``"published"``, ``"hidden"``, ``"restored"``, ``"refused"``,
             ``"not needed"``), ``version``, ``audit_id``, ``verdict``, ``requests`` with their
             states and, as ``next``, other models that still know them, as ``left`` why one was
-            not worked on; of a restore also ``restored`` and ``lost`` as ``Undo.restore`` gives
-            them.
+            not worked on; ``others``: what is left to do in other models; of a restore also
+            ``restored`` and ``lost`` as ``Undo.restore`` gives them.
 
         Raises
         ------
@@ -162,6 +168,7 @@ class UnlearnRun(WatchedRun):
             settle(self.home, self.records, self.order.model, locked=True)
             choice = self.prepare(cases)
             check(self.order, choice)
+            self._others = self.left_in_others()
             Replay.of(self.order, self.records)  # refused before anything is changed
             fulfilled = self._without_work(choice)
             if choice.original is None:
@@ -417,6 +424,7 @@ class UnlearnRun(WatchedRun):
                 }
                 for r, s in states.items()
             },
+            "others": [one.to_json() for one in self._others],
         }  # fmt: skip
 
     def report(self, progress: Progress) -> None:

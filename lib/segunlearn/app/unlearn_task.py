@@ -15,7 +15,7 @@ from segunlearn.app.studies_task import (
 )
 from segunlearn.app.train_options import Option
 from segunlearn.app.unlearn_check import check
-from segunlearn.app.unlearn_choice import UnlearnChoice, asked_for
+from segunlearn.app.unlearn_choice import asked_for
 from segunlearn.app.unlearn_order import REPLAYED, Retain, UnlearnOrder
 from segunlearn.app.unlearn_plan import plan_of
 from segunlearn.app.unlearn_run import UnlearnRun
@@ -83,7 +83,7 @@ class UnlearnTask(StudiesTask):
         else:
             asked_for(order.requests, self._records)
         if order.expected:
-            self._chosen(order)
+            self._prepared(order)
         return checked
 
     def newest(self) -> RunRecord | None:
@@ -162,15 +162,16 @@ class UnlearnTask(StudiesTask):
         SegUnlearnError
             See ``UnlearnRun.prepare`` and ``unlearn_check.check``.
         """
-        choice = self._chosen(order)
+        run = self._prepared(order)
         if order.method:
-            check(order, choice)
-        plan = plan_of(choice, self._records, order)
+            check(order, run.choice)
+        plan = plan_of(run.choice, self._records, order, run.left_in_others())
         return plan.to_json(), plan.lines()
 
-    def _chosen(self, order: UnlearnOrder) -> UnlearnChoice:
-        cases = labelled_cases(self._every_study())
-        return UnlearnRun(order, self._home, self._records).prepare(cases)
+    def _prepared(self, order: UnlearnOrder) -> UnlearnRun:
+        run = UnlearnRun(order, self._home, self._records)
+        run.prepare(labelled_cases(self._every_study()))
+        return run
 
     def _plan(self, order: UnlearnOrder, by: str) -> dict[str, Any]:
         try:

@@ -275,7 +275,8 @@ class Demonstration:
         """Say what each way would take; nothing is changed."""
         order = UnlearnOrder(MODEL, requests=tuple(ids), policy=self.size.policy, device="cpu")
         work = UnlearnRun(order, self.home, self.records, ACTOR)
-        plan = plan_of(work.prepare(self.crowd.everybody), self.records, order)
+        choice = work.prepare(self.crowd.everybody)
+        plan = plan_of(choice, self.records, order, work.left_in_others())
         return plan.lines()[len(plan.requests) :]
 
     def unlearn(self, ids: Sequence[str], method: str, level: str, **settings: Any) -> Outcome:

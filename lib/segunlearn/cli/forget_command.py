@@ -15,6 +15,7 @@ from segunlearn.app.options import DEFAULT_HOME, Home
 from segunlearn.cli.common import actor
 from segunlearn.cli.tables import print_table
 from segunlearn.errors import InvalidInputError, NotFoundError, SegUnlearnError
+from segunlearn.records.forget_requests import KNOWN_ELSEWHERE
 from segunlearn.records.forget_set import ForgetRequest
 from segunlearn.records.forget_states import Reason
 from segunlearn.records.numbered import NUMBERED
@@ -225,6 +226,9 @@ def _say(requests: Sequence[ForgetRequest], as_json: bool, sentence: str) -> Non
     ]
     if rows:
         print_table(("request", "kind", "target", "state", "reason", "reached/needed"), rows)
+    for request in requests:
+        if request.is_known_elsewhere:
+            typer.echo(f"{request.request_id}: {KNOWN_ELSEWHERE}")
     if sentence:
         typer.echo(sentence)
 

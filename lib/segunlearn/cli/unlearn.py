@@ -32,6 +32,7 @@ from segunlearn.cli.common import (
     records_of,
     references_of,
     stop_on_interrupt,
+    warn,
 )
 from segunlearn.cli.method_settings import settings_of
 from segunlearn.errors import InvalidInputError
@@ -182,8 +183,9 @@ def _plan_or_run(
     choice = work.prepare(cases)
     if run or order.method:  # again under the lock; here a mistake is told before there is a bar
         check(order, choice)
+    left = work.left_in_others()
     if not run:
-        found = plan_of(choice, records, order)
+        found = plan_of(choice, records, order, left)
         if as_json:
             print_json({**found.to_json(), "dry_run": True})
             return
@@ -191,6 +193,7 @@ def _plan_or_run(
             typer.echo(line)
         typer.echo(f"nothing was changed; {how}")
         return
+    warn([one.what for one in left if not one.possible])
     with stop_on_interrupt() as interrupted, progress_bar(as_json) as bar:
         work.stopped = interrupted
         work.on_progress = lambda p: bar(_phase(p), p.step, p.total)
@@ -392,11 +395,10 @@ def _print_result(result: Mapping[str, Any], report: str | None) -> None:
             f"needed {state['needed']}"
         )
         if "next" in state:
-            typer.echo(
-                f"  not fulfilled before {', '.join(state['next'])} forgets it, too: "
-                f"segunlearn unlearn --model {state['next'][0]}"
-            )
+            typer.echo(f"  not fulfilled before {', '.join(state['next'])} forgets it, too")
         if "left" in state:
             typer.echo(f"  left as it is: {state['left']}")
+    for other in result["others"]:
+        typer.echo(other["what"])
     if report:
         typer.echo(f"report: {report}")

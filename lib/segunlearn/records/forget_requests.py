@@ -9,7 +9,14 @@ from typing import Final
 from sqlalchemy import ColumnElement
 
 from segunlearn.errors import InvalidInputError, NotFoundError
-from segunlearn.records.forget_states import LEVELS, LIVE, REASONS, STATES, TRANSITIONS
+from segunlearn.records.forget_states import (
+    LEVELS,
+    LIVE,
+    REASONS,
+    STATES,
+    TRANSITIONS,
+    at_least,
+)
 from segunlearn.records.store import AnyRow
 from segunlearn.records.tables import FORGET_REQUEST
 from segunlearn.records.targets import KINDS, Target, clean_text, person_name
@@ -17,6 +24,11 @@ from segunlearn.records.targets import KINDS, Target, clean_text, person_name
 #: Longest note and explanation, in characters.
 NOTE_LENGTH: Final = 2000
 _ACTOR_LENGTH: Final = 200
+#: What is said of a request that one model has forgotten and another one knows.
+KNOWN_ELSEWHERE: Final = (
+    "One model forgot it, another model still knows it: it is not fulfilled. Its history names the "
+    "model."
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,12 @@ class ForgetRequest:
     def is_live(self) -> bool:
         """Whether it keeps its target out of training."""
         return self.state in LIVE
+
+    @property
+    def is_known_elsewhere(self) -> bool:
+        """Whether one model forgot it as was asked, and another one still knows it."""
+        enough = self.reached != "none" and at_least(self.reached, self.needed)
+        return self.state == "working" and enough
 
     @property
     def next_states(self) -> frozenset[str]:

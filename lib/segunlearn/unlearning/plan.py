@@ -114,6 +114,9 @@ class Plan:
         See :class:`Way`.
     recommended, why
         See :func:`advise`; empty when nothing has to be unlearned.
+    others
+        What other models still have to forget afterwards: ``model``, ``requests``, whether it is
+        ``possible``, and ``what`` to do.
     """
 
     requests: tuple[dict[str, str], ...]
@@ -126,6 +129,7 @@ class Plan:
     ways: tuple[Way, ...]
     recommended: str
     why: str
+    others: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -134,6 +138,7 @@ class Plan:
     def lines(self) -> list[str]:
         """Text for a terminal."""
         found = [f"request {r['id']} ({r['state']}): {r['what']}" for r in self.requests]
+        found += [str(one["what"]) for one in self.others]
         if not self.original:
             return found
         found.append(

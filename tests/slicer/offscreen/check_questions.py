@@ -206,6 +206,8 @@ def test_what_only_another_model_knows_is_not_counted(panel: Any, fake: Any, loo
                      {"id": "1", "what": "only unet knows it: unlearn it there"},
                      {"id": "2", "what": "only unet knows it: unlearn it there"}],
         "original": "", "studies": 0, "people": 0, "level": "unlearned", "lines": ["x"],
+        "others": [{"model": "unet", "requests": ["1", "2"], "possible": False,
+                    "what": "2 requests stay open after this: unet cannot be unlearned."}],
     }  # fmt: skip
     panel.click("unlearnButton")
     asked = panel.widget.forget.confirm
@@ -214,6 +216,7 @@ def test_what_only_another_model_knows_is_not_counted(panel: Any, fake: Any, loo
         "All that wait: no new weights are made. Go on?",
         "1 request: no version was taught it: fulfilled at once.",
         "2 requests: only unet knows it: unlearn it there.",
+        "2 requests stay open after this: unet cannot be unlearned.",
     ]
     fake.answers["POST /train/unlearn"] = TASK
     fake.answers["GET /train/"] = [TASK]

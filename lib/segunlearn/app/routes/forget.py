@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from segunlearn.app.forgetting import UNKNOWN_ACTOR, Forgetting, revocation_of, subjects
 from segunlearn.app.routes.common import caller, current_app
 from segunlearn.errors import InvalidInputError, NotFoundError
+from segunlearn.records.forget_requests import KNOWN_ELSEWHERE
 from segunlearn.records.forget_set import NOTE_LENGTH, ForgetRequest
 from segunlearn.records.forget_states import LIVE, Level, Reason, State
 from segunlearn.records.targets import (
@@ -393,16 +394,16 @@ _SAME = frozenset(f.name for f in fields(ForgetRequest))
 
 
 def _out(request: ForgetRequest) -> RequestOut:
-    message = ""
+    said = [KNOWN_ELSEWHERE] if request.is_known_elsewhere else []
     if request.covered_by:
-        message = "Its study or patient is marked as well; it stays marked when that is withdrawn."
+        said += ["Its study or patient is marked as well; it stays marked when that is withdrawn."]
     return RequestOut.model_validate(
         {
             **{name: getattr(request, name) for name in RequestOut.model_fields if name in _SAME},
             "target": asdict(request.target),
             "live": request.state in LIVE,
             "covered_by": list(request.covered_by),
-            "message": message,
+            "message": " ".join(said),
         }
     )
 

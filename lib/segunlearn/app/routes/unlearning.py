@@ -59,6 +59,15 @@ class WayOut(BaseModel):
     measured: bool = Field(description="From an earlier run of this method here")
 
 
+class LeftOut(BaseModel):
+    """Requests that stay open until another model has forgotten what they name."""
+
+    model: str
+    requests: list[str]
+    possible: bool = Field(description="An unlearning there could begin now")
+    what: str = Field(description="What is left to do, or why it cannot be done, and the way out")
+
+
 class PlanOut(BaseModel):
     """What an unlearning would do; nothing is changed by asking."""
 
@@ -72,6 +81,7 @@ class PlanOut(BaseModel):
     ways: list[WayOut]
     recommended: str
     why: str
+    others: list[LeftOut] = Field(description="What other models have to forget besides")
     lines: list[str] = Field(description="The same for people")
 
 

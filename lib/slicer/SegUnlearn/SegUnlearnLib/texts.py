@@ -178,17 +178,19 @@ def sentence(words: str) -> str:
 
 
 def plan_question(who: str, plan: Mapping[str, Any]) -> tuple[str, str]:
-    """Say what a plan would do, and what is typed to confirm it."""
+    """Say what a plan would do, what it leaves open, and what is typed to confirm it."""
+    left = [str(one["what"]) for one in plan.get("others", ())]
     if not plan["original"]:
         found = Counter(squeeze(str(one["what"])) for one in plan["requests"])
         what = [f"{count(n, 'request', 'requests')}: {w}." for w, n in found.items()]
-        return "\n".join((f"{who}: no new weights are made. Go on?", *what)), "unlearn"
+        return "\n".join((f"{who}: no new weights are made. Go on?", *what, *left)), "unlearn"
     people, studies = count(int(plan["people"]), "person", "people"), int(plan["studies"])
     advice = sentence(plan["lines"][-1]) if plan["lines"] else ""
+    open_after = "".join(f"\n{line}" for line in left)
     return (
         f"{who}: unlearn {count(studies, 'study', 'studies')} of {people} from version "
         f"{plan['original']}, to the level {plan['level']}?\n{advice}\nThe result serves only if "
-        "an audit passes it; until then nothing changes. Dry run shows the whole plan."
+        f"an audit passes it; until then nothing changes. Dry run shows the whole plan.{open_after}"
     ), str(studies)
 
 
