@@ -180,6 +180,8 @@ def test_marking_twice_is_one_request(client: TestClient, path: str, kind: str) 
     second = client.put(path, json={"reason": "quality", "note": "other"})
     assert second.status_code == 200
     assert second.json() == made
+    told = client.get("/pacs/outbox").json()["documents"]
+    assert len(told) == (0 if kind == "structure" else 1)  # one more mark is no news to the PACS
     raised = client.put(path, json={**MARK, "needed": "retrained"})
     assert raised.status_code == 200
     assert raised.json() == {**made, "needed": "retrained", "updated": raised.json()["updated"]}
@@ -343,6 +345,12 @@ def test_marking_what_is_proposed_makes_it_a_request(
     proposing(records.forget_set, records.seen)(deleted(STUDY))
     answer = client.put(f"/forget/studies/{STUDY}", json=MARK)
     assert (answer.status_code, answer.json()["state"]) == (200, "requested")
+    (shown,) = client.get("/forget/requests").json()["requests"]
+    assert shown == answer.json()
+    assert shown["agreed_by"] == "unknown (authentication is off)"
+    assert (shown["marked_by"], shown["agreed_reason"]) == ("system", MARK["reason"])
+    assert records.outbox is not None
+    assert records.outbox.list()[0].payload["reason"] == MARK["reason"]
 
 
 def test_a_revocation_stands_beside_the_request(client: TestClient, records: Forgetting) -> None:
@@ -518,6 +526,7 @@ def test_roles(client: TestClient, sign_in: SignIn) -> None:
     assert made.status_code == 201
     assert made.json()["marked_by"] == "anna"
     request = f"/forget/requests/{made.json()['request_id']}"
+    assert made.json()["agreed_by"] == ""
     assert client.post(f"{request}/approve").status_code == 403
     assert client.post(f"{request}/dismiss", json={}).status_code == 403
     assert client.post("/pacs/outbox/retry").status_code == 403

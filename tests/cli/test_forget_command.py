@@ -84,7 +84,9 @@ def test_life_of_a_request(shell: Shell, store: Store) -> None:
     name = request["request_id"]
     assert shell.run("forget", "approve", name).exit_code == 0
     shown = shell.json("forget", "show", name)
-    assert [step["to_state"] for step in shown["history"]] == ["requested", "approved"]
+    states = [step["to_state"] for step in shown["history"]]
+    assert states == ["requested", "requested", "approved"]
+    assert shown["history"][1]["why"] == "marked, too: other. x"
     assert "approved" in shell.run("forget", "show", name).stdout
     assert shell.run("forget", "withdraw", name, "--why", "a mistake").exit_code == 0
     refused = shell.run("forget", "approve", name)
@@ -99,7 +101,41 @@ def test_life_of_a_request(shell: Shell, store: Store) -> None:
     assert states == ["requested", "approved", "withdrawn"]
     # and stands in the trail
     steps = [(row.action, row.role, row.what) for row in Trail(store).rows()]
-    assert steps == [(a, "command line", name) for a in ("withdraw", "approve", "mark")]
+    assert steps == [(a, "command line", name) for a in ("withdraw", "approve", "mark", "mark")]
+
+
+def test_one_more_mark_stands_in_history_and_trail_and_is_no_document(
+    shell: Shell, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell.run(*MARK, "--study", STUDY, "--reason", "quality")
+    monkeypatch.setattr(forget_command, "actor", lambda: "bob")
+    for _ in range(2):
+        assert shell.run(*MARK, "--study", STUDY, "--reason", "wrong_label").exit_code == 0
+    (request,) = shell.json("forget", "list")
+    history = shell.json("forget", "show", request["request_id"])["history"]
+    assert [h["actor"] for h in history][1:] == ["bob"]
+    assert next((row.action, row.actor) for row in Trail(store).rows()) == ("mark", "bob")
+    assert len(Trail(store).rows()) == len(history)
+    assert len(Outbox(store).list()) == 1
+
+
+def test_what_another_model_still_knows_and_who_agreed_are_told(
+    shell: Shell, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    forget_set = ForgetSet(store)
+    request, _ = forget_set.propose("study", STUDY, "quality", "", "rejection_note")
+    forget_set.mark("study", STUDY, "wrong_patient", "see letter", "anna")
+    name = request.request_id
+    forget_set.approve(name, actor="root")
+    assert "wrong_patient" in shell.run("forget", "list").stdout
+    assert shell.json("forget", "show", name)["agreed_why"] == "agreed: wrong_patient. see letter"
+    forget_set.transition(name, "working", actor="root")
+    known = "One model forgot it, another model still knows it"
+    assert known not in shell.run("forget", "list").stdout
+    forget_set.set_reached(name, "unlearned", actor="root")
+    for words in (("list",), ("show", name)):
+        assert known in shell.run("forget", *words).stdout
 
 
 def test_a_patient_is_shown_with_the_studies_that_stay_covered(shell: Shell, store: Store) -> None:

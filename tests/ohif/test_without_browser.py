@@ -198,6 +198,21 @@ def test_what_is_only_hidden_is_not_among_what_is_forgotten(panel: Panel) -> Non
     assert found["working"] == ["elsewhere"]
 
 
+def test_who_agreed_is_named_with_their_reason_and_one_more_mark_is_no_news(panel: Panel) -> None:
+    found = panel.does("""
+      const more = {marked_by: "system", reason: "quality"};
+      const agreed = {...more, agreed_by: "anna", agreed_reason: "wrong_patient"};
+      answers["forget/requests/1"] = () => ({history: [
+        {why: "audit 1: refused"}, {why: "marked, too: quality. blurred"}]});
+      const both = [more, agreed].map(m => request(1, "working", m));
+      set({me: {name: "anna", may_mark: true, may_decide: false}});
+      say([...both.map(words.reasonOf), ...both.map(words.whoOf), await actions.lastStep(both[0])]);
+    """)
+    assert found == [
+        "Image quality", "Wrong patient", "system", "system, anna agreed", "audit 1: refused",
+    ]  # fmt: skip
+
+
 def test_a_run_that_ended_unseen_is_told(panel: Panel) -> None:
     """While the tab is hidden, more runs may end than a list of the newest has."""
     found = panel.does("""

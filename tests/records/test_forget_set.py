@@ -128,8 +128,31 @@ def test_marking_twice_is_the_same_request(forget_set: ForgetSet) -> None:
     second, created = forget_set.mark("study", f"{STUDY}\0", "quality", "blurred", "bob")
     assert not created
     assert second == first, "nothing is overwritten"
-    assert len(forget_set.history(first.request_id)) == 1
     assert forget_set.count() == 1
+    steps = [
+        (h.actor, h.from_state, h.to_state, h.why) for h in forget_set.history(first.request_id)
+    ]
+    assert steps[1:] == [("bob", "requested", "requested", "marked, too: quality. blurred")]
+
+
+@pytest.mark.parametrize("state", ["proposed", "requested", "approved", "working", "fulfilled"])
+def test_the_same_mark_again_adds_nothing(forget_set: ForgetSet, state: str) -> None:
+    request = bring_to(forget_set, state, STUDY)
+    said = [("anna", "quality", ""), ("anna", "other", "see letter"), ("bob", "quality", "")]
+    for actor, reason, note in said:
+        forget_set.mark("study", STUDY, reason, note, actor)
+    found = forget_set.history(request.request_id)
+    assert {"anna", "bob"} <= {h.actor for h in found}
+    for actor, reason, note in said:
+        assert not forget_set.mark("study", STUDY, reason, note, actor)[1]
+    assert forget_set.history(request.request_id) == found
+
+
+def test_a_mark_again_after_a_raised_need_adds_nothing(forget_set: ForgetSet) -> None:
+    request, _ = forget_set.mark("study", STUDY, "quality", actor="anna")
+    for _ in range(2):
+        forget_set.mark("study", STUDY, "consent_withdrawn", actor="bob")
+    assert [h.actor for h in forget_set.history(request.request_id)] == ["anna", "bob"]
 
 
 @pytest.mark.parametrize("state", ["proposed", "requested", "approved", "working", "refused"])
@@ -553,6 +576,38 @@ def test_nobody_takes_back_alone_what_another_asked_more_of(forget_set: ForgetSe
     assert forget_set.withdraw(request.request_id, actor="root").state == "withdrawn"
 
 
+def test_nobody_takes_back_alone_what_another_marked_too(forget_set: ForgetSet) -> None:
+    """The second mark left no trace, as it asked for no more."""
+    request, _ = forget_set.mark("study", STUDY, "consent_withdrawn", actor="anna")
+    forget_set.mark("study", STUDY, "quality", actor="bob")
+    for one in ("anna", "bob"):
+        with pytest.raises(ForbiddenError, match="marked by someone else"):
+            forget_set.withdraw(request.request_id, actor=one, own_only=True)
+    assert forget_set.withdraw(request.request_id, actor="root").state == "withdrawn"
+
+
+@pytest.mark.parametrize("note", ["", "as a letter says"])
+def test_who_agrees_to_a_proposal_gives_their_own_reason(forget_set: ForgetSet, note: str) -> None:
+    request, _ = forget_set.propose("study", STUDY, "quality", "rejected", "rejection_note")
+    assert (request.agreed_by, request.agreed_why, request.stated_reason) == ("", "", "quality")
+    agreed, _ = forget_set.mark("study", STUDY, "consent_withdrawn", note, "anna")
+    assert (agreed.reason, agreed.marked_by, agreed.needed) == ("quality", "system", "unlearned")
+    assert (agreed.agreed_by, agreed.stated_reason) == ("anna", "consent_withdrawn")
+    assert forget_set.history(agreed.request_id)[-1].why == agreed.agreed_why
+    assert agreed.agreed_why.endswith(note)
+    assert forget_set.get(agreed.request_id) == agreed
+    (cover,) = forget_set.status(studies=[STUDY])[STUDY].covers
+    assert cover.reason == "consent_withdrawn"
+    forget_set.mark("study", STUDY, "quality", actor="bob")  # a mark of what is agreed changes none
+    assert forget_set.get(agreed.request_id) == agreed
+
+
+def test_who_agrees_without_a_reason_agrees_to_the_proposals(forget_set: ForgetSet) -> None:
+    request, _ = forget_set.propose("study", STUDY, "quality", "rejected", "rejection_note")
+    agreed = forget_set.transition(request.request_id, "requested", actor="root")
+    assert (agreed.agreed_by, agreed.agreed_why, agreed.stated_reason) == ("root", "", "quality")
+
+
 def test_who_agrees_to_a_proposal_can_take_that_back(forget_set: ForgetSet) -> None:
     request, _ = forget_set.propose("study", STUDY, "quality", "rejected", "rejection_note")
     forget_set.mark("study", STUDY, "consent_withdrawn", actor="anna", role="annotator")
@@ -718,7 +773,7 @@ def test_the_hook_is_part_of_the_change(store: Store) -> None:
     request = mark(forget_set, "study", STUDY)
     forget_set.mark("study", STUDY, "quality", actor="bob")
     forget_set.approve(request.request_id, actor="root")
-    assert seen == [("requested", "requested"), ("approved", "approved")]
+    assert seen == [("requested", "requested")] * 2 + [("approved", "approved")]
 
     def refuse(*_: object) -> None:
         raise RuntimeError("the outbox is full")

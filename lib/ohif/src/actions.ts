@@ -153,11 +153,12 @@ async function ask<T>(path: string, kept: (found: T | null) => Partial<State>): 
   if (mine === asked) set({ ...kept(found), asking: false, fault });
 }
 
-/** What the newest step of a request says. */
+/** What the newest step of a request says, other than that somebody marked it, too. */
 export async function lastStep(request: ForgetRequest): Promise<string> {
   try {
     const found = await call<RequestDetail>("GET", `forget/requests/${request.request_id}`);
-    return found.history[found.history.length - 1]?.why ?? "";
+    const steps = found.history.filter((step) => !step.why.startsWith("marked, too: "));
+    return steps[steps.length - 1]?.why ?? "";
   } catch {
     return ""; // the panel tells when the server is away
   }

@@ -124,7 +124,7 @@ function What({ request }: { request: ForgetRequest }): JSX.Element {
   return (
     <p className="words">
       <strong>{words.KINDS[request.target.kind]} {words.shortId(request.target.id)}</strong>:{" "}
-      {words.REASONS[request.reason]}, {state}
+      {words.reasonOf(request)}, {state}
     </p>
   );
 }

@@ -6,8 +6,8 @@ import { useDraft, useStore } from "./store";
 import { whyNotWithdraw } from "./study";
 import type { ForgetRequest, Run } from "./types";
 import {
-  KINDS, NOT_ADMIN, REASONS, STATES, WITHDRAWABLE, isUnlearned, lawOf, shortId, standingOf, stateOf,
-  when,
+  KINDS, NOT_ADMIN, STATES, WITHDRAWABLE, isUnlearned, lawOf, reasonOf, shortId, standingOf, stateOf,
+  when, whoOf,
 } from "./words";
 
 const FIRST = 10;
@@ -16,8 +16,8 @@ const WORKS = "An unlearning runs. Wait for its end, or stop it.";
 
 function matches(request: ForgetRequest, text: string, runs: readonly Run[]): boolean {
   const found = [
-    request.target.id, request.target.kind, request.study, request.marked_by, request.note,
-    REASONS[request.reason], stateOf(request, runs), request.request_id,
+    request.target.id, request.target.kind, request.study, whoOf(request), request.note,
+    reasonOf(request), stateOf(request, runs), request.request_id,
   ].join(" ").toLowerCase();
   return text.toLowerCase().split(/\s+/).every((word) => found.includes(word));
 }
@@ -79,12 +79,12 @@ function Row({ request }: { request: ForgetRequest }): JSX.Element {
       data-target={request.target.id}>
       <div className="words">
         <Chip about={request} /> <strong>{KINDS[request.target.kind]}</strong>{" "}
-        {REASONS[request.reason]}
+        {reasonOf(request)}
       </div>
       <div className="id" title={request.target.id}>{shortId(request.target.id)}</div>
       {request.note ? <p className="words">{request.note}</p> : null}
       <p className="soft words">
-        {request.marked_by}, {when(request.created)}; needed: {request.needed}, reached:{" "}
+        {whoOf(request)}, {when(request.created)}; needed: {request.needed}, reached:{" "}
         {request.reached}
       </p>
       {request.state === "refused" || request.state === "working" ? <Tried request={request} /> : null}

@@ -7,7 +7,7 @@ import { React } from "./react";
 import { get, setSupport, useStore } from "./store";
 import type { About, Series } from "./store";
 import type { Cover, ForgetRequest, Me, Status } from "./types";
-import { KINDS, NOT_MARKER, REASONS, WITHDRAWABLE, shortId } from "./words";
+import { KINDS, NOT_MARKER, REASONS, WITHDRAWABLE, shortId, whoOf } from "./words";
 
 function Covers({ covers }: { covers: Cover[] }): JSX.Element {
   return (
@@ -39,8 +39,8 @@ function whyNotMark(me: Me | null): string | undefined {
 export function whyNotWithdraw(request: ForgetRequest): string | undefined {
   const me = get().me;
   if (!me?.may_mark) return whyNotMark(me);
-  if (!me.may_decide && request.marked_by !== me.name)
-    return `Marked by ${request.marked_by}: only they or an administrator may take it back.`;
+  if (!me.may_decide && (request.agreed_by || request.marked_by) !== me.name)
+    return `Marked by ${whoOf(request)}: only they or an administrator may take it back.`;
   return undefined;
 }
 

@@ -43,6 +43,8 @@ export interface ForgetRequest {
   live: boolean;
   source: string;
   marked_by: string;
+  agreed_by: string;
+  agreed_reason: Reason | "";
   created: string;
   updated: string;
   covered_by: string[];

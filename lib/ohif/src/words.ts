@@ -94,6 +94,14 @@ export function stateOf(about: About, runs: readonly Run[]): string {
   return isShort(about) ? `only ${about.reached} so far` : "another model still knows it";
 }
 
+/** The reason that a person gave: of who agreed, where another system proposed it. */
+export const reasonOf = (request: Pick<ForgetRequest, "reason" | "agreed_reason">): string =>
+  REASONS[request.agreed_reason || request.reason];
+
+/** Who wants it: of a proposal, who agreed to it. */
+export const whoOf = (request: Pick<ForgetRequest, "marked_by" | "agreed_by">): string =>
+  request.agreed_by ? `${request.marked_by}, ${request.agreed_by} agreed` : request.marked_by;
+
 /** Which law's word applies to a request as it stands. */
 export function lawOf(request: Pick<ForgetRequest, "state" | "live">): string {
   if (request.state === "purged") return "Erasure (GDPR Art. 17): nobody can bring it back.";

@@ -260,7 +260,7 @@ class AuditRun(WatchedRun):
             "candidate": choice.candidate.version,
             "original": choice.original.version,
             "requests": [r.request_id for r in choice.requests],
-            "reasons": sorted({r.reason for r in choice.requests}),
+            "reasons": sorted({r.stated_reason for r in choice.requests}),
             "quick": self.order.quick,
             "pictures": self.order.pictures,
         }
@@ -269,7 +269,7 @@ class AuditRun(WatchedRun):
         asked = {"Model": self.order.model, "Version before": choice.original.version}
         asked["Version audited"] = choice.candidate.version
         if choice.requests:
-            reasons = sorted({r.reason.replace("_", " ") for r in choice.requests})
+            reasons = sorted({r.stated_reason.replace("_", " ") for r in choice.requests})
             asked["Reason"] = ", ".join(reasons)
             asked["Requests"] = ", ".join(r.request_id for r in choice.requests)
         return asked

@@ -113,7 +113,7 @@ def reporting(outbox: Outbox) -> OnChange:
         target = request.target
         if request.state not in TITLES or target.kind == "structure":
             return
-        if entry.from_state == entry.to_state and entry.why.startswith("need changed"):
+        if entry.is_need_alone or entry.is_one_more_mark:
             return
         if target.kind != "patient" and not is_uid(target.id, strict=False):
             return
@@ -123,7 +123,7 @@ def reporting(outbox: Outbox) -> OnChange:
             "target_id": target.id,
             "issuer": target.issuer,
             "state": request.state,
-            "reason": request.reason,
+            "reason": request.stated_reason,
             "needed": request.needed,
             "reached": request.reached,
             "changed": entry.time,

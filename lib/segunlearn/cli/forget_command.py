@@ -221,9 +221,12 @@ def _say(requests: Sequence[ForgetRequest], as_json: bool, sentence: str) -> Non
         _json(plain)
         return
     rows = [
-        (r.request_id, r.target.kind, r.target.id, r.state, r.reason, f"{r.reached}/{r.needed}")
+        (
+            r.request_id, r.target.kind, r.target.id, r.state, r.stated_reason,
+            f"{r.reached}/{r.needed}",
+        )
         for r in requests
-    ]
+    ]  # fmt: skip
     if rows:
         print_table(("request", "kind", "target", "state", "reason", "reached/needed"), rows)
     for request in requests:

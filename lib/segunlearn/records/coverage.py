@@ -7,19 +7,20 @@ and by its study, where that is kept with the request: see ``patient_studies``.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, func, literal_column, select
 
-from segunlearn.records.forget_requests import Cover, MarkStatus
+from segunlearn.records.forget_requests import Cover, MarkStatus, agreed_reason
 from segunlearn.records.store import AnyRow, Store
-from segunlearn.records.tables import FORGET_REQUEST, FORGET_STUDY, LEDGER_CASE
+from segunlearn.records.tables import FORGET_HISTORY, FORGET_REQUEST, FORGET_STUDY, LEDGER_CASE
 from segunlearn.records.targets import person_name, same_issuer, split_person, unpad
 
 _COLUMNS = (
     FORGET_REQUEST.c.seq,
     FORGET_REQUEST.c.id,
+    FORGET_REQUEST.c.source,
     FORGET_REQUEST.c.target_kind,
     FORGET_REQUEST.c.target_id,
     FORGET_REQUEST.c.issuer,
@@ -171,13 +172,15 @@ def status_of(
     whole = [replace(s, series="") for s in whole]
     subjects = with_known_parents(store, connection, [*whole, *single])
     covers = covering(store, connection, subjects, proposals=True)
+    agreed = agreements(store, connection, [r for rows in covers for r in rows])
     inside = _series_marked(store, connection, {s.study for s in whole})
     result = {}
     for subject, rows in zip(subjects, covers, strict=True):
-        brief = [
-            (r.is_live, Cover(r.id, r.target_kind, r.state, r.reason, r.needed, r.reached))
-            for r in rows
-        ]
+        brief = []
+        for r in rows:
+            reason = agreed_reason(agreed.get(r.seq, ("", ""))[1]) or r.reason
+            cover = Cover(r.id, r.target_kind, r.state, reason, r.needed, r.reached)
+            brief.append((r.is_live, cover))
         live = tuple(cover for is_live, cover in brief if is_live)
         result[subject.series or subject.study] = MarkStatus(
             marked=bool(live),
@@ -186,6 +189,22 @@ def status_of(
             series_marked=0 if subject.series else inside.get(subject.study, 0),
         )
     return result
+
+
+def agreements(
+    store: Store, connection: Connection, rows: Iterable[AnyRow]
+) -> dict[int, tuple[str, str]]:
+    """Who agreed to what other systems proposed, and what they said; by ``seq`` of the request."""
+    proposed = {r.seq for r in rows if r.source != "person" and r.state != "proposed"}
+    if not proposed:
+        return {}
+    step = FORGET_HISTORY.c
+    query = select(step.request_seq, step.actor, step.why).where(
+        store.among(step.request_seq, sorted(proposed)),
+        step.from_state == "proposed",
+        step.to_state == "requested",
+    )
+    return {seq: (actor, why) for seq, actor, why in connection.execute(query)}
 
 
 def _series_marked(store: Store, connection: Connection, studies: set[str]) -> dict[str, int]:

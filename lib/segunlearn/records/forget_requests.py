@@ -24,6 +24,11 @@ from segunlearn.records.targets import KINDS, Target, clean_text, person_name
 #: Longest note and explanation, in characters.
 NOTE_LENGTH: Final = 2000
 _ACTOR_LENGTH: Final = 200
+#: Begin the history's words on a change of the need alone, on who agreed to a proposal, and on one
+#: more mark.
+NEED_CHANGED: Final = "need changed"
+_AGREED: Final = "agreed: "
+_MARKED_TOO: Final = "marked, too: "
 #: What is said of a request that one model has forgotten and another one knows.
 KNOWN_ELSEWHERE: Final = (
     "One model forgot it, another model still knows it: it is not fulfilled. Its history names the "
@@ -57,6 +62,8 @@ class ForgetRequest:
     studies
         Of a patient: studies that stood under this number while the request was open. It covers
         them whatever number the archive gives them.
+    agreed_by, agreed_why
+        Who made another system's proposal a request, and what they said; empty where nobody did.
     """
 
     request_id: str
@@ -75,11 +82,18 @@ class ForgetRequest:
     updated: str
     covered_by: tuple[str, ...] = ()
     studies: tuple[str, ...] = ()
+    agreed_by: str = ""
+    agreed_why: str = ""
 
     @property
     def targets(self) -> tuple[Target, ...]:
         """The target, and the studies that are kept with it."""
         return (self.target, *(Target("study", study) for study in self.studies))
+
+    @property
+    def stated_reason(self) -> str:
+        """Reason in a person's word: of who agreed, where another system proposed it."""
+        return agreed_reason(self.agreed_why) or self.reason
 
     @property
     def is_live(self) -> bool:
@@ -100,7 +114,10 @@ class ForgetRequest:
 
 @dataclass(frozen=True)
 class HistoryEntry:
-    """One step of a request; ``from_state`` is empty for the first, equal for a change of level."""
+    """One step of a request.
+
+    ``from_state`` is empty for the first, and equal for a change of level and for one more mark.
+    """
 
     time: str
     actor: str
@@ -110,6 +127,45 @@ class HistoryEntry:
     needed: str
     reached: str
     why: str
+
+    @property
+    def is_one_more_mark(self) -> bool:
+        """Whether somebody marked what was marked, and nothing else changed."""
+        return self.from_state == self.to_state and self.why.startswith(_MARKED_TOO)
+
+    @property
+    def is_need_alone(self) -> bool:
+        """Whether only the level that is needed changed."""
+        return self.from_state == self.to_state and self.why.startswith(NEED_CHANGED)
+
+
+def words_of_mark(reason: str, note: str) -> tuple[str, str, str]:
+    """Write into the history what a mark of something that has a request says.
+
+    Returns
+    -------
+    need, agreed, too
+        Where it raises the level, makes a proposal a request, and changes nothing.
+
+    Examples
+    --------
+    >>> words_of_mark("quality", "blurred")[1:]
+    ('agreed: quality. blurred', 'marked, too: quality. blurred')
+    """
+    said = f"{reason}. {note}" if note else reason
+    return f"{NEED_CHANGED}: {note or reason}", f"{_AGREED}{said}", f"{_MARKED_TOO}{said}"
+
+
+def agreed_reason(why: str) -> str:
+    """Reason of who agreed to a proposal; empty where they gave none.
+
+    Examples
+    --------
+    >>> agreed_reason("agreed: quality. blurred"), agreed_reason("as a letter says")
+    ('quality', '')
+    """
+    reason = why.removeprefix(_AGREED).partition(". ")[0]
+    return reason if why.startswith(_AGREED) and reason in REASONS else ""
 
 
 @dataclass(frozen=True)
@@ -183,9 +239,12 @@ def filters_of(
 
 
 def request_of(
-    row: AnyRow, covers: Sequence[AnyRow], studies: tuple[str, ...] = ()
+    row: AnyRow,
+    covers: Sequence[AnyRow],
+    studies: tuple[str, ...] = (),
+    agreed: tuple[str, str] = ("", ""),
 ) -> ForgetRequest:
-    """Read a request from its row, what covers its target, and the studies kept with it."""
+    """Read a request from its row, what covers it, the studies kept with it, and who agreed."""
     return ForgetRequest(
         request_id=row.id,
         target=Target(row.target_kind, row.target_id, row.issuer, row.model),
@@ -203,6 +262,8 @@ def request_of(
         updated=row.updated,
         covered_by=tuple(str(c.id) for c in covers if c.id != row.id),
         studies=studies,
+        agreed_by=agreed[0],
+        agreed_why=agreed[1],
     )
 
 

@@ -35,8 +35,15 @@ from segunlearn.errors import (
     IllegalTransitionError,
     InvalidInputError,
 )
-from segunlearn.records.coverage import Subject, covering, status_of, with_known_parents
+from segunlearn.records.coverage import (
+    Subject,
+    agreements,
+    covering,
+    status_of,
+    with_known_parents,
+)
 from segunlearn.records.forget_requests import (
+    NEED_CHANGED,
     NOTE_LENGTH,
     ForgetRequest,
     HistoryEntry,
@@ -46,6 +53,7 @@ from segunlearn.records.forget_requests import (
     filters_of,
     no_such_request,
     request_of,
+    words_of_mark,
 )
 from segunlearn.records.forget_states import (
     CLOSED,
@@ -95,8 +103,8 @@ class ForgetSet:
     store
         From :func:`segunlearn.records.store.open_store`.
     on_change
-        Called inside the transaction of every new request, transition and change of level, for
-        documents that must not be lost (``Outbox.enqueue``); when it raises, nothing is changed.
+        Called inside the transaction of every step of a history, for documents that must not be
+        lost (``Outbox.enqueue``); when it raises, nothing is changed.
     """
 
     def __init__(self, store: Store, *, on_change: OnChange | None = None) -> None:
@@ -124,9 +132,10 @@ class ForgetSet:
 
         Marking a target that has an open request changes nothing in it, except that a proposal
         becomes a request: a person said so; and that a level is raised where ``needed``, or a
-        reason other than ``other``, asks for more. A series whose study or patient is marked gets a
-        request of its own, which ``covered_by`` explains, so that it stays marked when the wider
-        one is withdrawn.
+        reason other than ``other``, asks for more. What else is said stands in the history, once:
+        who marked it first cannot take back alone what others want, too. A series whose study or
+        patient is marked gets a request of its own, which ``covered_by`` explains, so that it stays
+        marked when the wider one is withdrawn.
 
         Parameters
         ----------
@@ -271,12 +280,16 @@ class ForgetSet:
             if created:
                 entry = HistoryEntry(now, actor, role, "", state, needed, "none", note)
                 self._add_history(connection, request, entry)
-            if not created and state == "requested" and asked:
-                why = f"need changed: {note or reason}"
-                request = self._raise_need(connection, request, needed, actor, role, why)
-            if not created and request.state == "proposed" and state == "requested":
-                why = note or "marked by a person"
-                self._move(connection, request, "requested", actor, role, why, None)
+            if not created and state == "requested":
+                before, words = request, words_of_mark(reason, note)
+                if asked:
+                    request = self._raise_need(connection, before, needed, actor, role, words[0])
+                if request.state == "proposed":
+                    self._move(connection, request, "requested", actor, role, words[1], None)
+                elif request is before and (actor, reason, note) != (
+                    before.marked_by, before.reason, before.note,
+                ):  # fmt: skip
+                    self._note_mark(connection, before, actor, role, words)
             return self._requests(connection, [FORGET_REQUEST.c.id == request.id])[0], created
 
     def keep_studies(self, request_id: str, studies: Iterable[str]) -> list[str]:
@@ -355,6 +368,21 @@ class ForgetSet:
             )
         self._change(connection, row, row.state, needed, row.reached, actor, role, why)
         return self._locked(connection, row.id)
+
+    def _note_mark(
+        self, connection: Connection, row: AnyRow, actor: str, role: str, words: Sequence[str]
+    ) -> None:
+        """Write down that somebody marked what is marked, unless they said just that before."""
+        said = select(FORGET_HISTORY.c.seq).where(
+            FORGET_HISTORY.c.request_seq == row.seq,
+            FORGET_HISTORY.c.actor == actor,
+            FORGET_HISTORY.c.why.in_(list(words)),
+        )
+        if connection.execute(said.limit(1)).first() is not None:
+            return
+        same = (row.state, row.state, row.needed, row.reached)
+        entry = HistoryEntry(utc_now(), actor, role, *same, words[-1])
+        self._add_history(connection, row, entry)
 
     def _find_open(self, connection: Connection, target: Target) -> AnyRow | None:
         query = select(FORGET_REQUEST).where(
@@ -612,7 +640,7 @@ class ForgetSet:
         Raises
         ------
         ForbiddenError
-            ``own_only``, and someone else marked it, or asked for a higher level since.
+            ``own_only``, and someone else marked it, first or too, or asked for a higher level.
         """
         actor, role = checked_actor(actor, role)
         if own_only:
@@ -645,7 +673,7 @@ class ForgetSet:
             if row.state not in ("proposed", "requested", "approved", "working", "refused"):
                 raise ConflictError(f"forget request {row.id} is {row.state}: its need is settled.")
             return self._change(
-                connection, row, row.state, level, row.reached, actor, role, why or "need changed"
+                connection, row, row.state, level, row.reached, actor, role, why or NEED_CHANGED
             )
 
     def set_reached(
@@ -830,8 +858,10 @@ class ForgetSet:
         covers = covering(self._store, connection, wider)
         patients = [r.seq for r in rows if r.target_kind == "patient"]
         kept = kept_with(self._store, connection, patients)
+        agreed = agreements(self._store, connection, rows)
         return [
-            request_of(r, found, kept.get(r.seq, ())) for r, found in zip(rows, covers, strict=True)
+            request_of(r, found, kept.get(r.seq, ()), agreed.get(r.seq, ("", "")))
+            for r, found in zip(rows, covers, strict=True)
         ]
 
     def _locked(self, connection: Connection, request_id: str) -> AnyRow:

@@ -187,10 +187,11 @@ class Trail:
         logged, and the next row writes it.
         """
         same = entry.from_state == entry.to_state
+        step = "mark" if entry.is_one_more_mark else "change_need" if same else ""
         head = self.add(
             connection,
             TrailEntry(
-                "change_need" if same else _STEPS[entry.to_state], entry.actor, entry.role,
+                step or _STEPS[entry.to_state], entry.actor, entry.role,
                 kind="request", what=request.request_id,
                 outcome="failed" if entry.to_state == "refused" else "done",
                 note=f"needed {entry.needed}, reached {entry.reached}",

@@ -120,6 +120,10 @@ class RequestOut(BaseModel):
     live: bool = Field(description="It keeps the target out of training")
     source: str
     marked_by: str
+    agreed_by: str = Field(description="Who agreed, where another system proposed it; else empty")
+    agreed_reason: str = Field(
+        description="The reason they gave; `reason` stays that of the proposal"
+    )
     created: str
     updated: str
     covered_by: list[str] = Field(description="Requests on its study or patient")
@@ -196,8 +200,9 @@ def mark_study(
 ) -> RequestOut:
     """Keep a study out of training from now on, and ask for it to be unlearned.
 
-    Marking it again makes no second request and returns the first with 200. A level or reason that
-    asks for more raises the request's level, or is refused where it was fulfilled at less (409).
+    Marking it again makes no second request and returns the first with 200; the history says who
+    did, and why. A level or reason that asks for more raises the request's level, or is refused
+    where it was fulfilled at less (409).
     """
     return _mark(services, response, user, "study", uid, body)
 
@@ -401,6 +406,7 @@ def _out(request: ForgetRequest) -> RequestOut:
         {
             **{name: getattr(request, name) for name in RequestOut.model_fields if name in _SAME},
             "target": asdict(request.target),
+            "agreed_reason": request.stated_reason if request.agreed_by else "",
             "live": request.state in LIVE,
             "covered_by": list(request.covered_by),
             "message": " ".join(said),

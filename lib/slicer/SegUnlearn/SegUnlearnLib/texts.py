@@ -131,6 +131,19 @@ def _is_short(about: Mapping[str, Any]) -> bool:
     return both and LEVELS.index(reached) < LEVELS.index(needed)
 
 
+def who_marked(request: Mapping[str, Any]) -> str:
+    """Say who wants it: of another system's proposal, who agreed to it.
+
+    Examples
+    --------
+    >>> who_marked({"marked_by": "system", "agreed_by": "anna"}), who_marked({"marked_by": "bob"})
+    ('system, anna agreed', 'bob')
+    """
+    names = [str(request.get("marked_by") or "–")]
+    names += [f"{request['agreed_by']} agreed"] if request.get("agreed_by") else []
+    return ", ".join(names)
+
+
 def target(of: Mapping[str, Any]) -> str:
     """Name what a request is about.
 

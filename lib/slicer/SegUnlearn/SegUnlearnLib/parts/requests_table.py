@@ -31,12 +31,13 @@ class _Row:
         self.request_id, self.state = str(request["request_id"]), state
         self.full_id, self.note = str(target["id"]), str(request.get("note") or "")
         self.created = str(request.get("created") or "")
+        reason = str(request.get("agreed_reason") or request.get("reason") or "")
         self.values = (
             texts.state_of(request, unlearned),
             texts.target(target),
-            texts.REASONS.get(str(request.get("reason")), str(request.get("reason") or "")),
+            texts.REASONS.get(reason, reason),
             _level(reached, needed),
-            str(request.get("marked_by") or "–"),
+            texts.who_marked(request),
             texts.local_time(self.created),
         )
         self.text = " ".join((*self.values, self.full_id, self.note)).lower()
