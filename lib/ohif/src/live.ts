@@ -36,6 +36,7 @@ async function stream(signal: AbortSignal): Promise<void> {
       const parts = text.split("\n\n");
       text = parts.pop() ?? "";
       for (const part of parts) {
+        if (!part.startsWith("event: change")) continue; // a sign of life, or signed out
         const data = part.split("\n").find((line) => line.startsWith("data: "));
         if (data) took(JSON.parse(data.slice(6)) as Change);
       }

@@ -17,7 +17,8 @@ from pydantic import BaseModel, Field
 from segunlearn.app.forgetting import Forgetting
 from segunlearn.app.routes.common import caller
 from segunlearn.app.routes.forget import ANNOTATORS, Reader, Services
-from segunlearn.app.routes.runs import ALIVE_SECONDS, RunOut, run_out
+from segunlearn.app.routes.runs import RunOut, run_out
+from segunlearn.app.routes.streams import ALIVE_SECONDS, Guest, event_stream
 
 router = APIRouter(tags=["Viewer"])
 
@@ -69,15 +70,12 @@ async def changes(request: Request, user: Reader, services: Services) -> Streami
     """Stream server-sent events for a minute: one at once, then one at each change.
 
     ``forget`` is a number that grows with every step of any request; ``runs`` holds the newest runs
-    of which something changed, as in ``/runs``. One stream serves a whole viewer, because browsers
+    of which something changed, as in ``/runs``. The event ``signed-out`` ends it seconds after the
+    caller's token was revoked or has expired. One stream serves a whole viewer, because browsers
     open few connections to one server.
     """
     first = await run_in_threadpool(_look, services)  # a store that is away is told as 503
-    return StreamingResponse(
-        _stream(services, first, request),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )
+    return event_stream(_stream(services, first, Guest(request)))
 
 
 def _look(services: Forgetting) -> tuple[int, dict[str, RunOut]]:
@@ -86,14 +84,17 @@ def _look(services: Forgetting) -> tuple[int, dict[str, RunOut]]:
 
 
 async def _stream(
-    services: Forgetting, first: tuple[int, dict[str, RunOut]], request: Request
+    services: Forgetting, first: tuple[int, dict[str, RunOut]], guest: Guest
 ) -> AsyncIterator[str]:
     began = said = time.monotonic()
     forget, runs = first
     yield _event(forget, list(runs.values()))
     while time.monotonic() - began < LONGEST_SECONDS:
         await asyncio.sleep(LOOK_SECONDS)
-        if await request.is_disconnected():
+        if await guest.is_gone():
+            return
+        if last := await guest.last_event():
+            yield last
             return
         now, found = await run_in_threadpool(_look, services)
         changed = [run for key, run in found.items() if runs.get(key) != run]

@@ -15,6 +15,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from segunlearn.app.routes.forget import Decider, Reader, Services
+from segunlearn.app.routes.streams import ALIVE_SECONDS, Guest, event_stream
 from segunlearn.errors import NotFoundError
 from segunlearn.records.runs import RunEvent, RunRecord, Runs, State
 
@@ -22,10 +23,9 @@ router = APIRouter(tags=["Runs"])
 
 RunId = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
 
-#: Seconds between two looks for new events, between two signs of life, and of one stream; a
-#: client that is cut off asks again with Last-Event-ID and misses nothing.
+#: Seconds between two looks for new events, and of one stream; a client that is cut off asks again
+#: with Last-Event-ID and misses nothing.
 POLL_SECONDS = 0.5
-ALIVE_SECONDS = 15.0
 LONGEST_SECONDS = 3600.0
 _END = "event: end\ndata: {}\n\n"
 
@@ -138,16 +138,14 @@ async def run_events(
 
     Each event is named by the run's state, has its number as id, and JSON as data. A client that
     sends ``Last-Event-ID`` (browsers do so by themselves) or ``after`` gets the newer ones only.
+    The event ``signed-out`` ends the stream, too, seconds after the caller's token was revoked or
+    has expired.
     """
     if last_event_id and last_event_id.isascii() and last_event_id.isdigit():
         after = max(after, min(int(last_event_id), 2**53))
     record = await run_in_threadpool(services.runs.get, run_id)
     after = min(after, record.last_event)
-    return StreamingResponse(
-        _stream(services.runs, run_id, after, request),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )
+    return event_stream(_stream(services.runs, run_id, after, Guest(request)))
 
 
 @router.get("/pacs/outbox", summary="Documents for the PACS", responses=_REFUSALS, tags=["PACS"])
@@ -193,7 +191,7 @@ def _outbox(services: Services, waiting: bool | None, limit: int, offset: int) -
     )
 
 
-async def _stream(runs: Runs, run_id: str, after: int, request: Request) -> AsyncIterator[str]:
+async def _stream(runs: Runs, run_id: str, after: int, guest: Guest) -> AsyncIterator[str]:
     began = said = time.monotonic()
     first = True
     yield "retry: 2000\n\n"
@@ -210,7 +208,10 @@ async def _stream(runs: Runs, run_id: str, after: int, request: Request) -> Asyn
                 # an interrupted run may report again: a client that cares asks again
                 yield _END
                 return
-        if await request.is_disconnected():
+        if await guest.is_gone():
+            return
+        if last := await guest.last_event():
+            yield last
             return
         if time.monotonic() - said > ALIVE_SECONDS:
             said = time.monotonic()

@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 from urllib.parse import quote
 
@@ -19,7 +20,12 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from segunlearn.app.security.addresses import is_loopback
-from segunlearn.app.security.identity import GenuineTokenError, Identity, NotSignedInError
+from segunlearn.app.security.identity import (
+    NO_ROLE,
+    GenuineTokenError,
+    Identity,
+    NotSignedInError,
+)
 from segunlearn.app.security.metrics import Metrics
 from segunlearn.app.security.sessions import COOKIE, Sessions
 from segunlearn.app.security.witness import Witness, address_of
@@ -111,23 +117,27 @@ class Gate:
         wait = self.witness.failures.wait(address_of(scope))
         if wait and _signs_in(scope, path):
             return self._too_many(wait)
-        shown = _bearer(scope)
-        token = self.sessions.token(cookie(scope, COOKIE)) if shown is None else shown
+        identify = partial(self._identify, scope, self.rules.identify)
         try:
-            if token is None:
-                raise NotSignedInError("sign in, or send a token: Authorization: Bearer …")
-            identity = await run_in_threadpool(self.rules.identify, token)
+            identity = await identify()
         except NotSignedInError as error:
-            return await self._turned_away(scope, path, shown, error)
+            return await self._turned_away(scope, path, _bearer(scope), error)
         except SegUnlearnError as error:  # issuer or store is away: that is nobody's failure
             return None if is_open(scope["method"], path) else _cannot_tell(error)
         scope["state"]["segunlearn_identity"] = identity
+        scope["state"]["segunlearn_identify"] = identify  # streams ask again
         if not identity.role and not is_open(scope["method"], path):
             await self.witness.failed(scope, "forbidden", identity, "no role of this server")
-            return JSONResponse(
-                {"detail": f"{identity.name} has no role here. Ask the administrator for one."}, 403
-            )
+            return JSONResponse({"detail": NO_ROLE.format(name=identity.name)}, 403)
         return None
+
+    async def _identify(self, scope: Scope, identify: Callable[[str], Identity]) -> Identity:
+        """Find who calls, by the token that is shown, else by the session's."""
+        shown = _bearer(scope)
+        token = self.sessions.token(cookie(scope, COOKIE)) if shown is None else shown
+        if token is None:
+            raise NotSignedInError("sign in, or send a token: Authorization: Bearer …")
+        return await run_in_threadpool(identify, token)
 
     async def _turned_away(
         self, scope: Scope, path: str, shown: str | None, error: NotSignedInError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,6 +14,10 @@ from segunlearn.errors import SegUnlearnError
 
 #: Roles as the command line names them, the weakest first: each includes those before it.
 ROLES: Final = ("user", "annotator", "reviewer", "admin")
+
+
+#: What is said to whom the issuer knows and this server gives no role.
+NO_ROLE: Final = "{name} has no role here. Ask the administrator for one."
 
 
 class NotSignedInError(SegUnlearnError):
@@ -70,6 +74,28 @@ def strongest(named: Iterable[Any]) -> str:
     """Return the strongest of some roles as an issuer names them; empty when none is known."""
     held = {name for name in named if isinstance(name, str)}
     return next((role for role in reversed(ROLES) if role_names()[role] in held), "")
+
+
+async def why_not_any_more(request: Request) -> str:
+    """Look at the token of a request again, which may go on for long.
+
+    Returns
+    -------
+    str
+        Why its caller would be refused now. Empty: they would not, login is off, or nobody can
+        say now, as store or issuer are away.
+    """
+    again: Callable[[], Awaitable[Identity]] | None
+    again = getattr(request.state, "segunlearn_identify", None)
+    if again is None:
+        return ""
+    try:
+        identity = await again()
+    except NotSignedInError as error:
+        return str(error)
+    except SegUnlearnError:
+        return ""
+    return "" if identity.role else NO_ROLE.format(name=identity.name)
 
 
 def current_user(request: Request) -> PlatformUser:
