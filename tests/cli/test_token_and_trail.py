@@ -115,6 +115,31 @@ def test_verify_ends_with_1_where_something_was_changed(tmp_path: Path) -> None:
     assert json.loads(changed.stdout)["faults"][0]["kind"] == "row-changed"
 
 
+@pytest.mark.parametrize("width", ["80", "100"])
+def test_rows_are_readable_on_a_narrow_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: str
+) -> None:
+    """Nine columns beside an id left three characters for a word."""
+    monkeypatch.setenv("COLUMNS", width)
+    trail, request, line = Records(Home(tmp_path)).trail, "ab" * 16, "command line"
+    note, unknown = "needed unlearned, reached none", "the token is unknown. Ask for another."
+    add = trail.append
+    add(TrailEntry("mark", "Dr. Meyer", "annotator", "10.1.2.3", "request", request, note=note))
+    add(TrailEntry("approve", f"bob ({line})", line, line, "request", request, note=note))
+    add(TrailEntry("login_failure", "", "", "2001:db8::1", outcome="refused", note=unknown))
+    add(TrailEntry("read_images", "ann", "admin", "127.0.0.1", "series", "c" * 90))
+    lines = run(tmp_path, "trail", "list").stdout.splitlines()
+    assert max(map(len, lines)) <= int(width)
+    assert len(lines) <= 19
+    words = " ".join(lines).split()
+    for word in (
+        request, "approve", "login_failure", "refused", "unlearned,", "annotator,", "10.1.2.3",
+        "2001:db8::1", "Meyer", "(command", "another.", trail.rows()[0].time[:10],
+    ):  # fmt: skip
+        assert word in words
+    assert "".join(w for w in words if set(w) == {"c"}) == "c" * 90  # nothing is cut off
+
+
 def test_rows_are_found(tmp_path: Path) -> None:
     trail = Records(Home(tmp_path)).trail
     trail.append(TrailEntry("backup", "ann"))

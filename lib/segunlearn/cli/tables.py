@@ -24,7 +24,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
         A cell for each column.
     """
     cells = [[str(cell) for cell in row] for row in rows]
-    table = Table(box=None)
+    table = Table(box=None, pad_edge=False)
     for number, heading in enumerate(columns):
         whole = any(_ID.search(row[number]) for row in cells)
         table.add_column(heading, overflow="fold", no_wrap=whole)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from textwrap import wrap
+from typing import Annotated, Final
 
 import typer
 
@@ -22,7 +23,10 @@ from segunlearn.cli.common import (
 from segunlearn.cli.tables import print_table
 from segunlearn.errors import InvalidInputError
 from segunlearn.records.chain import ChainHead
-from segunlearn.records.trail import ACTIONS
+from segunlearn.records.trail import ACTIONS, TrailRow
+
+#: Characters of the longest id, which stands in one piece.
+_ID_LENGTH: Final = 32
 
 trail = typer.Typer(no_args_is_help=True, help="Who did what: list, verify, export.")
 
@@ -46,14 +50,24 @@ def list_rows(
     if as_json:
         print_json([asdict(row) for row in found])
         return
-    rows = [
-        (
-            row.seq, row.time[:19], row.actor, row.role, row.source, row.action,
-            f"{row.kind} {row.what}".strip(), row.outcome, row.note,
-        )
-        for row in found
-    ]  # fmt: skip
-    print_table(("row", "time", "who", "role", "from", "did", "to what", "outcome", "note"), rows)
+    print_table(("row", "time", "who", "did", "to what"), [_cells(row) for row in found])
+
+
+def _cells(row: TrailRow) -> tuple[object, ...]:
+    """Write a row in few columns of several lines: an id leaves little room beside it."""
+    did = row.action if row.outcome == "done" else f"{row.action}\n{row.outcome}"
+    target = f"{row.kind} {row.what}".strip()
+    return (
+        row.seq,
+        f"{row.time[:10]}\n{row.time[11:19]}",
+        _lines(row.actor, ", ".join(t for t in dict.fromkeys((row.role, row.source)) if t)),
+        _lines(did, row.note),
+        target if len(target) <= _ID_LENGTH else _lines(row.kind, *wrap(row.what, _ID_LENGTH)),
+    )
+
+
+def _lines(*texts: str) -> str:
+    return "\n".join(text for text in texts if text)
 
 
 @trail.command()
