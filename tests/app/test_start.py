@@ -14,7 +14,7 @@ from app_sources import make_study, write_files
 _PROGRAM = "from segunlearn.cli import main; main()"
 
 
-def start(root: Path, *conf: str) -> subprocess.CompletedProcess[str]:
+def start(root: Path, *conf: str, first: str = "") -> subprocess.CompletedProcess[str]:
     """Start a server on a folder of one file; it is ended after a minute."""
     write_files(root / "studies", [make_study(1)])
     with socket.socket() as probe:
@@ -22,12 +22,32 @@ def start(root: Path, *conf: str) -> subprocess.CompletedProcess[str]:
         port = str(probe.getsockname()[1])
     where = ["--studies", str(root / "studies"), "--home", str(root / "home"), "--port", port]
     return subprocess.run(
-        [sys.executable, "-c", _PROGRAM, "serve", *where, "--conf", *conf],
+        [sys.executable, "-c", first + _PROGRAM, "serve", *where, "--conf", *conf],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_database_that_does_not_answer_is_named_and_not_waited_for_in_vain(
+    tmp_path: Path, silent: bool
+) -> None:
+    """The server started without a word; nobody listens there, or nobody who says anything."""
+    with socket.socket() as database:
+        database.bind(("127.0.0.1", 0))
+        if silent:
+            database.listen()
+        host = f"127.0.0.1:{database.getsockname()[1]}"
+        first = "from segunlearn.app import store_wait; store_wait.SECONDS = 3; "
+        ended = start(tmp_path, "store", f"postgresql://u:secret@{host}/d", first=first)
+    assert ended.returncode == 2, ended.stderr
+    told = ended.stderr.splitlines()
+    assert "Traceback" not in ended.stderr
+    assert "secret" not in ended.stderr
+    assert told[-1].startswith("error: the store postgresql+psycopg://u:***@127.0.0.1")
+    assert silent or any(line.startswith("waiting up to 3 seconds: the store") for line in told)
 
 
 @pytest.mark.parametrize(

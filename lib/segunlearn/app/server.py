@@ -130,6 +130,8 @@ def serve(
         An option or the people file is wrong, or there are no such studies.
     ConflictError
         Another server works on this home.
+    UnavailableError
+        PostgreSQL did not answer for a minute.
     """
     os.umask(0o077)  # what it writes, caches of images too, is for its own account
     environment, home = prepare(studies, conf, host=host, port=port)
@@ -144,11 +146,13 @@ def serve(
     from segunlearn.app import background
     from segunlearn.app.home_tidy import tidy
     from segunlearn.app.locks import server_lock
+    from segunlearn.app.store_wait import wait_for_store
 
     if "login" in conf and certfile is None and not is_loopback(host):
         logger.warning("tokens travel in clear: give --ssl-certfile, or put a TLS proxy before it")
     log_config = _log_config(Path(environment["MONAI_LABEL_APP_DIR"]), log_level)
     with server_lock(home):
+        wait_for_store(home, AppOptions.from_conf(conf).store)
         tidy(home)
         config = uvicorn.Config(
             "monailabel.app:app",

@@ -71,6 +71,9 @@ _SMALLEST: Final = 512
 #: How long a writer waits for other writers before it gives up, in seconds.
 BUSY_SECONDS: Final = 60.0
 
+#: How long PostgreSQL may take to answer a new connection, in seconds.
+CONNECT_SECONDS: Final = 5
+
 #: What is to be done after the transaction of a connection, among what is known of it.
 _AFTER: Final = "segunlearn after commit"
 
@@ -318,7 +321,9 @@ def _from_url(place: str) -> Store:
                 f"a store of kind {url.drivername!r} is not supported. Use a file (SQLite) or "
                 "postgresql+psycopg://user:password@host/database."
             )
-        engine = create_engine(url, pool_pre_ping=True, hide_parameters=True)
+        # libpq's own limit is none: a host that swallows packets would be waited for by minutes
+        limit = {} if "connect_timeout" in url.query else {"connect_timeout": CONNECT_SECONDS}
+        engine = create_engine(url, pool_pre_ping=True, hide_parameters=True, connect_args=limit)
     except (UrlError, NoSuchModuleError, ValueError) as error:
         if isinstance(error, InvalidInputError):
             raise
