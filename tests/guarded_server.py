@@ -18,6 +18,7 @@ from live_server import live_server
 from segunlearn.app import viewer, wiring
 from segunlearn.app.forgetting import Forgetting
 from segunlearn.app.inference_queue import InferenceQueue
+from segunlearn.app.models import ActiveModel
 from segunlearn.app.options import AppOptions, Home
 from segunlearn.app.records import Records
 from segunlearn.app.routes import audits, changes, forget
@@ -25,6 +26,7 @@ from segunlearn.app.security import health
 from segunlearn.app.security.protection import protect, routers
 from segunlearn.errors import SegUnlearnError
 from segunlearn.records.access_tokens import AccessTokens
+from segunlearn.records.versions import VersionRegistry
 
 
 @dataclass
@@ -64,7 +66,7 @@ def serving(home: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iter
     records = Records(place)
     made: Any = SimpleNamespace(
         options=AppOptions(home=home, **options), records=records, home=place,
-        model=SimpleNamespace(registry=SimpleNamespace(active=lambda: None)),
+        model=ActiveModel(VersionRegistry(place.model("segmentation"))),
         inferences=InferenceQueue(2),
     )  # fmt: skip
     monkeypatch.setattr(health, "current_app", lambda: made)

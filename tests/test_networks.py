@@ -284,6 +284,8 @@ def test_missing_weights(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "gone.safetensors"):
         with pytest.raises(NotFoundError, match=path.name):
             load_weights(path, SMALL)
+    with pytest.raises(IntegrityError, match="Restore it from a backup, or activate"):
+        load_weights(tmp_path / "gone.safetensors", SMALL, "0" * 64)  # it was published
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import re
 import shutil
 import sqlite3
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -308,3 +309,29 @@ def test_the_commands(home: Home, tmp_path: Path) -> None:
     assert (kept[0]["action"], digest in kept[0]["note"]) == ("backup", True)
     listed = run(app, ["trail", "list", "--home", str(tmp_path / "new"), "--json"])
     assert json.loads(listed.stdout)[0]["action"] == "restore_home"
+
+
+def test_a_model_that_was_damaged_already_is_told(home: Home, tmp_path: Path) -> None:
+    """The copy is byte for byte what was there: older ones were let expire for it."""
+    run, where = CliRunner().invoke, ["--home", str(home.root)]
+    (version,) = (home.model("segmentation") / "versions").iterdir()
+    whole = {p: p.read_bytes() for p in version.iterdir()}
+    damages: list[tuple[str, Callable[[Path], object]]] = [
+        ("weights.safetensors", Path.unlink),
+        ("weights.safetensors", lambda p: p.write_bytes(p.read_bytes()[:99])),
+        ("manifest.json", Path.unlink),
+    ]
+    for number, (name, damage) in enumerate(damages):
+        damage(version / name)
+        copy = str(tmp_path / f"copy{number}")
+        made = run(app, ["backup", copy, *where])
+        new = ["--home", str(tmp_path / f"new{number}")]
+        checked = run(app, ["restore-home", copy, "--check"])
+        restored = run(app, ["restore-home", copy, *new])
+        for told in (made, checked, restored):
+            assert told.exit_code == 3, told.output
+            assert "v0001" in told.output
+            assert "keep an older copy" in " ".join(told.output.split())
+        for path, content in whole.items():
+            path.write_bytes(content)
+    assert run(app, ["backup", str(tmp_path / "good"), *where]).exit_code == 0

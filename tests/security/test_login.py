@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app_sources import stock_client_module
+from app_sources import publish_tiny, stock_client_module
 from guarded_server import Place, serving
 from oidc_issuer import TestIssuer
 from segunlearn.app.routes import platform, tasks
@@ -240,6 +240,21 @@ def test_ready_says_what_is_wrong(place: Place, monkeypatch: pytest.MonkeyPatch)
         assert answer.status_code == 503
         assert answer.json() == {**good, "ready": False, "home": "fault"}
         assert client.get("/health/live").status_code == 200
+
+
+def test_not_ready_while_the_weights_in_service_are_gone_or_changed(place: Place) -> None:
+    """Nobody could segment; the manifest alone says nothing of the weights' own file."""
+    assert place.records.store.path is not None
+    weights = publish_tiny(place.records.store.path.parent).weights
+    whole = weights.read_bytes()
+    with place.client() as client:
+        assert client.get("/health/ready").status_code == 200
+        for damage in (weights.unlink, lambda: weights.write_bytes(whole[:100])):
+            damage()
+            answer = client.get("/health/ready")
+            assert (answer.status_code, answer.json()["model"]) == (503, "fault")
+        weights.write_bytes(whole)
+        assert client.get("/health/ready").status_code == 200
 
 
 def test_the_issuer_signs_a_browser_in(sso: Place) -> None:

@@ -412,6 +412,7 @@ class SegUnlearnApp(MONAILabelApp):
     def model_info(self, model: str) -> dict[str, Any]:
         """Digest, time and version of the active weights."""
         version = self.served_model(model).version()
+        self.model.check()
         return {
             "checksum": f"SHA256:{version.sha256}",
             "modified_time": int(version.weights.stat().st_mtime),

@@ -17,10 +17,12 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Final
 
 from segunlearn import __version__
+from segunlearn.app.adapter_store import SiteAdapters
 from segunlearn.app.locks import training_lock
 from segunlearn.app.options import Home
 from segunlearn.app.unlearn_journal import journals
@@ -30,9 +32,12 @@ from segunlearn.records.chain import ChainHead
 from segunlearn.records.durable import read_json, sync_file, sync_folder, write_json_durably
 from segunlearn.records.ledger import Ledger
 from segunlearn.records.ledger_entries import row_digest
+from segunlearn.records.numbered import names_in
 from segunlearn.records.store import DATABASE_NAME, canonical_json, open_store, utc_now
 from segunlearn.records.trail import Trail
-from segunlearn.records.version_info import file_sha256
+from segunlearn.records.version_files import check_weights
+from segunlearn.records.version_info import file_sha256, read_info
+from segunlearn.records.versions import VersionRegistry
 
 MANIFEST: Final = "manifest.json"
 _FORMAT: Final = 1
@@ -215,6 +220,24 @@ def check_copy(source: Path) -> dict[str, Any]:
     return manifest
 
 
+def faults_of(home: Home) -> list[str]:
+    """Say what of the models is missing or was changed, in a home or in a copy's ``home``.
+
+    A copy is compared with its manifest; what was damaged before it was made is in it as it was.
+    """
+    found: list[str] = []
+    for model in home.models():
+        registry, versions = VersionRegistry(home.model(model)), home.model(model) / "versions"
+        looks = [registry.active, *(partial(_look_at, versions / n) for n in names_in(versions))]
+        for look in looks:
+            try:
+                look()
+            except IntegrityError as error:
+                found.append(f"{model}: {error}")
+        found += [f"{model}: {fault}" for fault in SiteAdapters(home.sites / model).damaged()]
+    return list(dict.fromkeys(found))
+
+
 def check_records(database: Path, manifest: Mapping[str, Any]) -> None:
     """Check the database of a copy and its chains, down to the heads that the manifest names.
 
@@ -237,6 +260,12 @@ def check_records(database: Path, manifest: Mapping[str, Any]) -> None:
         store.close()
     if faults:
         raise IntegrityError(f"the copy's records were changed: {faults[0].message}")
+
+
+def _look_at(version: Path) -> None:
+    info = read_info(version)
+    if info.weights_state == "here":
+        check_weights(info)
 
 
 def _close_doors(database: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from segunlearn.app.adapter_store import AdapterInfo, SiteAdapters
 from segunlearn.errors import ConflictError, IntegrityError, NoMemoryError
+from segunlearn.records.version_files import check_weights
 from segunlearn.records.versions import VersionInfo, VersionRegistry
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class ActiveModel:
         self._device = device
         self._loaded: tuple[str, Segmenter] | None = None
         self._adapted: dict[tuple[str, str], Segmenter] = {}
+        self._checked: tuple[str, int, int, int] | None = None
         self._loading = threading.Lock()
         self._turn = threading.Lock()
 
@@ -78,6 +80,23 @@ class ActiveModel:
                 f"a training (POST /train/{self.name}), or run 'segunlearn train'."
             )
         return info
+
+    def check(self) -> None:
+        """See that the active version is whole; its weights are read again once their file changed.
+
+        Raises
+        ------
+        IntegrityError
+            They, its records or the pointer were changed or are gone.
+        """
+        info = self.registry.active()
+        if info is None:
+            return
+        found = info.weights.stat() if info.weights.is_file() else None
+        seen = found and (info.sha256, found.st_ino, found.st_size, found.st_mtime_ns)
+        if seen is None or seen != self._checked:
+            check_weights(info)
+            self._checked = seen
 
     def segmenter(self) -> tuple[VersionInfo, Segmenter]:
         """Return the active version and its network, loaded when it is another one than before."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -127,7 +129,7 @@ def serve(
     Raises
     ------
     InvalidInputError
-        An option or the people file is wrong, or there are no such studies.
+        An option or the people file is wrong, there are no such studies, or the port is in use.
     ConflictError
         Another server works on this home.
     UnavailableError
@@ -152,6 +154,7 @@ def serve(
         logger.warning("tokens travel in clear: give --ssl-certfile, or put a TLS proxy before it")
     log_config = _log_config(Path(environment["MONAI_LABEL_APP_DIR"]), log_level)
     with server_lock(home):
+        _refuse_port_in_use(host, port)
         wait_for_store(home, AppOptions.from_conf(conf).store)
         tidy(home)
         config = uvicorn.Config(
@@ -177,6 +180,27 @@ def serve(
                 background.stop(kind)
     if not server.started:  # uvicorn has said why
         sys.exit(3)
+
+
+def _refuse_port_in_use(host: str, port: int) -> None:
+    """Refuse a port on which another program listens, before the app is built for nothing.
+
+    What else may be wrong with an address is told by whoever listens on it.
+    """
+    with suppress(OSError):
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(address)
+                except OSError as error:
+                    if error.errno == errno.EADDRINUSE:
+                        raise InvalidInputError(
+                            f"--port {port}: another program listens there. Stop it, or choose "
+                            "another port."
+                        ) from error
 
 
 def _log_config(app_dir: Path, level: str) -> dict[str, Any]:

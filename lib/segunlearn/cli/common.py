@@ -101,6 +101,11 @@ def print_found(found: RenderableType) -> None:
     Console(markup=False).print(found)
 
 
+def found_width() -> int:
+    """Letters in a line of standard output; 80 in a pipe."""
+    return Console().width
+
+
 def home_of(path: Path) -> Home:
     """Home folder of an option."""
     return Home(path.expanduser().resolve())

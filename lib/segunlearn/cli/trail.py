@@ -61,7 +61,7 @@ def _cells(row: TrailRow) -> tuple[object, ...]:
         row.seq,
         f"{row.time[:10]}\n{row.time[11:19]}",
         _lines(row.actor, ", ".join(t for t in dict.fromkeys((row.role, row.source)) if t)),
-        _lines(did, row.note),
+        _lines(did, *wrap(row.note, _ID_LENGTH)),
         target if len(target) <= _ID_LENGTH else _lines(row.kind, *wrap(row.what, _ID_LENGTH)),
     )
 

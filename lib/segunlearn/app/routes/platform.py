@@ -87,7 +87,9 @@ def _next_sample(
 @router.get("/model/{model}", summary="Download the active weights", tags=["Model"])
 def download_model(model: str, user: Admin) -> FileResponse:
     """Send the weights of the active version as safetensors."""
-    version = current_app().served_model(model).version()
+    served = current_app().served_model(model)
+    served.check()
+    version = served.version()
     return FileResponse(
         version.weights,
         media_type="application/octet-stream",

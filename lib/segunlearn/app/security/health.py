@@ -57,7 +57,7 @@ def ready() -> JSONResponse:
     parts = {
         "store": _part("store", lambda: _ask_store(app)),
         "home": _part("home", lambda: _ask_home(app)),
-        "model": _part("model", lambda: app.model.registry.active()),
+        "model": _part("model", app.model.check),
     }
     good = all(part == "good" for part in parts.values())
     return JSONResponse({"ready": good, **parts}, 200 if good else 503)
