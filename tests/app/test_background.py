@@ -26,6 +26,12 @@ _CHILD = (
         ("errors.CancelledError('the run was stopped.')", "STOPPED", "the run was stopped."),
         ("errors.ConflictError('it was marked meanwhile.')", "ERROR", "it was marked meanwhile."),
         ("ValueError('a fault of ours')", "ERROR", "ValueError: a fault of ours"),
+        (
+            "(os := __import__('os')).kill(os.getpid(), 9)",
+            "ERROR",
+            "its process was killed (signal 9), as happens where the machine's memory is short; "
+            "nothing that it had not finished is served. Start it again.",
+        ),
     ],
 )
 def test_an_ordinary_end_is_one_sentence(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -583,6 +585,38 @@ def test_ledger_routes(client: TestClient, records: Forgetting) -> None:
     assert client.get("/ledger/versions", params={"study": "1.2.3"}).json() == []
     (study,) = client.get("/ledger/studies", params={"version": "a" * 64}).json()
     assert study["study"] == TRAINED
+
+
+_KILLED = """
+import os, sys
+from segunlearn.records.runs import Runs
+from segunlearn.records.store import open_store
+print(Runs(open_store(sys.argv[1])).start("train", "segmentation", {}), flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("asked", ["list", "one", "events", "cancel"])
+def test_a_run_whose_process_was_killed_does_not_run(
+    client: TestClient, store: Store, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Viewers follow these routes alone: a training that was out of memory ran for ever there."""
+    monkeypatch.setattr(runs, "ALIVE_SECONDS", 0.2)
+    monkeypatch.setattr(runs, "LONGEST_SECONDS", 5.0)
+    killed = subprocess.run(
+        [sys.executable, "-c", _KILLED, str(store.path)],
+        stdout=subprocess.PIPE, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    run = killed.stdout.strip()
+    if asked == "list":
+        assert [r["state"] for r in client.get("/runs").json()] == ["interrupted"]
+        assert client.get("/runs?state=running").json() == []
+    elif asked == "one":
+        assert "killed" in client.get(f"/runs/{run}").json()["message"]
+    elif asked == "events":
+        assert "event: interrupted" in client.get(f"/runs/{run}/events").text
+    else:
+        assert "(interrupted)" in client.post(f"/runs/{run}/cancel").json()["detail"]
 
 
 def test_runs_and_their_events(client: TestClient, records: Forgetting) -> None:

@@ -103,6 +103,7 @@ def list_runs(
     offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
 ) -> list[RunOut]:
     """Page through runs of every kind, newest first."""
+    services.runs.mark_dead()
     found = services.runs.list(limit, offset, model=model, kind=kind, state=state)
     return [run_out(record) for record in found]
 
@@ -110,12 +111,14 @@ def list_runs(
 @router.get("/runs/{run_id}", summary="One run", responses=_REFUSALS)
 def get_run(run_id: RunId, user: Reader, services: Services) -> RunOut:
     """Return one run with its newest progress."""
+    services.runs.mark_dead()
     return run_out(services.runs.get(run_id))
 
 
 @router.post("/runs/{run_id}/cancel", summary="Stop a run", responses=_REFUSALS)
 def cancel_run(run_id: RunId, user: Decider, services: Services) -> RunOut:
     """Ask a run to stop; it does so at its next step."""
+    services.runs.mark_dead()
     services.runs.cancel(run_id, by=user.username)
     return run_out(services.runs.get(run_id))
 
@@ -143,6 +146,7 @@ async def run_events(
     """
     if last_event_id and last_event_id.isascii() and last_event_id.isdigit():
         after = max(after, min(int(last_event_id), 2**53))
+    await run_in_threadpool(services.runs.mark_dead)
     record = await run_in_threadpool(services.runs.get, run_id)
     after = min(after, record.last_event)
     return event_stream(_stream(services.runs, run_id, after, Guest(request)))
@@ -215,6 +219,7 @@ async def _stream(runs: Runs, run_id: str, after: int, guest: Guest) -> AsyncIte
             return
         if time.monotonic() - said > ALIVE_SECONDS:
             said = time.monotonic()
+            await run_in_threadpool(runs.mark_dead)  # a killed run says nothing itself
             yield ": alive\n\n"
         await asyncio.sleep(POLL_SECONDS)
 
