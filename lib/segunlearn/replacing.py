@@ -9,6 +9,17 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
+
+#: What the system says of a disk, or of an account's share of it, without room.
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+
+
+def full_disk(error: BaseException) -> str:
+    """Say of an error that the disk is full, and what to do; empty of any other."""
+    if not isinstance(error, OSError) or error.errno not in _FULL:
+        return ""
+    return "the disk is full. Nothing that is served was changed. Make room, and start it again."
 
 
 @contextmanager

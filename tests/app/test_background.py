@@ -27,6 +27,11 @@ _CHILD = (
         ("errors.ConflictError('it was marked meanwhile.')", "ERROR", "it was marked meanwhile."),
         ("ValueError('a fault of ours')", "ERROR", "ValueError: a fault of ours"),
         (
+            "OSError(28, 'No space left on device')",
+            "ERROR",
+            "the disk is full. Nothing that is served was changed. Make room, and start it again.",
+        ),
+        (
             "(os := __import__('os')).kill(os.getpid(), 9)",
             "ERROR",
             "its process was killed (signal 9), as happens where the machine's memory is short; "

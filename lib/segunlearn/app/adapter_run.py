@@ -53,6 +53,7 @@ from segunlearn.records.runs import Progress
 from segunlearn.records.store import utc_now
 from segunlearn.records.trail import TrailEntry
 from segunlearn.records.versions import VersionInfo, VersionRegistry
+from segunlearn.replacing import full_disk
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +200,8 @@ class AdaptRun(WatchedRun):
                 raise
             except Exception as error:
                 lacking = is_out_of_memory(error)
-                why = _LACKING if lacking else f"unexpected error: {type(error).__name__}"
+                other = full_disk(error) or f"unexpected error: {type(error).__name__}"
+                why = _LACKING if lacking else other
                 self._end(info, support, "failed", why)
                 if lacking:
                     raise NoMemoryError(why) from error

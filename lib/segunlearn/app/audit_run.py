@@ -45,6 +45,7 @@ from segunlearn.networks import load_weights
 from segunlearn.records.runs import Progress
 from segunlearn.records.store import canonical_json
 from segunlearn.records.versions import VersionInfo, VersionRegistry
+from segunlearn.replacing import full_disk
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +153,8 @@ class AuditRun(WatchedRun):
             self._finish("failed", str(error))
             raise
         except Exception as error:
-            self._finish("failed", f"unexpected error: {type(error).__name__}")
+            other = f"unexpected error: {type(error).__name__}"
+            self._finish("failed", full_disk(error) or other)
             raise
         finally:  # no lock is held any more
             self.records.drop_marked_checkpoints()

@@ -6,12 +6,15 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from segunlearn.app.datastores import StudiesDatastore
 from segunlearn.errors import SegUnlearnError, UnavailableError
 
 logger = logging.getLogger(__name__)
+
+#: Images without a mask that are told of at the end.
+_TOLD: Final = 15
 
 
 class BatchInfer:
@@ -52,6 +55,11 @@ class BatchInfer:
                 "batch inference: %d of %d images, %.1f s",
                 number, len(image_ids), time.monotonic() - started,
             )  # fmt: skip
+        failed = [(n, r["error"]) for n, r in enumerate(result.values(), start=1) if "error" in r]
+        if failed:  # said once more at the end: of a task's words only the last lines are kept
+            logger.warning("%d of %d images have no mask:", len(failed), len(result))
+            for number, why in failed[:_TOLD]:
+                logger.warning("image %d: %s", number, why)
         return result
 
     @staticmethod

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Final
 
 from segunlearn.errors import CancelledError, SegUnlearnError
+from segunlearn.replacing import full_disk
 
 #: Environment variable in which a task's process finds the server's process id.
 STARTER: Final = "SEGUNLEARN_STARTER"
@@ -37,6 +38,11 @@ def main() -> None:
     except SegUnlearnError as error:  # an ordinary end, and people read what was written last
         sys.stderr.write(f"{error}\n")
         sys.exit(CANCELLED if isinstance(error, CancelledError) else 1)
+    except OSError as error:
+        if not (why := full_disk(error)):
+            raise
+        sys.stderr.write(f"{why}\n")
+        sys.exit(1)
 
 
 def end_with_starter() -> None:

@@ -16,6 +16,7 @@ from segunlearn.app.watched_run import WatchedRun
 from segunlearn.cases import Case
 from segunlearn.errors import CancelledError, ConflictError, SegUnlearnError
 from segunlearn.records.ledger import LedgerEntry
+from segunlearn.replacing import full_disk
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class ResumableRun(WatchedRun):
             self._finish("refused" if isinstance(error, ConflictError) else "failed", str(error))
             raise
         except Exception as error:
-            self._finish("failed", f"unexpected error: {error!r:.500}")
+            self._finish("failed", full_disk(error) or f"unexpected error: {error!r:.500}")
             raise
         finally:
             self._drop_if_marked()

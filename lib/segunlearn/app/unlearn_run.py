@@ -50,6 +50,7 @@ from segunlearn.records.ledger import LedgerCase, LedgerEntry
 from segunlearn.records.runs import Progress
 from segunlearn.records.store import utc_now
 from segunlearn.records.versions import VersionInfo, VersionRegistry
+from segunlearn.replacing import full_disk
 
 logger = logging.getLogger(__name__)
 
@@ -294,10 +295,9 @@ class UnlearnRun(WatchedRun):
             )
             raise
         except Exception as error:
-            self._undo(finisher, journal, f"unexpected error: {type(error).__name__}")
-            self.records.runs.finish(
-                self.run_id, "failed", f"unexpected error: {type(error).__name__}"
-            )
+            why = full_disk(error) or f"unexpected error: {type(error).__name__}"
+            self._undo(finisher, journal, why)
+            self.records.runs.finish(self.run_id, "failed", why)
             raise
         # nothing is undone from here on: what a kill interrupts, the next start finishes
         self.report(Progress("publish", 0, 1))

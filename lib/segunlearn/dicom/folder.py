@@ -392,7 +392,8 @@ def _write(dataset: Dataset, path: Path) -> None:
         part.replace(path)
     except OSError as error:
         raise UnavailableError(
-            f"an instance cannot be stored ({error.strerror}). Check disk space and rights."
+            f"an instance cannot be stored ({error.strerror or error}). Check disk space and "
+            "rights."
         ) from error
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise InvalidInputError(f"an instance cannot be encoded ({error}).") from error
