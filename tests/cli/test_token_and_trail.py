@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import sqlite3
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from segunlearn.app.options import Home
 from segunlearn.app.records import Records
+from segunlearn.app.security import fhir
 from segunlearn.cli import app
 from segunlearn.errors import InvalidInputError, NotFoundError
 from segunlearn.records.access_tokens import AccessTokens
@@ -85,6 +87,24 @@ def test_every_action_is_exported_as_an_audit_event(tmp_path: Path) -> None:
     assert [json.loads(line) for line in piped] == events[3:]
     with pytest.raises(FileExistsError):
         run(tmp_path, "trail", "export", str(out))
+
+
+def test_half_an_export_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lines are whole up to its end: it would pass for all there is."""
+    trail, made = Records(Home(tmp_path)).trail, []
+
+    def event(row: Any) -> dict[str, str]:
+        made.append(row)
+        if len(made) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return {}
+
+    for name in ("ann", "bob", "eve"):
+        trail.append(TrailEntry("backup", name))
+    monkeypatch.setattr(fhir, "audit_event", event)
+    with pytest.raises(OSError, match="No space"):
+        run(tmp_path, "trail", "export", str(tmp_path / "out.ndjson"))
+    assert not (tmp_path / "out.ndjson").exists()
 
 
 def _texts(value: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -275,6 +276,25 @@ def test_nothing_is_overwritten_and_half_a_copy_is_none(
     (copy / "manifest.json").unlink()
     with pytest.raises(InvalidInputError, match="interrupted"):
         restore_home(copy, tmp_path / "new")
+    with pytest.raises(InvalidInputError, match="interrupted"):
+        check_copy(copy)
+
+
+def test_nothing_is_left_of_a_copy_for_which_there_is_no_room(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stood in the way of the next one, and kept the disk full."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patches:
+        patches.setattr(home_copy, "write_json_durably", full)
+        with pytest.raises(OSError, match="No space"):
+            copy_home(home, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+    copy_home(home, tmp_path / "copy")
+    check_copy(tmp_path / "copy")
 
 
 def test_no_copy_while_a_version_may_be_published(home: Home, tmp_path: Path) -> None:

@@ -110,10 +110,18 @@ def copy_home(home: Home, target: Path, *, wait: float = 5.0) -> Copied:
                 "server once, or run 'segunlearn unlearn', then copy."
             )
         target.mkdir(mode=0o700, parents=True)
-        place = target / "home"
-        files = {name: _copy(home.root / name, place / name) for name in _names(home.root)}
-        _copy_database(home.database, place / DATABASE_NAME)
-        files[DATABASE_NAME] = _described(place / DATABASE_NAME)
+        try:
+            return _copy_into(home, target)
+        except BaseException:  # a copy without a manifest is never used
+            shutil.rmtree(target, ignore_errors=True)
+            raise
+
+
+def _copy_into(home: Home, target: Path) -> Copied:
+    place = target / "home"
+    files = {name: _copy(home.root / name, place / name) for name in _names(home.root)}
+    _copy_database(home.database, place / DATABASE_NAME)
+    files[DATABASE_NAME] = _described(place / DATABASE_NAME)
     kept = {name: about for name, about in files.items() if about is not None}
     manifest = {
         "format": _FORMAT,
@@ -153,10 +161,6 @@ def restore_home(source: Path, target: Path) -> dict[str, Any]:
     InvalidInputError
         It is no copy, or the target exists.
     """
-    if not (source / MANIFEST).is_file():
-        raise InvalidInputError(
-            f"{source}: has no {MANIFEST}: it is no copy of a home, or one that was interrupted."
-        )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InvalidInputError(
             f"{target}: is there already, and nothing is overwritten. Name a new folder."
@@ -187,9 +191,15 @@ def check_copy(source: Path) -> dict[str, Any]:
 
     Raises
     ------
+    InvalidInputError
+        It is no copy.
     IntegrityError
         A file is missing, changed or was added, or the manifest is damaged.
     """
+    if not (source / MANIFEST).is_file():
+        raise InvalidInputError(
+            f"{source}: has no {MANIFEST}: it is no copy of a home, or one that was interrupted."
+        )
     told: Any = read_json(source / MANIFEST)
     manifest: dict[str, Any] = told if isinstance(told, dict) else {}
     listed = manifest.get("files")

@@ -116,5 +116,10 @@ def export(
             typer.echo(line)
         return
     with out.open("x", encoding="utf-8") as file:
-        count = sum(1 for line in lines if file.write(line + "\n"))
+        try:
+            count = sum(1 for line in lines if file.write(line + "\n"))
+            file.flush()
+        except BaseException:  # half of it would pass for all there is
+            out.unlink(missing_ok=True)
+            raise
     console.print(f"{out}: {count} events")
