@@ -29,9 +29,10 @@ from segunlearn.app.datastores import StudiesDatastore
 from segunlearn.app.meta_run import META_TRAIN
 from segunlearn.cases import Case
 from segunlearn.cli import app as command_line
-from segunlearn.errors import CancelledError, InvalidInputError
+from segunlearn.errors import CancelledError, ConflictError, InvalidInputError
 from segunlearn.records.runs import Progress
 from segunlearn.records.versions import file_sha256
+from segunlearn.volumes import read_volume, write_volume
 
 #: Two people of each; the second spelling is the same hospital by its alias.
 HOSPITALS = ("North", "St. North", "South", "south")
@@ -294,3 +295,24 @@ def test_reading_the_studies_is_told_and_can_be_stopped(
         meta_train(app)
     assert read == [(1, 3)]
     assert app.model.version().version == "v0001"
+
+
+def test_a_label_that_was_replaced_during_the_joint_training_is_not_learned_from(
+    app: SegUnlearnApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger's row names what the joint model read: the meta model would know another one."""
+    real = meta_run.read_sets
+
+    def read_others(members: dict[str, list[Case]], *given: Any, **named: Any) -> Any:
+        label = next(iter(members.values()))[0].label
+        assert label is not None
+        volume = read_volume(label, label=True)
+        write_volume(replace(volume, array=volume.array[::-1].copy()), label)
+        return real(members, *given, **named)
+
+    monkeypatch.setattr(meta_run, "read_sets", read_others)
+    with pytest.raises(ConflictError, match=r"^1 of the images or labels .* were replaced"):
+        meta_train(app)
+    run = app.records.runs.latest(kind=META_TRAIN)
+    assert run is not None
+    assert (run.state, app.model.version().version) == ("refused", "v0001")

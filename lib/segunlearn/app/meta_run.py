@@ -23,7 +23,7 @@ from segunlearn.app.site_choice import Aliases
 from segunlearn.app.training_run import TrainingRun
 from segunlearn.cases import Case, number_of
 from segunlearn.dicom.site import SiteKey
-from segunlearn.errors import InvalidInputError
+from segunlearn.errors import ConflictError, InvalidInputError
 from segunlearn.networks import load_weights
 from segunlearn.records.durable import write_durably
 from segunlearn.records.ledger import LedgerEntry
@@ -33,6 +33,7 @@ from segunlearn.records.versions import VersionInfo
 from segunlearn.training import TrainResult, TrainSettings, split
 from segunlearn.training.data import PreparedCase
 from segunlearn.training.parallel import devices_for
+from segunlearn.volumes import read_volume
 
 #: Kind of its runs, and name of the trainer.
 META_TRAIN: Final = "meta_train"
@@ -158,6 +159,7 @@ class MetaTrainingRun(TrainingRun):
             cut=lambda s: replace(s, person=number_of(s.person)),  # in support or query, not both
             stopped="the meta-training was stopped while it read images; start it again to go on.",
         )
+        _refuse_replaced(result, cases)
         network = load_weights(result.weights, result.config, result.sha256)
         made = meta_train(
             network.to(devices_for(result.settings)[0]),
@@ -189,3 +191,18 @@ class MetaTrainingRun(TrainingRun):
             "meta_model": self.details.get("meta_model"),
         }
         return replace(entry, parameters=parameters)
+
+
+def _refuse_replaced(result: TrainResult, cases: Sequence[Case]) -> None:
+    """Refuse files that are not those of the joint training: the ledger names them by digest."""
+    replaced = 0
+    for case in cases:
+        before = result.digests[case.series]
+        replaced += read_volume(case.image, modality=case.modality).digest() != before.image
+        if case.label is not None:
+            replaced += read_volume(case.label, label=True).digest() != before.label
+    if replaced:
+        raise ConflictError(
+            f"{replaced} of the images or labels of the joint training were replaced while it ran, "
+            "so nothing is published. Start it again, it learns from the new ones alone."
+        )
