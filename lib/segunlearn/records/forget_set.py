@@ -13,75 +13,36 @@ the study, and unlearning finds the version there.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    func,
-    insert,
-    literal_column,
-    select,
-    text,
-    update,
-)
+from sqlalchemy import Connection, literal_column, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 
 from segunlearn.cases import Case
-from segunlearn.errors import (
-    ConflictError,
-    ForbiddenError,
-    IllegalTransitionError,
-    InvalidInputError,
-)
-from segunlearn.records.coverage import (
-    Subject,
-    agreements,
-    covering,
-    status_of,
-    with_known_parents,
-)
+from segunlearn.errors import ConflictError, InvalidInputError
+from segunlearn.records.coverage import Subject, covering, with_known_parents
 from segunlearn.records.forget_requests import (
-    NEED_CHANGED,
     NOTE_LENGTH,
     ForgetRequest,
     HistoryEntry,
     MarkStatus,
     checked_actor,
     checked_level,
-    filters_of,
     no_such_request,
-    request_of,
     words_of_mark,
 )
-from segunlearn.records.forget_states import (
-    CLOSED,
-    LEVELS,
-    LIVE,
-    NEEDED_LEVEL,
-    REASONS,
-    STATES,
-    TRANSITIONS,
-    at_least,
-)
-from segunlearn.records.patient_studies import keep, kept_with, met_now, still_to_keep
-from segunlearn.records.store import AnyRow, Store, utc_now
-from segunlearn.records.tables import (
-    FORGET_HISTORY,
-    FORGET_REQUEST,
-    FORGET_STUDY,
-    LEDGER_CASE,
-    LEDGER_ROW,
-    RUN,
-)
+from segunlearn.records.forget_states import LIVE, NEEDED_LEVEL, REASONS, at_least
+from segunlearn.records.forget_steps import ForgetSteps, OnChange
+from segunlearn.records.patient_studies import keep, met_now, still_to_keep
+from segunlearn.records.store import AnyRow, utc_now
+from segunlearn.records.tables import FORGET_HISTORY, FORGET_REQUEST
 from segunlearn.records.targets import (
     Target,
     clean_text,
     instance_id,
     make_target,
     person_name,
-    same_issuer,
     split_person,
 )
 
@@ -90,10 +51,8 @@ __all__ = ["NOTE_LENGTH", "ForgetRequest", "ForgetSet", "HistoryEntry", "MarkSta
 Filtered = tuple[list[Case], list[tuple[Case, str]]]
 """Cases kept, and cases left out with the request that says so."""
 
-OnChange = Callable[[Connection, ForgetRequest, HistoryEntry], None]
 
-
-class ForgetSet:
+class ForgetSet(ForgetSteps):
     """Forget requests in the store.
 
     Roles are checked by the caller, who knows its users; here they are recorded.
@@ -106,10 +65,6 @@ class ForgetSet:
         Called inside the transaction of every step of a history, for documents that must not be
         lost (``Outbox.enqueue``); when it raises, nothing is changed.
     """
-
-    def __init__(self, store: Store, *, on_change: OnChange | None = None) -> None:
-        self._store = store
-        self._on_change = on_change
 
     def mark(
         self,
@@ -341,14 +296,6 @@ class ForgetSet:
         keep(self._store, connection, row, new, now)
         return new
 
-    def _hold_off_runs(self, connection: Connection) -> None:
-        """Let no run begin before others see the mark; one that began is older than it then.
-
-        SQLite lets one write at a time, and the time of the mark is taken inside its transaction.
-        """
-        if self._store.dialect == "postgresql":
-            connection.execute(text(f"LOCK TABLE {RUN.name} IN SHARE MODE"))
-
     def _raise_need(
         self, connection: Connection, row: AnyRow, needed: str, actor: str, role: str, why: str
     ) -> AnyRow:
@@ -403,354 +350,6 @@ class ForgetSet:
         statement = statement.on_conflict_do_nothing(index_elements=columns, index_where=where)
         return bool(connection.execute(statement).rowcount)
 
-    def get(self, request_id: str) -> ForgetRequest:
-        """Return one request.
-
-        Raises
-        ------
-        NotFoundError
-            No such request.
-        """
-        with self._store.read() as connection:
-            found = self._requests(connection, [FORGET_REQUEST.c.id == request_id])
-        if not found:
-            raise no_such_request(request_id)
-        return found[0]
-
-    def history(self, request_id: str) -> Sequence[HistoryEntry]:
-        """Return all steps of a request, oldest first.
-
-        Raises
-        ------
-        NotFoundError
-            No such request.
-        """
-        query = (
-            select(FORGET_HISTORY)
-            .join(FORGET_REQUEST, FORGET_REQUEST.c.seq == FORGET_HISTORY.c.request_seq)
-            .where(FORGET_REQUEST.c.id == request_id)
-            .order_by(FORGET_HISTORY.c.seq)
-        )
-        with self._store.read() as connection:
-            rows = connection.execute(query).all()
-        if not rows:
-            raise no_such_request(request_id)
-        return [
-            HistoryEntry(
-                r.time, r.actor, r.role, r.from_state, r.to_state, r.needed, r.reached, r.why
-            )
-            for r in rows
-        ]
-
-    def last_change(self) -> int:
-        """Return the number of the newest step of any request; it grows with every change."""
-        with self._store.read() as connection:
-            found: int | None = connection.scalar(select(func.max(FORGET_HISTORY.c.seq)))
-        return found or 0
-
-    def list(
-        self,
-        *,
-        states: Collection[str] = (),
-        target_kind: str | None = None,
-        target_id: str | None = None,
-        reason: str | None = None,
-        marked_by: str | None = None,
-        limit: int = 50,
-        offset: int = 0,
-    ) -> Sequence[ForgetRequest]:
-        """Page through requests, newest first; each filter that is given must agree.
-
-        Raises
-        ------
-        InvalidInputError
-            Unknown state, kind or reason, or a limit outside 0..1000.
-        """
-        if not 0 <= limit <= 1000 or not 0 <= offset < 2**62:
-            raise InvalidInputError(
-                f"limit must lie in 0..1000 and offset be at least 0, got {limit} and {offset}."
-            )
-        where = filters_of(states, target_kind, target_id, reason, marked_by)
-        with self._store.read() as connection:
-            return self._requests(connection, where, limit, offset)
-
-    def count(
-        self,
-        *,
-        states: Collection[str] = (),
-        target_kind: str | None = None,
-        target_id: str | None = None,
-        reason: str | None = None,
-        marked_by: str | None = None,
-    ) -> int:
-        """Count the requests that :meth:`list` would page through."""
-        where = filters_of(states, target_kind, target_id, reason, marked_by)
-        query = select(func.count()).select_from(FORGET_REQUEST).where(*where)
-        with self._store.read() as connection:
-            return int(connection.execute(query).scalar_one())
-
-    def transition(
-        self,
-        request_id: str,
-        to_state: str,
-        *,
-        actor: str,
-        role: str = "",
-        why: str = "",
-        reached: str | None = None,
-    ) -> ForgetRequest:
-        """Move a request to another state.
-
-        Parameters
-        ----------
-        request_id, to_state
-            See ``forget_states.TRANSITIONS``.
-        actor, role, why
-            Who, with which role, and a reason of at most ``NOTE_LENGTH`` characters.
-        reached
-            Assurance level that an audit found, for ``fulfilled`` and ``refused``.
-
-        Raises
-        ------
-        NotFoundError
-            No such request.
-        IllegalTransitionError
-            The state forbids it.
-        ConflictError
-            ``fulfilled`` below the needed level; or, from ``approved``, for a target that a
-            recorded run used, or that a run going on now may be using.
-        """
-        if to_state not in STATES:
-            raise InvalidInputError(f"{str(to_state)[:40]!r} is no state; use one of {STATES}.")
-        actor, role = checked_actor(actor, role)
-        why = clean_text(why, "the reason", NOTE_LENGTH, empty=True)
-        reached = checked_level(reached) if reached is not None else None
-        with self._store.write() as connection:
-            if to_state == "requested":
-                self._hold_off_runs(connection)
-            row = self._locked(connection, request_id)
-            return self._move(connection, row, to_state, actor, role, why, reached)
-
-    def _move(
-        self,
-        connection: Connection,
-        row: AnyRow,
-        to_state: str,
-        actor: str,
-        role: str,
-        why: str,
-        reached: str | None,
-    ) -> ForgetRequest:
-        if to_state not in TRANSITIONS[row.state]:
-            allowed = ", ".join(sorted(TRANSITIONS[row.state])) or "nothing: it is closed"
-            raise IllegalTransitionError(
-                f"forget request {row.id} is {row.state} and cannot become {to_state}; "
-                f"from {row.state} it may become {allowed}."
-            )
-        level = reached or row.reached
-        if to_state == "restored":
-            level = "none"
-        if (row.state, to_state) == ("approved", "fulfilled"):
-            self._check_never_trained(connection, row)
-            level, why = "retrained", why or "never trained on"
-        if to_state == "fulfilled" and not at_least(level, row.needed):
-            raise ConflictError(
-                f"forget request {row.id} needs the level {row.needed!r} and has reached "
-                f"{level!r}: it is not fulfilled. Go on working, or let it be refused."
-            )
-        return self._change(connection, row, to_state, row.needed, level, actor, role, why)
-
-    def _check_never_trained(self, connection: Connection, row: AnyRow) -> None:
-        """Refuse when a recorded run used the target, or one going on now may be using it."""
-        case = LEDGER_CASE.c
-        if row.target_kind == "structure":
-            query = select(LEDGER_ROW.c.run_id).limit(1)
-            if row.model:
-                query = query.where(LEDGER_ROW.c.model == row.model)
-            used = connection.execute(query).first() is not None
-        elif row.target_kind == "patient":
-            query = select(case.person_issuer).where(case.person_id == row.target_id).distinct()
-            used = any(same_issuer(i, row.issuer) for i in connection.execute(query).scalars())
-            kept = select(FORGET_STUDY.c.study).where(FORGET_STUDY.c.request_seq == row.seq)
-            query = select(case.id).where(case.study.in_(kept)).limit(1)
-            used = used or connection.execute(query).first() is not None
-        else:
-            query = select(case.id).where(case[row.target_kind] == row.target_id).limit(1)
-            used = connection.execute(query).first() is not None
-        if used:
-            raise ConflictError(
-                f"forget request {row.id}: a recorded run used it, so it is not fulfilled without "
-                "unlearning. Start the unlearning (state working)."
-            )
-        self._check_no_older_run(connection, row)
-
-    def check_no_older_run(self, request_id: str) -> None:
-        """Refuse when a run that began before the mark goes on, as it may be using the target.
-
-        A proposal is no mark: that is as old as the word of the person who agreed. A study that
-        came to a marked patient later may be in use under another number: for it, what began before
-        it came. Once there is no such run there never is again: what the ledger says of the target
-        then stays.
-
-        Raises
-        ------
-        NotFoundError
-            No such request.
-        ConflictError
-            There is one.
-        """
-        with self._store.write() as connection:
-            self._check_no_older_run(connection, self._locked(connection, request_id))
-
-    @staticmethod
-    def _check_no_older_run(connection: Connection, row: AnyRow) -> None:
-        marked = connection.execute(
-            select(FORGET_HISTORY.c.time)
-            .where(FORGET_HISTORY.c.request_seq == row.seq, FORGET_HISTORY.c.to_state.in_(LIVE))
-            .order_by(FORGET_HISTORY.c.seq)
-            .limit(1)
-        ).scalar()
-        kept = connection.execute(
-            select(func.max(FORGET_STUDY.c.added)).where(FORGET_STUDY.c.request_seq == row.seq)
-        ).scalar()
-        older = [RUN.c.started <= max(marked, kept or "")] if marked is not None else []
-        running = connection.execute(
-            select(RUN.c.id).where(RUN.c.state == "running", *older).limit(1)
-        ).scalar()
-        if running is not None:
-            raise ConflictError(
-                f"forget request {row.id}: run {running} began before the mark, or before "
-                "a study came to it, and may be using it. Wait until it has ended, or stop it."
-            )
-
-    def approve(self, request_id: str, *, actor: str, role: str = "") -> ForgetRequest:
-        """Approve a request; see :meth:`transition`."""
-        return self.transition(request_id, "approved", actor=actor, role=role)
-
-    def withdraw(
-        self, request_id: str, *, actor: str, role: str = "", why: str = "", own_only: bool = False
-    ) -> ForgetRequest:
-        """Take a request back before any unlearning; see :meth:`transition`.
-
-        Parameters
-        ----------
-        own_only
-            The actor may withdraw only what they marked, or agreed to, themselves (annotators).
-
-        Raises
-        ------
-        ForbiddenError
-            ``own_only``, and someone else marked it, first or too, or asked for a higher level.
-        """
-        actor, role = checked_actor(actor, role)
-        if own_only:
-            asked = {
-                h.actor
-                for h in self.history(request_id)
-                if h.to_state in ("requested", h.from_state)  # marked, agreed to, or raised
-            }
-            if asked != {actor}:
-                raise ForbiddenError(
-                    f"forget request {request_id} was marked by someone else, or someone else "
-                    "asked for more; ask them or an administrator to withdraw it."
-                )
-        return self.transition(request_id, "withdrawn", actor=actor, role=role, why=why)
-
-    def set_needed(
-        self, request_id: str, level: str, *, actor: str, role: str = "", why: str = ""
-    ) -> ForgetRequest:
-        """Change the assurance level that a request needs, while it is being dealt with.
-
-        Raises
-        ------
-        ConflictError
-            The request is closed or fulfilled.
-        """
-        level, (actor, role) = checked_level(level), checked_actor(actor, role)
-        why = clean_text(why, "the reason", NOTE_LENGTH, empty=True)
-        with self._store.write() as connection:
-            row = self._locked(connection, request_id)
-            if row.state not in ("proposed", "requested", "approved", "working", "refused"):
-                raise ConflictError(f"forget request {row.id} is {row.state}: its need is settled.")
-            return self._change(
-                connection, row, row.state, level, row.reached, actor, role, why or NEED_CHANGED
-            )
-
-    def set_reached(
-        self, request_id: str, level: str, *, actor: str, role: str = "", why: str = ""
-    ) -> ForgetRequest:
-        """Record the level that an audit found; ``hidden`` may be served while work goes on.
-
-        Raises
-        ------
-        ConflictError
-            Nothing was unlearned yet, or a fulfilled request would fall below its need.
-        """
-        if level not in LEVELS:
-            raise InvalidInputError(f"{str(level)[:40]!r} is no level; use one of {LEVELS}.")
-        actor, role = checked_actor(actor, role)
-        why = clean_text(why, "the reason", NOTE_LENGTH, empty=True)
-        with self._store.write() as connection:
-            row = self._locked(connection, request_id)
-            if row.state not in ("working", "refused", "fulfilled"):
-                raise ConflictError(f"forget request {row.id} is {row.state}: nothing to audit.")
-            if row.state == "fulfilled" and not at_least(level, row.needed):
-                raise ConflictError(
-                    f"forget request {row.id} is fulfilled at {row.needed!r}; it cannot fall to "
-                    f"{level!r}. Restore it or mark it anew."
-                )
-            return self._change(
-                connection, row, row.state, row.needed, level, actor, role, why or "audited"
-            )
-
-    def _change(
-        self,
-        connection: Connection,
-        row: AnyRow,
-        state: str,
-        needed: str,
-        reached: str,
-        actor: str,
-        role: str,
-        why: str,
-    ) -> ForgetRequest:
-        now = utc_now()
-        connection.execute(
-            update(FORGET_REQUEST)
-            .where(FORGET_REQUEST.c.seq == row.seq)
-            .values(
-                state=state,
-                needed=needed,
-                reached=reached,
-                updated=now,
-                is_open=int(state not in CLOSED),
-                is_live=int(state in LIVE),
-            )
-        )
-        entry = HistoryEntry(now, actor, role, row.state, state, needed, reached, why)
-        return self._add_history(connection, row, entry)
-
-    def _add_history(
-        self, connection: Connection, row: AnyRow, entry: HistoryEntry
-    ) -> ForgetRequest:
-        connection.execute(
-            insert(FORGET_HISTORY).values(
-                request_seq=row.seq,
-                time=entry.time,
-                actor=entry.actor,
-                role=entry.role,
-                from_state=entry.from_state,
-                to_state=entry.to_state,
-                needed=entry.needed,
-                reached=entry.reached,
-                why=entry.why,
-            )
-        )
-        (request,) = self._requests(connection, [FORGET_REQUEST.c.seq == row.seq])
-        if self._on_change is not None:
-            self._on_change(connection, request, entry)
-        return request
-
     def exclude(self, cases: Sequence[Case], *, besides: Collection[str] = ()) -> Filtered:
         """Leave out every case whose series, study or patient has a live request.
 
@@ -780,96 +379,3 @@ class ForgetSet:
         kept = [c for c, rows in zip(cases, covers, strict=True) if not rows]
         out = [(c, str(rows[0].id)) for c, rows in zip(cases, covers, strict=True) if rows]
         return kept, out
-
-    def status(
-        self,
-        *,
-        studies: Iterable[str | Subject] = (),
-        series: Iterable[str | Subject] = (),
-    ) -> dict[str, MarkStatus]:
-        """Tell for many studies and series at once whether they are marked.
-
-        Parameters
-        ----------
-        studies, series
-            UIDs, or better :class:`Subject` with what they belong to: a patient's mark can be
-            seen only where the patient is known (given here, or from the ledger).
-
-        Returns
-        -------
-        dict
-            Status by UID (unpadded as given).
-        """
-        whole = [s if isinstance(s, Subject) else Subject(study=s) for s in studies]
-        single = [s if isinstance(s, Subject) else Subject(series=s) for s in series]
-        with self._store.read() as connection:
-            return status_of(self._store, connection, whole, single)
-
-    def live_targets(self) -> Sequence[Target]:
-        """List what the live requests name, in the order of the marks; then patients' studies."""
-        row = FORGET_REQUEST.c
-        live = (row.is_open == literal_column("1"), row.is_live == 1)
-        query = select(row.target_kind, row.target_id, row.issuer, row.model).where(*live)
-        kept = select(FORGET_STUDY.c.study).join(
-            FORGET_REQUEST, row.seq == FORGET_STUDY.c.request_seq
-        )
-        with self._store.read() as connection:
-            named = [Target(*found) for found in connection.execute(query.order_by(row.seq))]
-            studies = connection.execute(kept.where(*live).distinct()).scalars()
-            return [*named, *(Target("study", study) for study in sorted(studies))]
-
-    def live_patients(self) -> Sequence[tuple[str, Target]]:
-        """List the live requests about patients, by their id, in the order of the marks."""
-        row = FORGET_REQUEST.c
-        query = select(row.id, row.target_kind, row.target_id, row.issuer, row.model).where(
-            row.is_open == literal_column("1"), row.is_live == 1, row.target_kind == "patient"
-        )
-        with self._store.read() as connection:
-            found = connection.execute(query.order_by(row.seq))
-            return [(request_id, Target(*named)) for request_id, *named in found]
-
-    def structures(self, model: str) -> dict[str, str]:
-        """Labels that a model must not be trained on, each with its live request's id."""
-        query = select(FORGET_REQUEST.c.target_id, FORGET_REQUEST.c.id).where(
-            FORGET_REQUEST.c.target_kind == "structure",
-            FORGET_REQUEST.c.model.in_(["", model]),
-            FORGET_REQUEST.c.is_open == literal_column("1"),
-            FORGET_REQUEST.c.is_live == 1,
-        )
-        with self._store.read() as connection:
-            return {label: request for label, request in connection.execute(query)}
-
-    def _requests(
-        self,
-        connection: Connection,
-        where: Sequence[ColumnElement[bool]],
-        limit: int = 1,
-        offset: int = 0,
-    ) -> Sequence[ForgetRequest]:
-        query = select(FORGET_REQUEST).where(*where).order_by(FORGET_REQUEST.c.seq.desc())
-        rows = connection.execute(query.limit(limit).offset(offset)).all()
-        wider = [
-            Subject(
-                study=r.target_id if r.target_kind == "study" else r.study,
-                person=person_name(r.person_id, r.person_issuer) if r.person_id else "",
-            )
-            for r in rows
-        ]
-        covers = covering(self._store, connection, wider)
-        patients = [r.seq for r in rows if r.target_kind == "patient"]
-        kept = kept_with(self._store, connection, patients)
-        agreed = agreements(self._store, connection, rows)
-        return [
-            request_of(r, found, kept.get(r.seq, ()), agreed.get(r.seq, ("", "")))
-            for r, found in zip(rows, covers, strict=True)
-        ]
-
-    def _locked(self, connection: Connection, request_id: str) -> AnyRow:
-        query = select(FORGET_REQUEST).where(FORGET_REQUEST.c.id == request_id)
-        row = connection.execute(self._locking(query)).one_or_none()
-        if row is None:
-            raise no_such_request(request_id)
-        return row
-
-    def _locking(self, query: Any) -> Any:
-        return query.with_for_update() if self._store.dialect == "postgresql" else query
