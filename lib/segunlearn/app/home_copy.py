@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -238,7 +238,8 @@ def faults_of(home: Home) -> list[str]:
     found: list[str] = []
     for model in home.models():
         registry, versions = VersionRegistry(home.model(model)), home.model(model) / "versions"
-        looks = [registry.active, *(partial(_look_at, versions / n) for n in names_in(versions))]
+        looks: list[Callable[[], object]] = [registry.active]
+        looks += [partial(_look_at, versions / name) for name in names_in(versions)]
         for look in looks:
             try:
                 look()
