@@ -393,4 +393,4 @@ def style(candidate: str) -> tuple[str, str]:
     if candidate in FAULTY:
         return "v", ("0.3", "0.45", "0.6", "0.75")[FAULTY.index(candidate)]
     number = BASELINES.index(candidate) if candidate in BASELINES else 9
-    return "o", mpl.colors.to_hex(colours((number + 3) % 10))
+    return "oP"[number > 6], mpl.colors.to_hex(colours((number + 3) % 10))  # seven colours
