@@ -1,8 +1,8 @@
 """How much Dice rises where a person's other side is trained on, as in folds made by image.
 
 Two crops of the hippocampus data are the left and the right of one person. Our folds keep both out
-together; folds made by image, which published figures use where they divide the files, train on one
-and evaluate on the other. ``python tests/benchmarks/segmentation_sides.py --data DIR --work DIR``
+together; folds made by image, as published figures may have them, train on one and evaluate on the
+other. ``python tests/benchmarks/segmentation_sides.py --data DIR --work DIR``
 takes the models of ``segmentation_folds.py --work`` (fold by fold, which must be done), trains for
 each a second one that saw the first crop of each held-out person too, and evaluates both on the
 second crops. ``--folds`` names the folds; ``--only K`` does one and writes no result.
