@@ -265,12 +265,12 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, torch.Tenso
         The digest differs from ``sha256``, or the file is damaged or gone.
     """
     path = Path(path)
-    if not path.is_file() and sha256 is not None:
-        raise IntegrityError(
-            f"{path.parent.name}/{path.name}: is gone, though it was kept with SHA-256 "
-            f"{sha256[:12]}…. Restore it from a backup, or activate another version."
-        )
     if not path.is_file():
+        if sha256 is not None:
+            raise IntegrityError(
+                f"{path.parent.name}/{path.name}: is gone, though it was kept with SHA-256 "
+                f"{sha256[:12]}…. Restore it from a backup, or activate another version."
+            )
         raise NotFoundError(f"{path.name}: no weights there. Train a model, or check the folder.")
     return _tensors(path.read_bytes(), sha256, path.name)
 

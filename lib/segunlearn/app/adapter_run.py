@@ -41,7 +41,7 @@ from segunlearn.app.site_choice import Aliases, kept_as
 from segunlearn.app.structures import untaught, withdrawn
 from segunlearn.app.train_ledger import library_versions, machine
 from segunlearn.app.training_run import refuse_hidden
-from segunlearn.app.watched_run import WatchedRun
+from segunlearn.app.watched_run import WatchedRun, why_unexpected
 from segunlearn.cases import Case, number_of
 from segunlearn.dicom.site import SiteKey
 from segunlearn.errors import CancelledError, ConflictError, NoMemoryError, SegUnlearnError
@@ -53,7 +53,6 @@ from segunlearn.records.runs import Progress
 from segunlearn.records.store import utc_now
 from segunlearn.records.trail import TrailEntry
 from segunlearn.records.versions import VersionInfo, VersionRegistry
-from segunlearn.replacing import full_disk
 
 logger = logging.getLogger(__name__)
 
@@ -200,8 +199,7 @@ class AdaptRun(WatchedRun):
                 raise
             except Exception as error:
                 lacking = is_out_of_memory(error)
-                other = full_disk(error) or f"unexpected error: {type(error).__name__}"
-                why = _LACKING if lacking else other
+                why = _LACKING if lacking else why_unexpected(error)
                 self._end(info, support, "failed", why)
                 if lacking:
                     raise NoMemoryError(why) from error

@@ -26,7 +26,7 @@ from segunlearn.app.locks import audit_lock
 from segunlearn.app.options import Home
 from segunlearn.app.places import places_of
 from segunlearn.app.records import Records
-from segunlearn.app.watched_run import WatchedRun
+from segunlearn.app.watched_run import WatchedRun, why_unexpected
 from segunlearn.audit.notes import advice
 from segunlearn.audit.report import html_report, middle_slices
 from segunlearn.audit.run import AuditResult, run_audit
@@ -45,7 +45,6 @@ from segunlearn.networks import load_weights
 from segunlearn.records.runs import Progress
 from segunlearn.records.store import canonical_json
 from segunlearn.records.versions import VersionInfo, VersionRegistry
-from segunlearn.replacing import full_disk
 
 logger = logging.getLogger(__name__)
 
@@ -153,8 +152,7 @@ class AuditRun(WatchedRun):
             self._finish("failed", str(error))
             raise
         except Exception as error:
-            other = f"unexpected error: {type(error).__name__}"
-            self._finish("failed", full_disk(error) or other)
+            self._finish("failed", why_unexpected(error))
             raise
         finally:  # no lock is held any more
             self.records.drop_marked_checkpoints()

@@ -79,13 +79,13 @@ def _run(task: dict[str, Any], kind: str) -> None:
     code = process.wait()
     platform.background_processes[kind].pop(task["id"], None)
     task["end_ts"] = _now()
-    if code < 0 and task["status"] == "RUNNING" and "stopping" not in task:
-        task["details"].append(
-            f"its process was killed (signal {-code}), as happens where the "
-            "machine's memory is short; nothing that it had not finished is served. Start it again."
-        )
     if task["status"] == "RUNNING":
         stopped = "stopping" in task or code == CANCELLED
+        if code < 0 and not stopped:
+            task["details"].append(
+                f"its process was killed (signal {-code}), as happens where the machine's memory "
+                "is short; nothing that it had not finished is served. Start it again."
+            )
         task["status"] = "STOPPED" if stopped else "ERROR" if code else "DONE"
 
 

@@ -77,9 +77,11 @@ def left_in_others(
             return ""
 
         groups: dict[str, list[str]] = {}
-        one_by_one = len(ids) > 1 and bool(why_not(ids))
-        for part in [[i] for i in ids] if one_by_one else [ids]:
-            why = why_not(part).replace(f"forget request {part[0]}", "the request")
+        whys = {tuple(ids): why_not(ids)}
+        if len(ids) > 1 and any(whys.values()):  # they are told apart
+            whys = {(one,): why_not([one]) for one in ids}
+        for part, why in whys.items():
+            why = why.replace(f"forget request {part[0]}", "the request")
             groups.setdefault(why, []).extend(part)
         found += [Left(model, tuple(g), not why, _said(model, g, why)) for why, g in groups.items()]
     return tuple(found)

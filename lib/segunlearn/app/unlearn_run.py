@@ -41,7 +41,7 @@ from segunlearn.app.unlearn_replay import Replay
 from segunlearn.app.unlearn_restore import choose_restore
 from segunlearn.app.unlearn_settle import settle
 from segunlearn.app.version_list import HELD_OUT
-from segunlearn.app.watched_run import WatchedRun
+from segunlearn.app.watched_run import WatchedRun, why_unexpected
 from segunlearn.cases import Case
 from segunlearn.errors import CancelledError, ConflictError, SegUnlearnError
 from segunlearn.records.durable import write_durably
@@ -50,7 +50,6 @@ from segunlearn.records.ledger import LedgerCase, LedgerEntry
 from segunlearn.records.runs import Progress
 from segunlearn.records.store import utc_now
 from segunlearn.records.versions import VersionInfo, VersionRegistry
-from segunlearn.replacing import full_disk
 
 logger = logging.getLogger(__name__)
 
@@ -295,7 +294,7 @@ class UnlearnRun(WatchedRun):
             )
             raise
         except Exception as error:
-            why = full_disk(error) or f"unexpected error: {type(error).__name__}"
+            why = why_unexpected(error)
             self._undo(finisher, journal, why)
             self.records.runs.finish(self.run_id, "failed", why)
             raise

@@ -9,11 +9,17 @@ from collections.abc import Callable
 from segunlearn.app.records import Records
 from segunlearn.errors import SegUnlearnError, UnavailableError
 from segunlearn.records.runs import Progress
+from segunlearn.replacing import full_disk
 
 logger = logging.getLogger(__name__)
 
 #: How often a run looks whether it should stop.
 WATCH_SECONDS = 2.0
+
+
+def why_unexpected(error: Exception) -> str:
+    """Say why a run ended that nobody foresaw: a text of its own may hold values of a header."""
+    return full_disk(error) or f"unexpected error: {type(error).__name__}"
 
 
 class WatchedRun:

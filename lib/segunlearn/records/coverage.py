@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from sqlalchemy import Connection, func, literal_column, select
+from sqlalchemy import Connection, Select, func, literal_column, select
 
 from segunlearn.records.forget_requests import Cover, MarkStatus, agreed_reason
 from segunlearn.records.store import AnyRow, Store
@@ -108,17 +109,11 @@ def _open_requests(
 ) -> dict[str, list[AnyRow]]:
     if not values:
         return {}
-    query = select(*_COLUMNS).where(
+    query = select(*_COLUMNS, FORGET_REQUEST.c.target_id.label("key")).where(
         FORGET_REQUEST.c.target_kind == kind,
         store.among(FORGET_REQUEST.c.target_id, sorted(values)),
-        FORGET_REQUEST.c.is_open == literal_column("1"),  # literal: the partial index serves it
     )
-    if not proposals:
-        query = query.where(FORGET_REQUEST.c.is_live == 1)
-    found: dict[str, list[AnyRow]] = defaultdict(list)
-    for row in connection.execute(query.order_by(FORGET_REQUEST.c.seq)):
-        found[row.target_id].append(row)
-    return found
+    return _open_by_key(connection, query, proposals)
 
 
 def _keeping(
@@ -128,18 +123,24 @@ def _keeping(
     if not studies:
         return {}
     query = (
-        select(*_COLUMNS, FORGET_STUDY.c.study)
+        select(*_COLUMNS, FORGET_STUDY.c.study.label("key"))
         .join(FORGET_REQUEST, FORGET_REQUEST.c.seq == FORGET_STUDY.c.request_seq)
-        .where(
-            store.among(FORGET_STUDY.c.study, sorted(studies)),
-            FORGET_REQUEST.c.is_open == 1,
-        )
+        .where(store.among(FORGET_STUDY.c.study, sorted(studies)))
     )
+    return _open_by_key(connection, query, proposals)
+
+
+def _open_by_key(
+    connection: Connection, query: Select[Any], proposals: bool
+) -> dict[str, list[AnyRow]]:
+    """Open requests among those of a query, by its column ``key``, in the order of the marks."""
+    # literal: the partial index serves it
+    query = query.where(FORGET_REQUEST.c.is_open == literal_column("1"))
     if not proposals:
         query = query.where(FORGET_REQUEST.c.is_live == 1)
     found: dict[str, list[AnyRow]] = defaultdict(list)
     for row in connection.execute(query.order_by(FORGET_REQUEST.c.seq)):
-        found[row.study].append(row)
+        found[row.key].append(row)
     return found
 
 
