@@ -60,6 +60,17 @@ def events(url: str, during: Callable[[int], None]) -> Iterator[dict[str, Any]]:
                 during(count)
 
 
+def test_a_run_whose_process_was_killed_is_told_as_ended(
+    server: FastAPI, records: Forgetting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The viewer follows this stream alone, and showed it as running for ever."""
+    run = records.runs.start("train", "m", {})
+    monkeypatch.setattr(Runs, "_is_dead", staticmethod(lambda row: True))
+    with live_server(server) as url:
+        first = next(events(url, lambda count: None))
+    assert [(r["run_id"], r["state"]) for r in first["runs"]] == [(run, "interrupted")]
+
+
 def test_marks_and_runs_are_told_as_they_change(server: FastAPI, records: Forgetting) -> None:
     run = records.runs.start("unlearn", "m", {})
     seen: list[float] = []

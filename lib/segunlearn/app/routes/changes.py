@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 from segunlearn.app.forgetting import Forgetting
 from segunlearn.app.routes.common import caller
 from segunlearn.app.routes.forget import ANNOTATORS, Reader, Services
-from segunlearn.app.routes.runs import RunOut, run_out
+from segunlearn.app.routes.runs import RunOut, end_killed, run_out
 from segunlearn.app.routes.streams import ALIVE_SECONDS, Guest, event_stream
 
 router = APIRouter(tags=["Viewer"])
@@ -74,6 +74,7 @@ async def changes(request: Request, user: Reader, services: Services) -> Streami
     caller's token was revoked or has expired. One stream serves a whole viewer, because browsers
     open few connections to one server.
     """
+    await run_in_threadpool(end_killed, services.runs)
     first = await run_in_threadpool(_look, services)  # a store that is away is told as 503
     return event_stream(_stream(services, first, Guest(request)))
 
@@ -103,6 +104,7 @@ async def _stream(
             yield _event(now, changed)
         elif time.monotonic() - said > ALIVE_SECONDS:
             said = time.monotonic()
+            await run_in_threadpool(end_killed, services.runs)
             yield ": alive\n\n"
         forget, runs = now, found
 

@@ -93,7 +93,7 @@ class OutboxOut(BaseModel):
     documents: list[DocumentOut]
 
 
-def _end_killed(runs: Runs) -> None:
+def end_killed(runs: Runs) -> None:
     """End runs whose process was killed, which say nothing themselves; a full disk can be read."""
     with suppress(UnavailableError):
         runs.mark_dead()
@@ -110,7 +110,7 @@ def list_runs(
     offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
 ) -> list[RunOut]:
     """Page through runs of every kind, newest first."""
-    _end_killed(services.runs)
+    end_killed(services.runs)
     found = services.runs.list(limit, offset, model=model, kind=kind, state=state)
     return [run_out(record) for record in found]
 
@@ -118,14 +118,14 @@ def list_runs(
 @router.get("/runs/{run_id}", summary="One run", responses=_REFUSALS)
 def get_run(run_id: RunId, user: Reader, services: Services) -> RunOut:
     """Return one run with its newest progress."""
-    _end_killed(services.runs)
+    end_killed(services.runs)
     return run_out(services.runs.get(run_id))
 
 
 @router.post("/runs/{run_id}/cancel", summary="Stop a run", responses=_REFUSALS)
 def cancel_run(run_id: RunId, user: Decider, services: Services) -> RunOut:
     """Ask a run to stop; it does so at its next step."""
-    _end_killed(services.runs)
+    end_killed(services.runs)
     services.runs.cancel(run_id, by=user.username)
     return run_out(services.runs.get(run_id))
 
@@ -153,7 +153,7 @@ async def run_events(
     """
     if last_event_id and last_event_id.isascii() and last_event_id.isdigit():
         after = max(after, min(int(last_event_id), 2**53))
-    await run_in_threadpool(_end_killed, services.runs)
+    await run_in_threadpool(end_killed, services.runs)
     record = await run_in_threadpool(services.runs.get, run_id)
     after = min(after, record.last_event)
     return event_stream(_stream(services.runs, run_id, after, Guest(request)))
@@ -226,7 +226,7 @@ async def _stream(runs: Runs, run_id: str, after: int, guest: Guest) -> AsyncIte
             return
         if time.monotonic() - said > ALIVE_SECONDS:
             said = time.monotonic()
-            await run_in_threadpool(_end_killed, runs)
+            await run_in_threadpool(end_killed, runs)
             yield ": alive\n\n"
         await asyncio.sleep(POLL_SECONDS)
 
