@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 from adaptation_fold import Sites, Training, fold
-from adaptation_people import CONFIG, Regime, Slices, largest_of
+from adaptation_people import CONFIG, People, Regime, largest_of
 from adaptation_table import better_than, curves, gate_bars, summary
 from adaptation_ways import Protocol
 from report import ROOT, commit, write
@@ -83,7 +83,7 @@ def one_fold(
 
 
 def done_folds(
-    slices: Slices, size: Size, work: Path, only: Sequence[str], *, make: bool
+    slices: People, size: Size, work: Path, only: Sequence[str], *, make: bool
 ) -> Iterator[tuple[Regime, dict[str, Any]]]:
     """Read the folds that are there, make the others; the first of every seed comes first."""
     for number, regime, seed in itertools.product(range(size.folds), REGIMES, range(size.seeds)):
@@ -156,7 +156,7 @@ def main() -> None:
     work = options.work / settings_sha256(size)[:12]
     work.mkdir(parents=True, exist_ok=True)
     recover(size, work)
-    slices = Slices.load(options.data, size.people)
+    slices = People.slices(options.data, size.people)
     folds: dict[str, list[dict[str, Any]]] = {}
     make = not options.summary
     for regime, found in done_folds(slices, size, work, options.only, make=make):

@@ -1,4 +1,4 @@
-"""Simulated sites of the adaptation benchmark: slices of real people, in other hospitals' looks.
+"""Simulated sites of the adaptation benchmarks: images of real people in other hospitals' looks.
 
 Regime ``appearance``: every site annotates the whole hippocampus; contrast order, gamma, field,
 blur, noise and resolution differ. Regime ``disagree``: a site annotates the whole, the anterior or
@@ -33,7 +33,6 @@ CONFIG = ModelConfig(
 )
 #: Slices of a person, for training.
 _MOST = 7
-_BOTH = dataclasses.replace(CONFIG, labels=("anterior", "posterior"))
 #: Which values of the data a site annotates.
 _CONVENTIONS = ((1, 2), (1,), (2,))
 _LOOKS = {
@@ -43,20 +42,20 @@ _LOOKS = {
 
 
 @dataclass(frozen=True)
-class Slices:
-    """Axial slices of every person, with the data's two labels; the largest comes first."""
+class People:
+    """Images of every person with the data's two labels; adapting is tried on the first."""
 
     people: tuple[tuple[Study, ...], ...]
 
     @classmethod
-    def load(cls, data: Path, people: int | None = None) -> Slices:
-        """Read a folder of hippocampus crops, or the first ``people`` people of it."""
-        cases = sorted(cases_from_folder(data, modality="MR"), key=lambda c: c.series)
-        first = {}
-        for case in cases:
-            first.setdefault(case.person, case)
-        chosen = list(first.values())[:people]
-        return cls(tuple(_slices(s) for s in studies_of(chosen, _BOTH)))
+    def slices(cls, data: Path, people: int | None = None) -> People:
+        """Axial slices, the largest first, of all or the first ``people`` of a folder of crops."""
+        return cls(tuple(_slices(s) for s in _first_studies(data, CONFIG, people)))
+
+    @classmethod
+    def volumes(cls, data: Path, config: ModelConfig, people: int | None = None) -> People:
+        """One volume of each, in one patch of the network."""
+        return cls(tuple((cut_to_patch(s, config),) for s in _first_studies(data, config, people)))
 
     def sites(self, regime: Regime, count: int, seed: int) -> dict[str, tuple[Study, ...]]:
         """Divide the people among ``count`` sites; nobody is at two."""
@@ -72,6 +71,15 @@ class Slices:
             mine = [s for i in order[number::count] for s in self.people[i]]
             sites[f"site-{number:02d}"] = tuple(_seen_at(s, look, values, rng) for s in mine)
         return sites
+
+
+def _first_studies(data: Path, config: ModelConfig, people: int | None) -> list[Study]:
+    """One study of each person, on the network's grid, with both labels."""
+    first = {}
+    for case in sorted(cases_from_folder(data, modality="MR"), key=lambda c: c.series):
+        first.setdefault(case.person, case)
+    both = dataclasses.replace(config, labels=("anterior", "posterior"))
+    return list(studies_of(list(first.values())[:people], both))
 
 
 def largest_of(studies: Sequence[Study]) -> tuple[Study, ...]:
@@ -99,8 +107,14 @@ def _slices(study: Study) -> tuple[Study, ...]:
 def _seen_at(
     study: Study, look: VirtualSite, values: tuple[int, ...], rng: np.random.Generator
 ) -> Study:
-    image = look.image(study.image[None, ..., 0], rng)[0, ..., None]
-    image = (image - image.mean()) / image.std().clamp(min=1e-6)
     whole = torch.isin(study.label, torch.tensor(values)).to(study.label.dtype)
-    label = look.label(whole[None, None, ..., 0])[0, 0, ..., None]
-    return dataclasses.replace(study, image=image, label=label.to(study.label.dtype))
+    image, label = study.image[None], whole[None, None]
+    if image.shape[-1] == 1:  # a slice: a look's blur and coarser grid are in its plane
+        image, label = (
+            look.image(image[..., 0], rng)[..., None],
+            look.label(label[..., 0])[..., None],
+        )
+    else:
+        image, label = look.image(image, rng), look.label(label)
+    image = (image - image.mean()) / image.std().clamp(min=1e-6)
+    return dataclasses.replace(study, image=image[0], label=label[0, 0].to(study.label.dtype))
