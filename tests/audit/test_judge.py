@@ -17,7 +17,7 @@ from judged_models import (
     outcomes,
     rows,
 )
-from segunlearn.audit.chance import noise_of
+from segunlearn.audit.chance import Chance, noise_of
 from segunlearn.audit.class_mode import ClassFigures
 from segunlearn.audit.figures import ModelFigures, Variant
 from segunlearn.audit.judge import judge
@@ -50,6 +50,18 @@ def test_the_power_that_is_told_is_of_the_test_that_refuses() -> None:
         assert findings[name].detectable == detectable_auc(4, 70, level=0.01)
     assert detectable_auc(4, 70) < Policy().weakest_power < detectable_auc(4, 70, level=0.01)
     assert "too few" not in findings["calibrated_membership"].words
+
+
+def test_so_few_people_that_no_leak_could_show_are_not_a_pass() -> None:
+    """Among three forgotten people an area of one half is no evidence."""
+    few = [figures(seed=s, people=3) for s in (1, 2, 3)]
+    leaks = [figures(0.0, people=3), figures(0.12, people=3)]
+    for name in ("membership", "structure_membership"):
+        found = by_name(judge(few[2], leaks[1], few[:2], "full", Policy(), RELEARNING))[name]
+        assert (found.outcome, found.level) == ("reported", "hidden")
+        assert "3 forgotten and 70 unseen people are too few" in found.words
+        assert by_name(judged(CLEAN))[name].outcome == "pass"
+        assert "too few" not in by_name(judged(CLEAN))[name].words
 
 
 def test_noise_makes_a_figure_unclear_and_not_a_failure() -> None:
@@ -142,6 +154,22 @@ def test_an_attack_is_judged_on_its_way_and_at_its_end(
     model = dataclasses.replace(CLEAN, relearning=(attack,))
     assert outcomes(judged(model))["relearning"] == full
     assert outcomes(judged(model, "short"))["relearning"] == short
+
+
+def test_chance_is_of_the_people_whom_an_attack_looks_at() -> None:
+    """The lead at the end was largest with one attacker; there seven others were looked at."""
+
+    def attacked(model: ModelFigures, best: float, end: float) -> ModelFigures:
+        one = Attack(1, 1e-3, ((0, 0.8, 0.8),), 0.8, 0, 0.8 + end, 0.8)
+        most = Attack(6, 1e-3, ((0, 0.8, 0.8 + best),), 0.8 + best, 0, 0.8, 0.8)
+        return dataclasses.replace(model, relearning=(one, most))
+
+    references = [attacked(r, 0.0, 0.0) for r in REFERENCES]
+    model = attacked(CLEAN, 0.001, 0.05)
+    findings = judge(model, ORIGINAL, references, "full", Policy(), RELEARNING)
+    found = by_name(findings)["relearning"]
+    assert found.value == pytest.approx(0.05)
+    assert found.noise == Chance(ORIGINAL, references).gap(7)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,20 @@ from segunlearn.audit.settings import AuditSettings
 from segunlearn.errors import CancelledError, IntegrityError, InvalidInputError
 from segunlearn.networks import save_weights
 from segunlearn.records.runs import Progress
+from segunlearn.unlearning.loop import never, no_report
+
+
+def test_attacks_see_everybody_before_they_see_somebody_twice(tmp_path: Path) -> None:
+    """The first studies of a list may all be of one person."""
+    one = dataclasses.replace(SETS.test[0], series="z-1")
+    test = (SETS.test[0], *(dataclasses.replace(one, series=f"z-{i}") for i in range(9)))
+    sets = dataclasses.replace(SETS, test=(*test, *SETS.test[1:]))
+    people = len({s.person for s in SETS.test})
+    for most, seen in ((4, 4), (people, people), (people + 2, people)):
+        settings = dataclasses.replace(SETTINGS, attacked_unseen=most)
+        measured = measurements.Measurements(tmp_path, sets, settings, no_report, never)
+        assert len(measured._unseen) == most
+        assert len({s.person for s in measured._unseen}) == seen
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ from segunlearn.audit.class_mode import ClassMode, compare_classes
 from segunlearn.audit.distillation import chance_of_students, distillation_excess
 from segunlearn.audit.figures import ModelFigures
 from segunlearn.audit.gap import Gap, gap
-from segunlearn.audit.membership import difference_calibrated, membership
-from segunlearn.audit.policy import Finding, Outcome, Policy, ReferenceKind
+from segunlearn.audit.membership_findings import membership_findings
+from segunlearn.audit.policy import Finding, Outcome, Policy, ReferenceKind, outcome_of
 from segunlearn.audit.relearning import RelearningSettings, relearning_excess
 from segunlearn.audit.reported import reported
-from segunlearn.audit.scores import attack_scores, people_in, person_means, set_mean
-from segunlearn.audit.statistics import REFUSED, detectable_auc, noise_among
+from segunlearn.audit.scores import people_in, person_means, set_mean
+from segunlearn.audit.statistics import noise_among
 from segunlearn.errors import InvalidInputError
 
 
@@ -64,7 +64,7 @@ def judge(
     )
     chance = Chance(original, references, kind)
     findings = _output_findings(model, original, references, kind, policy, against, chance)
-    findings += _membership_findings(model, references, policy, chance)
+    findings += membership_findings(model, references, policy, chance)
     if model.relearning is not None:
         findings.append(_relearning(model, references, kind, policy, relearning, chance))
     if model.distilled is not None:
@@ -76,15 +76,9 @@ def judge(
     return [_with_doubt(f) for f in findings]
 
 
-def _outcome(excess: float, bar: float, noise: float) -> Outcome:
-    if excess <= bar:
-        return "pass"
-    return "fail" if excess > noise else "unclear"
-
-
 def _of_dice(excess: float, bar: float, noise: float) -> Outcome:
     """Judge a lead in Dice: where even one of 1 may be chance, none could have been shown."""
-    found = _outcome(excess, bar, noise)
+    found = outcome_of(excess, bar, noise)
     return "unclear" if found == "pass" and bar + noise >= 1 else found
 
 
@@ -114,7 +108,8 @@ def _output_findings(
         bar, whom = policy.unseen_quality_short, "the original"
     findings.append(
         Finding(
-            "unseen_quality", "hidden", _outcome(-d_t, -bar, noise), d_t, bar, noise, spread, None,
+            "unseen_quality", "hidden", outcome_of(-d_t, -bar, noise), d_t, bar, noise, spread,
+            None,
             f"On unseen people the model's Dice differs by {d_t:+.3f} from {whom} (no less than "
             f"{bar:+.3f}).",
         )
@@ -175,93 +170,6 @@ def _unseen_quality(
     return set_mean(model.test) - set_mean(original.test), 0.0, None
 
 
-def _membership_findings(
-    model: ModelFigures, references: Sequence[ModelFigures], policy: Policy, chance: Chance
-) -> list[Finding]:
-    people, unseen = people_in(model.forget), people_in(model.test)
-    if min(people, unseen) < 2:
-        words = (
-            f"With {people} forgotten and {unseen} unseen person(s) there are not enough people to "
-            f"show that they do not look trained on. {what_would_settle(people, unseen, policy)}"
-        )
-        return [
-            Finding("membership", "none", "reported", None, None, 0.0, None, 1.0, words),
-            Finding(
-                "calibrated_membership", "unlearned", "unclear", None, None, 0.0, None, 1.0, words
-            ),
-        ]
-    found = []
-    for measure, name, what in (
-        ("loss", "membership", "loss"),
-        ("dice", "structure_membership", "overlap (Dice)"),
-    ):
-        raw = membership(
-            attack_scores(model.forget, measure),  # type: ignore[arg-type]  # literal names
-            attack_scores(model.test, measure),  # type: ignore[arg-type]
-        )
-        theirs = [
-            membership(
-                attack_scores(r.forget, measure),  # type: ignore[arg-type]
-                attack_scores(r.test, measure),  # type: ignore[arg-type]
-            ).area.value
-            for r in references
-        ]
-        found_at = ""
-        if raw.area.value >= 0.5:  # below, the attacker looks at the other end
-            found_at = (
-                f" Wrong about {max(0.01, raw.smallest_fpr):.0%} of unseen studies, an attacker "
-                f"finds {raw.tpr_at_1_percent:.0%} of the forgotten."
-            )
-        difference = raw.area.value - float(np.mean(theirs))
-        noise = max(
-            noise_among([[area] for area in theirs]),
-            chance.area(people, measure),  # type: ignore[arg-type]  # literal names
-        )
-        shown = max(raw.detectable, min(1.0, 0.5 + max(policy.membership, noise)))
-        found.append(
-            Finding(
-                name, "hidden", _outcome(abs(difference), policy.membership, noise), difference,
-                policy.membership, noise, (raw.area.low, raw.area.high), shown,
-                f"Told from unseen people by their {what}: AUC {raw.area.value:.2f} "
-                f"[{raw.area.low:.2f}, {raw.area.high:.2f}], reference {np.mean(theirs):.2f} (may "
-                f"differ by {policy.membership:.2f}).{found_at}",
-            )
-        )  # fmt: skip
-    sides = (
-        attack_scores(model.forget),
-        attack_scores(model.test),
-        [attack_scores(r.forget) for r in references],
-        [attack_scores(r.test) for r in references],
-    )
-    asked = difference_calibrated(*sides)
-    area, shown, bar = asked.area, asked.detectable, policy.calibrated_membership
-    outcome: Outcome = "pass" if 1 - bar <= area.value <= bar else "unclear"
-    if outcome == "unclear" and not difference_calibrated(*sides, 1 - REFUSED).area.holds(0.5):
-        outcome = "fail"
-    words = (
-        f"With each study's difficulty taken out: AUC {area.value:.2f} [{area.low:.2f}, "
-        f"{area.high:.2f}] (may be {1 - bar:.2f} to {bar:.2f})."
-    )
-    if detectable_auc(people, unseen) > policy.weakest_power:  # at 5 %, as that bar was chosen
-        outcome = "fail" if outcome == "fail" else "unclear"
-        words += (
-            f" {people} forgotten and {unseen} unseen people are too few: "
-            + (
-                f"only an AUC above {shown:.2f} would have been found four times in five. "
-                if shown < 1
-                else "no leak of this kind would have been found with confidence. "
-            )
-            + f"{what_would_settle(people, unseen, policy)}"
-        )
-    found.append(
-        Finding(
-            "calibrated_membership", "unlearned", outcome, area.value, bar, 0.0,
-            (area.low, area.high), shown, words,
-        )
-    )  # fmt: skip
-    return found
-
-
 def _relearning(
     model: ModelFigures,
     references: Sequence[ModelFigures],
@@ -286,9 +194,11 @@ def _relearning(
         )  # fmt: skip
     bar = policy.relearning if kind == "full" else policy.relearning_short
     # under a short reference the level of "others" is not comparable, their lead over T is
-    others = people_in(model.forget) - excess.people if excess.unit == "people" else 1
+    forgotten, alone = people_in(model.forget), excess.unit != "people"
+    others = 1 if alone else forgotten - excess.people_after
     sides = [(excess.gap_after, max(excess.gap_noise, chance.gap(others)))]
     if kind == "full":
+        others = 1 if alone else forgotten - excess.people
         sides.append((excess.best_others, max(excess.noise, chance.level(others))))
     order: tuple[Outcome, ...] = ("pass", "unclear", "fail")
     whose = "forgotten people" if excess.unit == "people" else "studies of the forgotten person"
@@ -302,17 +212,6 @@ def _relearning(
         f"{excess.gap_after:+.3f} more at the end (either may be {bar:.3f}; worst of the attacks, "
         "the end averaged over the rates).",
     )  # fmt: skip
-
-
-def what_would_settle(people: int, unseen: int, policy: Policy) -> str:
-    """Say what to do where too few people were forgotten to judge their membership."""
-    enough = next(
-        (n for n in range(2, 200) if detectable_auc(n, unseen) <= policy.weakest_power), 0
-    )
-    together = ""
-    if enough > people:
-        together = f", or audit the request together with others, {enough} people at the least"
-    return f"Ask for the level 'retrained'{together}."
 
 
 def _distillation(
@@ -374,7 +273,7 @@ def _artefacts(
 def _class_mode(model: ModelFigures, references: Sequence[ModelFigures], policy: Policy) -> Finding:
     found = _structure(model, references)
     bar, noise = policy.class_divergence, found.noise or 0.0
-    outcome = _outcome(found.divergence, bar, noise)
+    outcome = outcome_of(found.divergence, bar, noise)
     value = found.divergence
     if found.dice > policy.class_dice:
         outcome, value, bar, noise = "fail", found.dice, policy.class_dice, 0.0

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ class Measurements:
             "original": self.digests["original"],
             "data": self._data,
             "measure": measure,
-            "parameters": {**parameters, "unseen": self._settings.attacked_unseen},
+            "parameters": {**parameters, "unseen": self._attacked()},
             "surfaces": self._settings.surfaces and self._spacings,
         }
         digest = hashlib.sha256(json.dumps(mark, sort_keys=True).encode()).hexdigest()
@@ -183,9 +184,20 @@ class Measurements:
     def _spacings(self) -> list[Any]:
         return [s.spacing for studies in self._sets.by_name().values() for s in studies]
 
-    @property
+    @cached_property
     def _unseen(self) -> tuple[Study, ...]:
-        return self._sets.test[: self._settings.attacked_unseen]
+        """Studies of T for the attacks: a first one of every person before anybody's second."""
+        test, turn, seen = self._sets.test, [], Counter[str]()
+        for study in test:
+            turn.append(seen[study.person])
+            seen[study.person] += 1
+        chosen = sorted(range(len(test)), key=turn.__getitem__)[: self._settings.attacked_unseen]
+        return tuple(test[i] for i in sorted(chosen))
+
+    def _attacked(self) -> int | list[str]:
+        """Tell which studies of T the attacks score: at most so many, or these."""
+        most = self._settings.attacked_unseen
+        return most if len(self._sets.test) <= most else [s.series for s in self._unseen]
 
     def _scores(self, network: nn.Module) -> dict[str, Any]:
         config, surfaces = self._sets.config, self._settings.surfaces

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from segunlearn.audit.figures import ModelFigures
-from segunlearn.audit.judge import what_would_settle
+from segunlearn.audit.membership_findings import what_would_settle
 from segunlearn.audit.policy import NAMES, Finding, Policy, ReferenceKind, Verdict
 from segunlearn.audit.sets import AuditSets
 from segunlearn.audit.sweep import Place

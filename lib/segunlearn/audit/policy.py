@@ -175,6 +175,13 @@ class Finding:
         return data
 
 
+def outcome_of(excess: float, bar: float, noise: float) -> Outcome:
+    """Judge a figure by its bar; over it, and within the noise, it is unclear."""
+    if excess <= bar:
+        return "pass"
+    return "fail" if excess > noise else "unclear"
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What the audit says.

@@ -238,6 +238,8 @@ class RelearningExcess:
         variances pooled over the attacks; 0 with a single reference, whose spread is not known.
     people, rate, unit
         The attack in which ``best_others`` was largest.
+    people_after
+        Number of people with which ``gap_after`` was.
     fewer_steps
         Smallest of steps to the original's level, divided by the references' mean; None when it
         was not reached. The only figure for a single forgotten study.
@@ -251,6 +253,7 @@ class RelearningExcess:
     rate: float
     fewer_steps: float | None
     unit: Unit = "people"
+    people_after: int = 0
 
 
 def relearning_excess(
@@ -276,7 +279,8 @@ def relearning_excess(
     best = _differences([a.best_others for a in attacks], references, "best_others")
     after = _after(attacks)
     theirs = [_after(r) for r in references]
-    leads = [after[k] - float(np.mean([t[k] for t in theirs])) for k in after]
+    leads = {k: after[k] - float(np.mean([t[k] for t in theirs])) for k in after}
+    furthest = max(leads, key=lambda k: leads[k], default=0)
     worst = int(np.argmax(best)) if best else 0
     ratios = []
     for i, attack in enumerate(attacks):
@@ -285,13 +289,14 @@ def relearning_excess(
             ratios.append(attack.steps_to_level / max(1.0, float(np.mean(steps))))
     return RelearningExcess(
         best_others=max(best) if best else None,
-        gap_after=max(leads) if leads else None,
+        gap_after=leads.get(furthest),
         noise=noise_among([[a.best_others or 0.0 for a in r] for r in references]),
         gap_noise=noise_among([list(t.values()) for t in theirs]) if leads else 0.0,
         people=plans[worst][0],
         rate=plans[worst][1],
         fewer_steps=min(ratios) if ratios else None,
         unit=plans[worst][2],
+        people_after=furthest,
     )
 
 
