@@ -14,6 +14,8 @@ import numpy as np
 from segunlearn.errors import InvalidInputError
 from segunlearn.volumes import SUFFIXES, strip_suffix
 
+_UNKNOWN = "unknown-"
+
 
 @dataclass(frozen=True)
 class Case:
@@ -289,6 +291,16 @@ def split_by_person(
     bounds = np.cumsum([0, *counts])
     groups = [set(order[a:b]) for a, b in itertools.pairwise(bounds)]
     return [[c for c in cases if number_of(c.person) in group] for group in groups]
+
+
+def unknown_person(study: str) -> str:
+    """Name whom no header names: a person of its own for each study, so nobody is mixed up."""
+    return f"{_UNKNOWN}{study}"
+
+
+def unknown_people(cases: Iterable[Case]) -> int:
+    """Count the studies of people whom no header names; several may show one person."""
+    return len({c.person for c in cases if c.person.startswith(_UNKNOWN)})
 
 
 def number_of(person: str) -> str:

@@ -24,7 +24,7 @@ from segunlearn.app.adapter_run import SITE_ADAPT, AdaptRun
 from segunlearn.app.adapter_store import SiteAdapters
 from segunlearn.app.adapter_support import AdaptOrder
 from segunlearn.audit.sweep import sweep
-from segunlearn.cases import Case
+from segunlearn.cases import Case, unknown_person
 from segunlearn.dicom.site import SiteKey
 from segunlearn.errors import (
     CancelledError,
@@ -512,6 +512,15 @@ def test_one_person_is_enough_only_when_it_is_confirmed(
     result = place.adapt(support=(place.south[0].series,), confirm_one=True)
     assert (result["outcome"], result["leave_one_out"]) == ("adopted", None)
     assert "confirmation" in result["why"]
+
+
+def test_studies_without_a_person_may_be_of_one_and_that_is_told(
+    place: Place, adopted: Callable[[LeaveOneOut], None]
+) -> None:
+    nobody = [replace(c, person=unknown_person(c.study)) for c in place.south]
+    why = place.adapt(nobody)["why"]
+    assert why.endswith("; 3 studies have no PatientID, each counts as another person")
+    assert "PatientID" not in place.adapt([nobody[0], *place.south[1:]])["why"]
 
 
 def test_one_study_of_each_person_first_and_marked_ones_never(

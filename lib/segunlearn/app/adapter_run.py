@@ -42,7 +42,7 @@ from segunlearn.app.structures import untaught, withdrawn
 from segunlearn.app.train_ledger import library_versions, machine
 from segunlearn.app.training_run import refuse_hidden
 from segunlearn.app.watched_run import WatchedRun, why_unexpected
-from segunlearn.cases import Case, number_of
+from segunlearn.cases import Case, number_of, unknown_people
 from segunlearn.dicom.site import SiteKey
 from segunlearn.errors import CancelledError, ConflictError, NoMemoryError, SegUnlearnError
 from segunlearn.inference import choose_device
@@ -245,6 +245,8 @@ class AdaptRun(WatchedRun):
                 each = zip(tried, found, strict=True)
                 told = ", ".join(f"{named(s)} {f.means['adapted']:.3f}" for s, f in each)
                 why += f"; tried: {told}"
+            if (unnamed := unknown_people(support.cases)) > 1:
+                why += f"; {unnamed} studies have no PatientID, each counts as another person"
             if not adopted:
                 self._append(info, support, "refused", None)
                 self.records.runs.finish(self.run_id, "refused", f"the base stays: {why}"[:1900])

@@ -30,7 +30,7 @@ from segunlearn.app.datastores.studies import (
 )
 from segunlearn.app.locks import exclusive
 from segunlearn.app.options import Home
-from segunlearn.cases import Case
+from segunlearn.cases import Case, unknown_person
 from segunlearn.dicom.archive import Archive
 from segunlearn.dicom.identifiers import is_pattern, is_uid
 from segunlearn.dicom.search import SeriesRecord, text
@@ -552,8 +552,8 @@ class _Records(Mapping[str, ImageRecord]):
 def _person(series: SeriesRecord, issuer: str) -> str:
     """Name the patient of a series; ``issuer`` is that of its header, where it was read."""
     patient, own_issuer = split_person(series.patient_id)
-    if not patient:  # a person of its own: nobody is mixed up
-        return f"unknown-{series.study_instance_uid}"
+    if not patient:
+        return unknown_person(series.study_instance_uid)
     return person_name(patient, own_issuer or series.issuer_of_patient_id or issuer)
 
 
